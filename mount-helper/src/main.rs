@@ -1,0 +1,2 @@
+//! mount.codchifs
+fn main() {}

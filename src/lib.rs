@@ -1,0 +1,2 @@
+//! codchifs: every Codchi code machine as a directory.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! codchifs
+fn main() {}
