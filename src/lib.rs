@@ -1,2 +1,6 @@
 //! codchifs: every Codchi code machine as a directory.
 #![forbid(unsafe_code)]
+
+pub mod export;
+pub mod machine;
+pub mod tree;
