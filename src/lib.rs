@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod export;
+pub mod idmap;
 pub mod machine;
 pub mod tree;
