@@ -3,4 +3,5 @@
 
 pub mod export;
 pub mod machine;
+pub mod tar;
 pub mod tree;
