@@ -4,4 +4,5 @@
 pub mod export;
 pub mod idmap;
 pub mod machine;
+pub mod tar;
 pub mod tree;
