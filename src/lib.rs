@@ -1,6 +1,7 @@
 //! codchifs: every Codchi code machine as a directory.
 #![forbid(unsafe_code)]
 
+pub mod backend;
 pub mod codchi;
 pub mod export;
 pub mod idmap;

@@ -484,6 +484,15 @@ impl Found {
     }
 }
 
+/// Permission bits of the regular file `path` (absolute, in the machine) below `rootfs`, if it is one.
+pub fn file_perm(rootfs: &Path, path: &str) -> Option<u16> {
+    let (dir, name) = path.trim_start_matches('/').rsplit_once('/')?;
+    let layer = Layer::open(rootfs).ok()?;
+    let dir = layer::open_dir(layer.root(), dir.as_bytes()).ok()?;
+    let st = layer::stat_at(&dir, name.as_bytes()).ok()?;
+    (Kind::of(&st) == Kind::File).then_some(st.stx_mode & 0o777)
+}
+
 /// A tree that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {

@@ -52,6 +52,13 @@ pub struct Selection {
     pub include: Vec<String>,
 }
 
+impl Selection {
+    /// Whether every pattern and path of it can be used.
+    pub fn check(&self) -> Result<(), RuleError> {
+        Rules::new(self, &[], false).map(|_| ())
+    }
+}
+
 /// A selection that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RuleError {
