@@ -163,9 +163,10 @@ impl Nix {
         let script = "mount -t tmpfs none /home && mkdir /home/codchi && \
              mount --bind \"$1\" /home/codchi && \
              exec nix flake metadata --offline --no-update-lock-file \"path:$2\"";
+        let namespace = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
         run(self
             .command("unshare")
-            .args(["-m", "bash", "-c", script, "-"])
+            .args([namespace, "bash", "-c", script, "-"])
             .arg(self.path("home"))
             .arg(self.path("export")))
     }
