@@ -1,5 +1,8 @@
 //! Real shells source the rendered codchi-env to exactly the values that went in.
 
+// Clippy knows `#[test]` functions, not what they call.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
 use codchifs::codchi::{MachineConfig, MachineName, Secret, env};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
