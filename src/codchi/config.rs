@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+const WRONG_TYPE: &str = "a value has the wrong type";
+
 /// A text that must reach no log, error or report. Neither `Debug` nor `Display` shows it.
 #[derive(Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(transparent)]
@@ -110,6 +112,11 @@ impl MachineConfig {
         }
         let raw: Raw =
             serde_json::from_str(text).map_err(|fault| json_error(name, path(), &fault))?;
+        // Serde also fills a struct from an array; Codchi writes none.
+        if text.trim_start().starts_with('[') {
+            let (machine, fault) = (name.clone(), WRONG_TYPE);
+            return Err(Error::Json { machine, path: path(), fault, line: 1, column: 1 });
+        }
         let mut modules = BTreeMap::new();
         for (module, url) in raw.modules {
             let refuse = |fault| Error::ModuleName {
@@ -206,7 +213,7 @@ pub(super) fn times(dir: &Path, name: &MachineName) -> Result<Times, Error> {
 pub(super) fn json_error(name: &MachineName, path: PathBuf, fault: &serde_json::Error) -> Error {
     let kind = match fault.classify() {
         Category::Io | Category::Syntax => "it is not valid JSON",
-        Category::Data => "a value has the wrong type",
+        Category::Data => WRONG_TYPE,
         Category::Eof => "the text ends too early",
     };
     let (line, column) = (fault.line(), fault.column());

@@ -2,7 +2,7 @@
 //!
 //! A machine is `CONFIG/machine/NAME/config.json`, not empty; beside it lie the `flake.nix` and
 //! `flake.lock` that Codchi made from it. [`State`] finds and reads them; [`flake`], [`lock`] and
-//! [`env`] render from them what the export holds. All rendering is pure.
+//! [`mod@env`] render from them what the export holds. All rendering is pure.
 //!
 //! This state is under the user's control. Nothing here raises or drops rights: callers with more
 //! rights than the user must drop them first.
