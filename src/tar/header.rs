@@ -17,7 +17,7 @@ pub(super) const BLOCK: u64 = 512;
 const NAME: usize = 100;
 /// Bytes of the ustar `prefix` field.
 const PREFIX: usize = 155;
-/// Largest value of an 8 byte octal field, seven digits: ids and device numbers.
+/// Largest value of an 8 byte octal field, seven digits: ids.
 const OCTAL_7: u64 = (1 << 21) - 1;
 /// Largest value of a 12 byte octal field, eleven digits: sizes and times.
 const OCTAL_11: u64 = (1 << 33) - 1;
@@ -41,7 +41,8 @@ pub(super) struct Fields {
     /// Seconds since the epoch, rounded down, and the nanoseconds above them. Nanoseconds other than 0 ask for a
     /// PAX header.
     pub(super) mtime: (i64, u32),
-    /// Major and minor number; 0 for everything but devices.
+    /// Major and minor number; 0 for everything but devices. Base-256 alone holds large ones: GNU tar warns of the
+    /// keywords `SCHILY.devmajor` and `SCHILY.devminor`.
     pub(super) rdev: (u32, u32),
 }
 
@@ -115,9 +116,7 @@ pub(super) fn needs_pax(fields: &Fields, records: &[Record<'_>]) -> bool {
     fields.mtime.1 != 0
         || !(0..=OCTAL_11 as i64).contains(&fields.mtime.0)
         || fields.size > OCTAL_11
-        || [fields.uid, fields.gid, fields.rdev.0, fields.rdev.1]
-            .iter()
-            .any(|number| u64::from(*number) > OCTAL_7)
+        || [fields.uid, fields.gid].iter().any(|id| u64::from(*id) > OCTAL_7)
         || !records.is_empty()
 }
 
@@ -127,15 +126,10 @@ fn each_record(fields: &Fields, records: &[Record<'_>], mut sink: impl FnMut(&[u
     if fields.size > OCTAL_11 {
         sink(b"size", fields.size.to_string().as_bytes());
     }
-    let ids: [(&[u8], u32); 4] = [
-        (b"uid", fields.uid),
-        (b"gid", fields.gid),
-        (b"SCHILY.devmajor", fields.rdev.0),
-        (b"SCHILY.devminor", fields.rdev.1),
-    ];
-    for (key, number) in ids {
-        if u64::from(number) > OCTAL_7 {
-            sink(key, number.to_string().as_bytes());
+    let ids: [(&[u8], u32); 2] = [(b"uid", fields.uid), (b"gid", fields.gid)];
+    for (key, id) in ids {
+        if u64::from(id) > OCTAL_7 {
+            sink(key, id.to_string().as_bytes());
         }
     }
     for (key, value) in records {

@@ -6,14 +6,14 @@ use super::Kind;
 use super::header::{BLOCK, Fields, Header};
 
 mod builder;
+mod record;
 
 pub use builder::{LayoutBuilder, LayoutError, Options};
 
+use record::{ROOT, Record, UNKNOWN, body_len, rdev};
+
 /// Bytes of a page; the trailer fills the last one.
 const PAGE: u64 = 4096;
-/// `Record::parent` of a child of the root.
-const ROOT: u32 = u32::MAX;
-
 /// A member's number: its place in the order of pushes, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberId(pub u32);
@@ -48,77 +48,6 @@ impl Segment {
         self.start.saturating_add(self.len)
     }
 }
-
-/// One member without its start and tag, which have vectors of their own.
-///
-/// 40 bytes; with start, a tag of 24 bytes and a name of 16 a member takes 88.
-#[derive(Clone, Copy, Debug)]
-struct Record {
-    /// File: bytes of the body. Symlink: bytes of the target. Hard link: number of the first name's member.
-    /// Device: major number in the upper half, minor in the lower. Else 0.
-    payload: u64,
-    mtime_sec: i64,
-    /// 0 unless the member has a PAX header.
-    mtime_nsec: u32,
-    /// Offset of the name in the arena; a symlink's target is right after it.
-    name_start: u32,
-    /// Member number or [`ROOT`].
-    parent: u32,
-    /// Index into the table of owners.
-    owner: u32,
-    /// Length of all header blocks, in blocks.
-    header_blocks: u32,
-    name_len: u16,
-    perm: Perm,
-}
-
-/// Permission bits in the lower 12, the kind in the upper 4.
-#[derive(Clone, Copy, Debug)]
-struct Perm(u16);
-
-impl Perm {
-    fn new(kind: Kind, perm: u16) -> Self {
-        let kind: u16 = match kind {
-            Kind::Directory => 0,
-            Kind::File => 1,
-            Kind::Symlink => 2,
-            Kind::HardLink => 3,
-            Kind::CharDevice => 4,
-            Kind::BlockDevice => 5,
-            Kind::Fifo => 6,
-        };
-        Self(kind << 12 | perm & 0o7777)
-    }
-
-    fn kind(self) -> Kind {
-        match self.0 >> 12 {
-            1 => Kind::File,
-            2 => Kind::Symlink,
-            3 => Kind::HardLink,
-            4 => Kind::CharDevice,
-            5 => Kind::BlockDevice,
-            6 => Kind::Fifo,
-            _ => Kind::Directory,
-        }
-    }
-
-    fn bits(self) -> u16 {
-        self.0 & 0o7777
-    }
-}
-
-/// What a number that is not of the layout answers: an empty directory without a name.
-static UNKNOWN: Record = Record {
-    payload: 0,
-    mtime_sec: 0,
-    mtime_nsec: 0,
-    name_start: 0,
-    parent: ROOT,
-    owner: 0,
-    header_blocks: 0,
-    name_len: 0,
-    perm: Perm(0),
-};
 
 /// The frozen list of members with their offsets, and a tag for each.
 ///
@@ -353,22 +282,6 @@ impl<T> Layout<T> {
         let start = start as usize;
         let text = self.names.get(start..start.saturating_add(len));
         text.unwrap_or_default()
-    }
-}
-
-fn body_len(record: &Record) -> u64 {
-    match record.perm.kind() {
-        Kind::File => record.payload,
-        _ => 0,
-    }
-}
-
-fn rdev(record: &Record) -> (u32, u32) {
-    match record.perm.kind() {
-        Kind::CharDevice | Kind::BlockDevice => {
-            ((record.payload >> 32) as u32, record.payload as u32)
-        }
-        _ => (0, 0),
     }
 }
 

@@ -19,22 +19,24 @@
 //! there is one. Else a GNU `L` record (named `././@LongLink`, NUL-terminated) holds it, and `name` its first 100
 //! bytes. Link targets likewise, with `K`, and without a prefix. A target is never rewritten; a hard link (typeflag
 //! `1`, size 0) names its first name with `./` in front. PAX `path` and `linkpath` are never used: bsdtar refuses
-//! them where the name is not UTF-8.
+//! them where the name is not UTF-8. busybox refuses an archive with a record of more than 4095 bytes.
 //!
 //! **Numbers** are octal where they fit: 7 digits for mode, ids and device numbers, 11 for size and mtime. `mtime` is
 //! rounded down to seconds. A number that does not fit is in the ustar field as GNU base-256 *and* in the PAX header,
-//! both with the same value, so that readers of either are right. `uname` and `gname` are empty.
+//! both with the same value, so that readers of either are right; a device number that does not fit is in the ustar
+//! field only, since no PAX keyword for it is read without a warning. `uname` and `gname` are empty.
 //!
 //! **PAX headers** (named `././@PaxHeader`, all other fields constant) come directly before the ustar block, and only
-//! where needed: size of 8 GiB or more, ids or device numbers of 2097152 or more, an mtime before 1970 or past 2242,
-//! or nanoseconds if [`Options::mtime_ns`] is set. Their records are, in this order:
+//! where needed: size of 8 GiB or more, ids of 2097152 or more, an mtime before 1970 or past 2242, or nanoseconds if [`Options::mtime_ns`] is set. Their records are, in this order:
 //!
 //! | keyword | when | value |
 //! |---|---|---|
 //! | `mtime` | always | decimal seconds with nine digits of fraction; exact, also where only another number needs the header |
 //! | `size` | 8 GiB or more | bytes |
 //! | `uid`, `gid` | 2097152 or more | decimal |
-//! | `SCHILY.devmajor`, `SCHILY.devminor` | 2097152 or more | decimal |
+//!
+//! A time before 1970 with a fraction is written as POSIX has it, -1.5 seconds as `-1.500000000`. GNU tar and Python
+//! read it so; bsdtar (3.6.2) reads the fraction as positive and is one second late.
 //!
 //! **The trailer** is zeros from the end of the last member to the next multiple of 4096, and 4096 more. So the
 //! archive's size is a multiple of 4096, and its last page is all trailer: a reader has seen every member before it.
@@ -99,8 +101,11 @@ pub struct Member<'a, T> {
     pub mtime: (i64, u32),
     /// Where it points: [`Link::Symlink`] and [`Link::Hard`] with their kinds, else [`Link::None`].
     pub link: Link<'a>,
-    /// Major and minor number; ignored for everything but devices.
+    /// Major and minor number, each below 2^31; ignored for everything but devices.
     pub rdev: (u32, u32),
     /// What the [`Source`] needs to find the body. The layout only keeps it.
     pub tag: T,
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use crate::tar::header::{self, BLOCK, Fields};
 use crate::tar::{Kind, Link, Member};
 
-use super::{Layout, MemberId, PAGE, Perm, ROOT, Record};
+use super::record::{Perm, ROOT, Record};
+use super::{Layout, MemberId, PAGE};
 
 /// Largest archive in bytes: offsets must fit a signed 64-bit file offset.
 const MAX_SIZE: u64 = i64::MAX as u64;
@@ -48,6 +49,16 @@ pub enum LayoutError {
         name: String,
         /// The offending nanoseconds.
         nsec: u32,
+    },
+    /// A device number of 2^31 or more, which GNU tar refuses.
+    #[error("cannot archive \"{name}\": device number {major}:{minor} exceeds 2^31 - 1")]
+    Device {
+        /// The member's name.
+        name: String,
+        /// Its major number.
+        major: u32,
+        /// Its minor number.
+        minor: u32,
     },
     /// The archive would be larger than 2^63 - 1 bytes.
     #[error("cannot archive \"{name}\" of {size} bytes: the archive would exceed 2^63 - 1 bytes")]
@@ -123,6 +134,11 @@ impl<T: Copy> LayoutBuilder<T> {
             let nsec = member.mtime.1;
             return Err(LayoutError::Time { name: name(), nsec });
         }
+        let mut fields = fields(member);
+        let (major, minor) = fields.rdev;
+        if major.max(minor) > i32::MAX as u32 {
+            return Err(LayoutError::Device { name: name(), major, minor });
+        }
         let dir_len =
             self.dir_len(member.parent).ok_or_else(|| LayoutError::Parent { name: name() })?;
         let path_len = dir_len
@@ -140,7 +156,6 @@ impl<T: Copy> LayoutBuilder<T> {
             })
             .ok_or_else(|| LayoutError::Names { name: name() })?;
 
-        let mut fields = fields(member);
         if !self.options.mtime_ns {
             let nsec = std::mem::take(&mut fields.mtime.1);
             if header::needs_pax(&fields, &[]) {
