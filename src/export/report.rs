@@ -1,5 +1,6 @@
 //! What is not in an export, and what changed under a reader: the lines of `report.json`.
 
+use crate::tar::LayoutError;
 use crate::tree::LeftOut;
 use serde::Serialize;
 
@@ -33,6 +34,13 @@ impl LeftOutLine {
             ),
         };
         Self { path: printable(path), reason, text }
+    }
+}
+
+impl LeftOutLine {
+    /// A member that the archive format cannot express; the error names it.
+    pub(super) fn unarchivable(why: &LayoutError) -> Self {
+        Self { path: String::new(), reason: "unarchivable", text: why.to_string() }
     }
 }
 

@@ -94,13 +94,9 @@ pub(super) fn scan(tree: &Tree, options: tar::Options, threads: usize) -> Result
     });
     let queue = walk.queue.into_inner();
     let mut newest = tree.newest_root_ctime().map_err(ScanError::Root)?;
-    let layout = assemble(tree, queue.dirs, options, &mut newest)?;
-    Ok(Scan {
-        layout,
-        newest_ctime: newest,
-        left_out: queue.left_out,
-        incomplete: queue.incomplete,
-    })
+    let mut left_out = queue.left_out;
+    let layout = assemble(tree, queue.dirs, options, &mut newest, &mut left_out)?;
+    Ok(Scan { layout, newest_ctime: newest, left_out, incomplete: queue.incomplete })
 }
 
 impl Walk<'_> {
@@ -228,6 +224,7 @@ fn assemble(
     mut dirs: Vec<Directory>,
     options: tar::Options,
     newest: &mut Time,
+    left_out: &mut Note,
 ) -> Result<Layout<Tag>, ScanError> {
     let mut builder = LayoutBuilder::new(options);
     let mut first_names: HashMap<ObjectId, MemberId> = HashMap::new();
@@ -257,7 +254,7 @@ fn assemble(
             (None, Kind::Socket) => continue,
         };
         let (layer, ino) = layer_of(tree, attr, &found.name);
-        let id = builder.push(&Member {
+        let pushed = builder.push(&Member {
             parent: *parent,
             name: &found.name,
             kind,
@@ -269,7 +266,20 @@ fn assemble(
             link,
             rdev: attr.rdev,
             tag: Tag { ino, ctime_sec: attr.ctime.sec, ctime_nsec: attr.ctime.nsec, layer },
-        })?;
+        });
+        let id = match pushed {
+            Ok(id) => id,
+            // This one member is what no archive can hold (a device number out of range); the rest still can be.
+            Err(
+                why @ (LayoutError::Device { .. }
+                | LayoutError::Time { .. }
+                | LayoutError::Path { .. }),
+            ) => {
+                left_out.push(LeftOutLine::unarchivable(&why));
+                continue;
+            }
+            Err(why) => return Err(why.into()),
+        };
         if first.is_none() && attr.nlink > 1 && attr.kind != Kind::Directory {
             first_names.insert(attr.id, id);
         }
