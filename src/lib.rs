@@ -4,3 +4,4 @@
 pub mod export;
 pub mod machine;
 pub mod tree;
+pub mod vfs;
