@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod export;
+pub mod fuse;
 pub mod machine;
 pub mod tree;
 pub mod vfs;
