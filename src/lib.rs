@@ -1,8 +1,30 @@
 //! codchifs: every Codchi code machine as a directory.
+//!
+//! ```text
+//!   cli ──────── arguments, terminals, exit status
+//!    └─ fuse ─── kernel protocol, mounting            (the only importer of fuser)
+//!        └─ vfs ─── names under the mount point, inodes, handles
+//!            └─ machine ─── one user's machines: Codchi's state + where the files are
+//!                ├─ export ─── generations: a frozen layout of a tree, and its bytes
+//!                │    ├─ tar ─── header, layout, reader; does no I/O
+//!                │    └─ tree ─── rootfs − exclusions + home + generated files; confined opens
+//!                ├─ codchi ─── Codchi's own files; flake, lock and codchi-env rendered
+//!                └─ backend ─── where a machine's directories and id maps are
+//! ```
+//!
+//! Words: a *code machine* is what Codchi manages; its *rootfs* is the container's root directory on the host; its
+//! *home* is grafted at `/home/codchi`. A *member* is one entry of the tar, a *layout* the frozen list of members with
+//! their offsets, a *generation* one layout of one machine. `docs/SEMANTICS.md` says what is promised.
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod backend;
+pub mod cli;
+pub mod codchi;
 pub mod export;
 pub mod fuse;
+pub mod idmap;
 pub mod machine;
+pub mod tar;
 pub mod tree;
 pub mod vfs;

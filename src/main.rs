@@ -1,2 +1,6 @@
-//! codchifs
-fn main() {}
+//! `codchifs`: every Codchi code machine as a directory.
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    codchifs::cli::main()
+}

@@ -28,8 +28,9 @@ impl Vfs {
             Object::Tree(id) => self.open_entry(node, id),
             Object::Export { .. } => {
                 let generation = node.generation().ok_or(Errno::STALE)?;
-                // Retired: the kernel looks the name up again and meets the next one.
-                if generation.torn() {
+                // Retired: the kernel looks the name up again and meets the next one. One that was
+                // torn from the start (a file that nobody can read) is the best there is.
+                if generation.torn() && !self.is_current(&node, &generation) {
                     return Err(Errno::STALE);
                 }
                 let handle = self.handles.add(Handle::Export { node, generation });
@@ -45,6 +46,13 @@ impl Vfs {
             Object::Placeholder => Err(Errno::STALE),
             _ => Err(Errno::ISDIR),
         }
+    }
+
+    /// Whether a lookup of `export.tar` would give this very generation again.
+    fn is_current(&self, node: &Node, generation: &Arc<Generation>) -> bool {
+        let exports = self.exports(&node.key.machine).ok();
+        let current = exports.and_then(|exports| exports.fresh());
+        current.is_some_and(|current| Arc::ptr_eq(&current, generation))
     }
 
     fn open_entry(&self, node: Arc<Node>, id: tree::ObjectId) -> Result<Opened, Errno> {

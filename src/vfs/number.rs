@@ -113,8 +113,8 @@ mod tests {
         assert_eq!(disk("dev", 0, 0, 257).number(0), Some(PINNED_DISK));
         assert_eq!(Key::new(&"dev".into(), Object::Machine).number(0), Some(PINNED_MACHINE));
     }
-    const PINNED_DISK: u64 = 0;
-    const PINNED_MACHINE: u64 = 0;
+    const PINNED_DISK: u64 = 302512129941331526;
+    const PINNED_MACHINE: u64 = 12876873490724383377;
 
     #[test]
     fn prefixes_separate() {

@@ -1,0 +1,195 @@
+//! What can be typed.
+
+use crate::tree::Selection;
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Code machines of Codchi as directories: browse them, or take them along as one tar.
+#[derive(Debug, Parser)]
+#[command(
+    name = "codchifs",
+    version,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  codchifs demo                              see the main job done on a sample machine
+  codchifs mount /mnt/codchi                 every machine as a directory
+  cp /mnt/codchi/dev/export.tar /backup/     a machine leaves
+  codchifs export dev -o dev.tar             the same bytes, without a mount"
+)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Global {
+    /// Codchi's config directory [default: $XDG_CONFIG_HOME/codchi, ~/.config/codchi]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "CODCHIFS_CONFIG_DIR",
+        global = true,
+        help_heading = "Codchi"
+    )]
+    pub(super) config_dir: Option<PathBuf>,
+    /// Codchi's data directory [default: data_dir of its config.toml, ~/.local/share/codchi]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "CODCHIFS_DATA_DIR",
+        global = true,
+        help_heading = "Codchi"
+    )]
+    pub(super) data_dir: Option<PathBuf>,
+    /// Whose machines; root only [default: $SUDO_USER, else the caller]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "CODCHIFS_USER",
+        global = true,
+        help_heading = "Codchi"
+    )]
+    pub(super) user: Option<String>,
+    /// Where machines live
+    #[arg(
+        long,
+        value_enum,
+        default_value = "dir",
+        env = "CODCHIFS_DRIVER",
+        global = true,
+        help_heading = "Machines"
+    )]
+    pub(super) driver: Driver,
+    /// The directory that holds codchi-NAME/rootfs
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "CODCHIFS_ROOTFS_DIR",
+        global = true,
+        help_heading = "Machines"
+    )]
+    pub(super) rootfs_dir: Option<PathBuf>,
+    /// Say more on stderr; -vv and -vvv say even more (CODCHIFS_LOG takes a filter)
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub(super) verbose: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Driver {
+    /// Plain directories
+    Dir,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Show every machine below MOUNTPOINT
+    Mount(Mount),
+    /// End a mount
+    Unmount(Unmount),
+    /// Name the machines, and say what is wrong with those that are broken
+    List(List),
+    /// Write a machine's tar, without a mount
+    Export(Export),
+    /// Do the main job on a sample machine, from nothing
+    Demo(Demo),
+}
+
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub(super) struct Select {
+    /// Leave out what matches a gitignore-style pattern (anchored when it holds a slash); can be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(super) exclude: Vec<String>,
+    /// Keep a path that is left out by default, like /etc/ssh; can be repeated
+    #[arg(long, value_name = "PATH")]
+    pub(super) include: Vec<String>,
+}
+
+impl From<Select> for Selection {
+    fn from(select: Select) -> Self {
+        Self { exclude: select.exclude, include: select.include }
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Mount {
+    /// An empty directory
+    pub(super) mountpoint: PathBuf,
+    /// Stay in the foreground
+    #[arg(short, long)]
+    pub(super) foreground: bool,
+    /// Mount options, comma-separated: allow_other, allow_root, ro
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    pub(super) options: Vec<MountWord>,
+    /// Only this machine; can be repeated
+    #[arg(long, value_name = "NAME")]
+    pub(super) machine: Vec<String>,
+    /// Append log lines to FILE once in the background
+    #[arg(long, value_name = "FILE")]
+    pub(super) log_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) select: Select,
+    /// Say `ready` on stdout once mounted, then let go of the terminal: how `mount` starts its own background process.
+    #[arg(long, hide = true)]
+    pub(super) background_child: bool,
+}
+
+/// A word of `-o`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(super) enum MountWord {
+    /// Other users get in, with the permissions that `ls -l` shows
+    AllowOther,
+    /// Root gets in besides the mounting user
+    AllowRoot,
+    /// Always so
+    Ro,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Unmount {
+    pub(super) mountpoint: PathBuf,
+    /// Detach now, even while it is in use
+    #[arg(short, long)]
+    pub(super) lazy: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct List {
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Export {
+    /// The machine's name
+    pub(super) name: String,
+    /// Where to; `-` is stdout [default: NAME.tar]
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+    /// No progress
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    #[command(flatten)]
+    pub(super) select: Select,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Demo {
+    /// Leave it mounted, and say how to look around
+    #[arg(long)]
+    pub(super) keep: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_sound() {
+        super::Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,162 @@
+//! `codchifs export`: a machine's tar without a mount.
+
+use super::args::{Export, Global};
+use super::progress::{Progress, size};
+use super::{Context, Failure, Outcome, complain};
+use crate::export::{Generation, StreamError, write_all};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal as _, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> {
+    let name = &export.name;
+    let machines = Context::new(global)?.machines(export.select.clone().into(), Vec::new())?;
+    let machine = machines
+        .get(name.as_bytes())
+        .ok_or_else(|| format!("export {name}: no such machine; `codchifs list` names them"))?;
+    let exports = match (&machine.tree, &machine.exports) {
+        (Ok(_), Some(exports)) => exports,
+        (Err(why), _) => return Err(format!("export {name}: {why}").into()),
+        (Ok(_), None) => return Err(format!("export {name}: nothing to export").into()),
+    };
+    let output = export.output.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.tar")));
+    let to_stdout = output == Path::new("-");
+    if to_stdout && io::stdout().is_terminal() {
+        return Err("export: a tar on a terminal helps nobody; -o FILE, or a pipe".into());
+    }
+    let stopped = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // The second one ends the process at once, in case a write hangs.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stopped))?;
+        signal_hook::flag::register(signal, Arc::clone(&stopped))?;
+    }
+    let generation = exports.lookup_or_why().map_err(|why| format!("export {name}: {why}"))?;
+    let started = Instant::now();
+    let mut progress = Progress::new(generation.size(), export.quiet);
+    let mut copy = |out: &mut dyn Write| {
+        let result = write_all(&generation, out, |done| {
+            progress.at(done);
+            match stopped.load(Ordering::Relaxed) {
+                true => Err(io::Error::other("stopped by a signal")),
+                false => Ok(()),
+            }
+        });
+        progress.end();
+        result
+    };
+    if to_stdout {
+        match copy(&mut io::stdout().lock()) {
+            Err(StreamError::Write(e)) if e.kind() == io::ErrorKind::BrokenPipe => {
+                return Err(e.into());
+            }
+            other => other.map_err(|why| format!("export {name}: stdout: {why}"))?,
+        }
+        return Ok(verdict(name, &generation, None));
+    }
+    let target = Target::create(&output)
+        .map_err(|why| format!("export {name}: cannot write {}: {why}", output.display()))?;
+    if let Err(why) = copy(&mut &target.file) {
+        let what = format!("export {name}: {}: {why}", output.display());
+        let hint = match &why {
+            StreamError::Write(e) if e.kind() == io::ErrorKind::StorageFull => {
+                format!("; the export needs {}", size(generation.size()))
+            }
+            _ => String::new(),
+        };
+        target.discard();
+        return Err(format!("{what}{hint}; nothing was kept").into());
+    }
+    if generation.torn() {
+        let kept = target.keep()?;
+        return Ok(verdict(name, &generation, Some(&kept)));
+    }
+    target.finish().map_err(|why| format!("export {name}: {}: {why}", output.display()))?;
+    if !export.quiet && io::stderr().is_terminal() {
+        let rate = generation.size() as f64 / started.elapsed().as_secs_f64().max(0.001);
+        complain(&format!(
+            "{name}: {} members, {} in {:.1} s ({}/s) -> {}",
+            generation.members(),
+            size(generation.size()),
+            started.elapsed().as_secs_f64(),
+            size(rate as u64),
+            output.display()
+        ));
+    }
+    Ok(verdict(name, &generation, None))
+}
+
+/// Says what is not as the scan saw it. A torn export has failed, however many of its bytes are right.
+fn verdict(name: &str, generation: &Generation, kept: Option<&Path>) -> Outcome {
+    for change in generation.changes() {
+        let what = serde_json::to_value(change.reason).unwrap_or_default();
+        complain(&format!(
+            "{name}: {}: {} while it was exported",
+            change.path,
+            what.as_str().unwrap_or("changed")
+        ));
+    }
+    if !generation.torn() {
+        return Outcome::Done;
+    }
+    for line in generation.left_out().lines.iter().filter(|l| l.reason == "unreadable") {
+        complain(&format!("{name}: {}: {}", line.path, line.text));
+    }
+    let kept =
+        kept.map(|path| format!("; what was written is {}", path.display())).unwrap_or_default();
+    complain(&format!("export {name}: incomplete: stop the machine and export again{kept}"));
+    Outcome::Incomplete
+}
+
+/// The file being written: under another name until it is whole and on the disk.
+struct Target {
+    file: File,
+    output: PathBuf,
+    /// `None` where the output is no regular file (a pipe, a device) and is written as it is.
+    partial: Option<PathBuf>,
+}
+
+impl Target {
+    fn create(output: &Path) -> io::Result<Self> {
+        let special = output.metadata().is_ok_and(|m| !m.is_file());
+        if special {
+            let file = OpenOptions::new().write(true).open(output)?;
+            return Ok(Self { file, output: output.into(), partial: None });
+        }
+        let mut partial = output.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        // It holds a person's secrets: for nobody else from its first byte on, and never through somebody's link.
+        match std::fs::remove_file(&partial) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
+        Ok(Self { file, output: output.into(), partial: Some(partial) })
+    }
+
+    fn finish(self) -> io::Result<()> {
+        let Some(partial) = self.partial else { return Ok(()) };
+        self.file.sync_all()?;
+        std::fs::rename(&partial, &self.output)?;
+        // The rename is on the disk when its directory is.
+        let dir = self.output.parent().filter(|d| !d.as_os_str().is_empty());
+        File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
+    }
+
+    /// Leaves what was written under its other name.
+    fn keep(self) -> io::Result<PathBuf> {
+        self.file.sync_all()?;
+        Ok(self.partial.unwrap_or(self.output))
+    }
+
+    fn discard(self) {
+        if let Some(partial) = self.partial {
+            let _ = std::fs::remove_file(partial);
+        }
+    }
+}

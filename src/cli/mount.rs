@@ -1,0 +1,99 @@
+//! `codchifs mount` and `codchifs unmount`.
+
+use super::args::{Global, Mount, MountWord, Unmount};
+use super::{Context, Failure, Outcome, complain};
+use crate::fuse::{self, MountOptions};
+use std::fs::OpenOptions;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+/// What the background process says on its stdout when the mount can be used.
+const READY: &str = "ready";
+
+pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
+    if !mount.foreground && !mount.background_child {
+        return in_background(mount);
+    }
+    if mount.background_child {
+        // Out of the terminal's session: closing the terminal must not end the mount.
+        rustix::process::setsid()?;
+    }
+    let context = Context::new(global)?;
+    let options = MountOptions {
+        mountpoint: mount.mountpoint.clone(),
+        uid: context.owner.uid,
+        gid: context.owner.gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
+        allow_other: mount.options.contains(&MountWord::AllowOther),
+        allow_root: mount.options.contains(&MountWord::AllowRoot),
+        threads: 2,
+    };
+    let machines = Arc::new(context.machines(mount.select.clone().into(), mount.machine.clone())?);
+    for name in &mount.machine {
+        if machines.get(name.as_bytes()).is_none() {
+            complain(&format!("{name}: no such machine yet; it shows when Codchi has it"));
+        }
+    }
+    let ready = || {
+        if mount.background_child
+            && let Err(why) = let_go(mount)
+        {
+            complain(&format!("cannot let go of the terminal: {why}"));
+        }
+    };
+    fuse::serve(machines, &options, ready)
+        .map_err(|why| format!("mount {}: {why}", mount.mountpoint.display()))?;
+    Ok(Outcome::Done)
+}
+
+/// Starts this program again, and returns when it says that the mount is ready.
+fn in_background(mount: &Mount) -> Result<Outcome, Failure> {
+    let exe = std::env::current_exe()?;
+    let mut child = Command::new(exe)
+        .args(std::env::args_os().skip(1))
+        .arg("--background-child")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut line)?;
+    }
+    if line.trim_end() == READY {
+        return Ok(Outcome::Done);
+    }
+    let status = child.wait()?;
+    match status.code() {
+        // It has said why.
+        Some(_) => Ok(Outcome::Incomplete),
+        None => Err(format!(
+            "mount {}: the serving process ended: {status}",
+            mount.mountpoint.display()
+        )
+        .into()),
+    }
+}
+
+/// Tells the waiting parent, and gives up every descriptor of the terminal.
+fn let_go(mount: &Mount) -> Result<(), Failure> {
+    let mut log = OpenOptions::new();
+    let log = match &mount.log_file {
+        Some(path) => log.create(true).append(true).mode(0o600).open(path)?,
+        None => log.write(true).open("/dev/null")?,
+    };
+    let null = OpenOptions::new().write(true).open("/dev/null")?;
+    std::env::set_current_dir("/")?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{READY}")?;
+    out.flush()?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&log)?;
+    Ok(())
+}
+
+pub(super) fn unmount(unmount: &Unmount) -> Result<Outcome, Failure> {
+    fuse::unmount(&unmount.mountpoint, unmount.lazy)
+        .map_err(|why| format!("unmount {}: {why}", unmount.mountpoint.display()))?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,154 @@
+//! Renders the `flake.nix` that builds a machine outside of Codchi, and finds in Codchi's own
+//! `flake.nix` where Codchi's module comes from.
+
+mod driver;
+
+pub use driver::driver_url;
+
+use super::url::{PATH, Source, encode};
+use super::{MachineConfig, ModuleUrl};
+
+/// The input that is Codchi's own module. No module of a machine has this name.
+pub(super) const DRIVER: &str = "codchi_driver";
+/// Codchi's own module where a machine's flake.nix does not name it.
+pub const DEFAULT_DRIVER_URL: &str = "github:aformatik/codchi/master";
+
+/// The platform a machine is built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum System {
+    /// 64-bit x86.
+    X86_64,
+    /// 64-bit ARM. (Codchi writes `aarch64_linux`, which nix does not know.)
+    Aarch64,
+}
+
+impl System {
+    /// That of this host: a container has no other.
+    pub const fn host() -> Self {
+        if cfg!(target_arch = "aarch64") { Self::Aarch64 } else { Self::X86_64 }
+    }
+
+    /// As nix writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64-linux",
+            Self::Aarch64 => "aarch64-linux",
+        }
+    }
+}
+
+/// The text of `/etc/nixos/flake.nix`.
+///
+/// Where `nixpkgs_from` names a module that the machine no longer has, Codchi's nixpkgs is used: the
+/// other would not evaluate.
+pub fn render(config: &MachineConfig, system: System) -> String {
+    let mut inputs = String::new();
+    let mut modules = String::new();
+    for (name, url) in &config.modules {
+        let name = quote(name);
+        inputs.push_str(&format!("\n    {name}{};", input(url)));
+        modules.push_str(&format!("\n        inputs.{name}.{}", attribute_path(url)));
+    }
+    let nixpkgs_from = config.nixpkgs_from.as_ref();
+    let nixpkgs = match nixpkgs_from.filter(|name| config.modules.contains_key(*name)) {
+        Some(name) => format!("inputs.{}.inputs.nixpkgs", quote(name)),
+        None => format!("inputs.{DRIVER}.inputs.nixpkgs"),
+    };
+    let (driver, system) = (quote(&config.driver_url()), system.as_str());
+    format!(
+        r#"{{
+  inputs = {{
+    {DRIVER}.url = {driver};{inputs}
+  }};
+  outputs = inputs: {{
+    nixosConfigurations.nixos = {nixpkgs}.lib.nixosSystem {{
+      system = "{system}";
+      modules = [
+        ({{ lib, ... }}: {{
+          _module.args.__codchi-inputs.nixpkgs = {nixpkgs};
+          _module.args.inputs = lib.mkDefault {{ nixpkgs = {nixpkgs}; }};
+          codchi.driver.name = "none";
+        }})
+        inputs.{DRIVER}.nixosModules.default{modules}
+      ] ++ builtins.filter builtins.pathExists [ ./configuration.nix ./hardware-configuration.nix ];
+    }};
+  }};
+}}
+"#
+    )
+}
+
+/// What follows an input's name: `.url = "..."`, or a set where no URL can say it.
+fn input(url: &ModuleUrl) -> String {
+    let branch = url.branch().map(|branch| ("ref", branch));
+    let rev = url.rev().map(|rev| ("rev", rev));
+    let mut query: Vec<(&str, String)> = branch.into_iter().chain(rev).collect();
+    let place = match &url.source {
+        Source::Forge { forge, host, .. } => {
+            let (owner, repo) = url.owner_repo().unwrap_or_default();
+            if owner.contains("%2F") {
+                let mut fields = vec![
+                    ("type", (*forge).to_owned()),
+                    ("owner", owner),
+                    ("repo", repo),
+                    ("host", host.clone()),
+                ];
+                fields.append(&mut query);
+                let fields: Vec<String> = fields
+                    .iter()
+                    .map(|(key, value)| format!("{key} = {};", quote(value)))
+                    .collect();
+                return format!(" = {{ {} }}", fields.join(" "));
+            }
+            query.push(("host", host.clone()));
+            format!("{forge}:{owner}/{repo}")
+        }
+        _ => format!("git+{}", url.git_url().unwrap_or_default()),
+    };
+    let query: Vec<String> =
+        query.iter().map(|(key, value)| format!("{key}={}", encode(value, PATH, false))).collect();
+    let mark = if query.is_empty() { "" } else { "?" };
+    format!(".url = {}", quote(&format!("{place}{mark}{}", query.join("&"))))
+}
+
+fn attribute_path(url: &ModuleUrl) -> String {
+    let quoted: Vec<String> = url
+        .attribute_path()
+        .iter()
+        .map(|name| if is_identifier(name) { name.clone() } else { quote(name) })
+        .collect();
+    quoted.join(".")
+}
+
+/// Whether nix reads `name` as an attribute without quotes.
+fn is_identifier(name: &str) -> bool {
+    const KEYWORDS: [&str; 10] =
+        ["assert", "else", "if", "in", "inherit", "let", "or", "rec", "then", "with"];
+    let mut chars = name.chars();
+    chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '\'' | '-'))
+        && !KEYWORDS.contains(&name)
+}
+
+/// A nix string literal. Nix has no escape for NUL, and no caller has one.
+fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => out.push_str(r"\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str(r"\n"),
+            '\r' => out.push_str(r"\r"),
+            '\t' => out.push_str(r"\t"),
+            '$' if chars.peek() == Some(&'{') => out.push_str(r"\$"),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests;

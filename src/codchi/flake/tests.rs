@@ -1,0 +1,118 @@
+use super::*;
+use crate::codchi::{MachineName, Secret};
+use std::path::Path;
+
+fn config(json: &str) -> MachineConfig {
+    let name = MachineName::new("web").unwrap();
+    MachineConfig::parse(&name, Path::new("/c"), json).unwrap()
+}
+
+fn input_of(url: &str) -> String {
+    input(&url.parse().unwrap())
+}
+
+#[test]
+fn inputs_by_kind() {
+    let rev = "0123456789abcdef0123456789abcdef01234567";
+    for (url, expected) in [
+        (
+            "file://a b/c?ref=x".to_owned(),
+            r#".url = "git+file:///home/codchi/a%20b/c?ref=x""#.into(),
+        ),
+        ("file:///x/?#".to_owned(), r#".url = "git+file:///home/codchi/x""#.to_owned()),
+        (
+            format!("github://github.com/o/r?commit={rev}&ref=main#"),
+            format!(r#".url = "github:o/r?rev={rev}&host=github.com""#),
+        ),
+        (
+            "github://ghe.corp/o/r?ref=feat/x y&token=T#".to_owned(),
+            r#".url = "github:o/r?ref=feat/x%20y&host=ghe.corp""#.to_owned(),
+        ),
+        (
+            "github://github.com/o/r/feat/x".to_owned(),
+            r#".url = "github:o/r?ref=feat/x&host=github.com""#.to_owned(),
+        ),
+        (
+            "sourcehut://git.sr.ht/~me/r?#".to_owned(),
+            r#".url = "sourcehut:~me/r?host=git.sr.ht""#.to_owned(),
+        ),
+        (
+            "gitlab://gitlab.com/g/r?#".to_owned(),
+            r#".url = "gitlab:g/r?host=gitlab.com""#.to_owned(),
+        ),
+        (
+            format!("gitlab://gl/a/b/c?ref=x&commit={rev}#"),
+            format!(
+                r#" = {{ type = "gitlab"; owner = "a%2Fb"; repo = "c"; host = "gl"; rev = "{rev}"; }}"#
+            ),
+        ),
+        (
+            format!("ssh://git@h:22/r.git?commit={rev}&ref=m#"),
+            format!(r#".url = "git+ssh://git@h:22/r.git?ref=m&rev={rev}""#),
+        ),
+        (
+            "https://h/r?token=u:t&ref=${x}\"#".to_owned(),
+            r#".url = "git+https://u:t@h/r?ref=%24%7Bx%7D%22""#.to_owned(),
+        ),
+    ] {
+        assert_eq!(input_of(&url), expected, "{url}");
+    }
+}
+
+#[test]
+fn nix_strings_and_attributes() {
+    assert_eq!(quote("a\"\\${b}$c$${d}\n\r\t"), r#""a\"\\\${b}$c$\${d}\n\r\t""#);
+    let url: ModuleUrl = "file://x?#nixosModules.or.a'b-c.\"${x}\".1".parse().unwrap();
+    assert_eq!(attribute_path(&url), r#"nixosModules."or".a'b-c."\${x}"."1""#);
+}
+
+#[test]
+fn nixpkgs_of_a_module_that_is_gone() {
+    let text = render(&config(r#"{"nixpkgs_from": "gone"}"#), System::Aarch64);
+    assert!(text.contains("= inputs.codchi_driver.inputs.nixpkgs.lib.nixosSystem {"), "{text}");
+    assert!(text.contains(r#"system = "aarch64-linux";"#), "{text}");
+}
+
+#[test]
+fn redacted_has_no_tokens() {
+    let mut config = config(r#"{"modules": {"m": "https://h/r?token=hunter2#a"}}"#);
+    let driver = r#"{ inputs.codchi_driver.url = "git+https://hunter2@h/driver"; }"#;
+    config.flake_nix = Some(Secret::new(driver));
+    assert!(config.has_token() && render(&config, System::X86_64).contains("hunter2@h/driver"));
+    let redacted = config.redacted();
+    let text = render(&redacted, System::X86_64);
+    assert!(!redacted.has_token() && !text.contains("hunter2"), "{text}");
+    assert!(text.contains("git+https://h/driver") && text.contains("git+https://h/r"), "{text}");
+}
+
+#[test]
+fn finds_the_driver() {
+    let url = Some("github:aformatik/codchi/0123456");
+    for (text, expected) in [
+        (r#"{ inputs = { codchi_driver.url = "github:aformatik/codchi/0123456"; }; }"#, url),
+        (r#"{ inputs.codchi_driver.url = "github:aformatik/codchi/0123456"; }"#, url),
+        (r#"{inputs."codchi_driver" = {flake=true;url="github:aformatik/codchi/0123456";};}"#, url),
+        (
+            "# inputs.codchi_driver.url = \"no\";\n{ /* codchi_driver.url = \"no\"; */ description =
+             \"codchi_driver.url = \\\"no\\\";\"; outputs = inputs: { inputs.codchi_driver.url =
+             \"no\"; }; other.codchi_driver.url = \"no\"; x = ''codchi_driver ''' ''${ '';
+             y = \"${{ a = \"}\"; }.a}\"; inputs = { # comment\n \"a\".url = \"b\";
+             codchi_driver = { url = \"github:aformatik/codchi/0123456\"; }; }; }",
+            url,
+        ),
+        (r#"{ inputs.codchi_driver.url = "github:${x}/codchi"; }"#, None),
+        (r#"{ inputs.codchi_driver.url = "a" + "b"; }"#, None),
+        (r#"{ inputs.codchi_driver.url = "a b"; }"#, None),
+        (r#"{ inputs.codchi_driver.url = ""; }"#, None),
+        (r#"{ inputs.codchi_driver.url = "abc"#, None),
+        (r#"{ inputs.codchi_driver.flake = false; }"#, None),
+        ("{ lib, ... }: { }", None),
+        ("", None),
+        ("}{;=\"\"", None),
+    ] {
+        assert_eq!(driver_url(text).as_deref(), expected, "{text}");
+    }
+    for nested in ["\"${", "{ a = ", "''${"] {
+        assert_eq!(driver_url(&nested.repeat(100_000)), None);
+    }
+}

@@ -1,0 +1,172 @@
+//! Opens of files that somebody else may have planted: never blocks, never writes, never follows.
+
+use super::config::{Time, Times};
+use super::{Error, MachineName};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The largest file that is read, in bytes. Codchi's are some kilobytes.
+const SIZE_MAX: u64 = 16 << 20;
+/// How long a writer may hold the lock before the file is read without it.
+const LOCK_DEADLINE: Duration = Duration::from_millis(500);
+/// How often the lock is tried.
+const LOCK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A machine's directory under Codchi's config, held open, with the words for its errors.
+pub(super) struct MachineDir<'a> {
+    fd: OwnedFd,
+    path: &'a Path,
+    machine: &'a MachineName,
+}
+
+/// A file as it was when it was opened.
+pub(super) struct Text {
+    pub(super) content: String,
+    /// Whether a lock that was asked for was had.
+    pub(super) locked: bool,
+    pub(super) mtime: Time,
+    pub(super) ctime: Time,
+}
+
+impl<'a> MachineDir<'a> {
+    pub(super) fn open(path: &'a Path, machine: &'a MachineName) -> Result<Self, Error> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|cause| Error::Read {
+            machine: machine.clone(),
+            path: path.to_owned(),
+            cause: cause.into(),
+        })?;
+        Ok(Self { fd, path, machine })
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Reads a file; `None` where there is none. `lock` waits for a writer, up to the deadline.
+    pub(super) fn read(&self, name: &str, lock: bool) -> Result<Option<Text>, Error> {
+        if self.stat(name)?.is_none() {
+            return Ok(None);
+        }
+        // The look above keeps devices from being opened at all; O_NONBLOCK and the look below
+        // cover whoever swaps the file in between.
+        let flags =
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let fd = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(cause) => return Err(self.fail(name, cause.into())),
+        };
+        let locked = lock && lock_shared(&fd);
+        let stat = rustix::fs::fstat(&fd).map_err(|cause| self.fail(name, cause.into()))?;
+        self.check(name, &stat)?;
+        let mut bytes = Vec::new();
+        File::from(fd)
+            .take(SIZE_MAX + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|cause| self.fail(name, cause))?;
+        if bytes.len() as u64 > SIZE_MAX {
+            return Err(self.too_large(name));
+        }
+        let content = String::from_utf8(bytes)
+            .map_err(|_| Error::NotText { machine: self.machine.clone(), path: self.path(name) })?;
+        Ok(Some(Text { content, locked, mtime: mtime(&stat), ctime: ctime(&stat) }))
+    }
+
+    /// The times of config.json and of the files beside it.
+    pub(super) fn times(&self) -> Result<Times, Error> {
+        let config = self
+            .stat("config.json")?
+            .ok_or_else(|| self.fail("config.json", Errno::NOENT.into()))?;
+        let beside = |name| Ok(self.stat(name)?.as_ref().map(ctime));
+        Ok(Times {
+            config_mtime: mtime(&config),
+            config_ctime: ctime(&config),
+            flake_nix_ctime: beside("flake.nix")?,
+            flake_lock_ctime: beside("flake.lock")?,
+        })
+    }
+
+    fn stat(&self, name: &str) -> Result<Option<Stat>, Error> {
+        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => self.check(name, &stat).map(|()| Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(cause) => Err(self.fail(name, cause.into())),
+        }
+    }
+
+    fn check(&self, name: &str, stat: &Stat) -> Result<(), Error> {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            let (machine, path) = (self.machine.clone(), self.path(name));
+            return Err(Error::NotAFile { machine, path });
+        }
+        if u64::try_from(stat.st_size).is_ok_and(|size| size > SIZE_MAX) {
+            return Err(self.too_large(name));
+        }
+        Ok(())
+    }
+
+    pub(super) fn fail(&self, name: &str, cause: io::Error) -> Error {
+        Error::Read { machine: self.machine.clone(), path: self.path(name), cause }
+    }
+
+    fn too_large(&self, name: &str) -> Error {
+        Error::TooLarge { machine: self.machine.clone(), path: self.path(name) }
+    }
+}
+
+/// Reads Codchi's config.toml; `None` where there is none. Links are followed: dotfile managers
+/// make this one a link.
+pub(super) fn settings(path: &Path) -> Result<Option<String>, Error> {
+    let fail = |cause| Error::Settings { path: path.to_owned(), cause };
+    let stat = match rustix::fs::stat(path) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(cause) => return Err(fail(cause.into())),
+    };
+    let check = |stat: &Stat| {
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            Ok(())
+        } else {
+            Err(fail(io::Error::other("it is not a regular file")))
+        }
+    };
+    check(&stat)?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|cause| fail(cause.into()))?;
+    check(&rustix::fs::fstat(&fd).map_err(|cause| fail(cause.into()))?)?;
+    let mut text = String::new();
+    File::from(fd).take(SIZE_MAX + 1).read_to_string(&mut text).map_err(fail)?;
+    if text.len() as u64 > SIZE_MAX {
+        return Err(fail(io::Error::other("it is larger than 16 MiB")));
+    }
+    Ok(Some(text))
+}
+
+/// Takes a shared lock, or gives up at the deadline or where the file system has no locks.
+fn lock_shared(fd: &OwnedFd) -> bool {
+    let deadline = Instant::now() + LOCK_DEADLINE;
+    loop {
+        match rustix::fs::flock(fd, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => return true,
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
+                thread::sleep(LOCK_INTERVAL);
+            }
+            Err(_) => return false,
+        }
+    }
+}
+
+fn mtime(stat: &Stat) -> Time {
+    Time { sec: stat.st_mtime, nsec: stat.st_mtime_nsec as u32 }
+}
+
+fn ctime(stat: &Stat) -> Time {
+    Time { sec: stat.st_ctime, nsec: stat.st_ctime_nsec as u32 }
+}

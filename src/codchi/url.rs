@@ -1,0 +1,327 @@
+//! Codchi's module URLs, as `config.json` holds them.
+//!
+//! `SCHEME://PLACE?KEY=VALUE&...#ATTRIBUTE.PATH`, where the place is a path below `/home/codchi` for
+//! `file`, and `HOST/REPOSITORY` for all others. As in Codchi, the text is cut at the first `#`, then
+//! at the first `?`; `token`, `commit` and `ref` are known, other keys are ignored. Codchi always
+//! writes `?` and `#`; without them all is default.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The attribute path that is used where a URL names none: the one every module flake has that is
+/// meant for users.
+const DEFAULT_ATTR: [&str; 2] = ["nixosModules", "default"];
+
+/// Where a module comes from. Neither `Debug` nor `Display` shows its token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ModuleUrl {
+    pub(super) source: Source,
+    /// `user:token` or `token`, as written: percent escapes in it are meant as such.
+    token: Option<String>,
+    /// A branch or tag, as written.
+    branch: Option<String>,
+    /// A commit id, as written.
+    commit: Option<String>,
+    attr: Vec<String>,
+}
+
+/// The place a URL names, as written.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Source {
+    /// A git repository below `/home/codchi`, without slashes around.
+    Local { path: String },
+    /// A forge that nix knows by itself.
+    Forge { forge: &'static str, host: String, owner: Vec<String>, repo: String },
+    /// A git repository behind a URL. `login` is what stands before the `@`.
+    Git { scheme: &'static str, login: Option<String>, host: String, repo: String },
+}
+
+/// Why a text is no module URL. Holds none of the text but a scheme that looks like one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UrlError {
+    /// There is no `://`.
+    #[error("its URL has no scheme such as https://")]
+    NoScheme,
+    /// The scheme is none of Codchi's.
+    #[error(
+        "its URL has the unknown scheme {0:?}, codchi knows file, github, gitlab, sourcehut, http, \
+         https and ssh"
+    )]
+    UnknownScheme(String),
+    /// There is no host, or nothing after it.
+    #[error("its URL must name a host and a repository, as in SCHEME://HOST/REPOSITORY")]
+    NoRepository,
+    /// A forge's URL has no owner.
+    #[error("its URL must name an owner and a repository, as in SCHEME://HOST/OWNER/REPOSITORY")]
+    NoOwner,
+    /// A forge's URL names a branch behind the repository and another one in the query.
+    #[error("its URL names a branch twice, in its path and in its query")]
+    TwoBranches,
+    /// What follows the `#` is no attribute path.
+    #[error("its URL must end in an attribute path, as in #nixosModules.default")]
+    Attribute,
+}
+
+impl FromStr for ModuleUrl {
+    type Err = UrlError;
+
+    fn from_str(text: &str) -> Result<Self, UrlError> {
+        let (scheme, rest) = text.split_once("://").ok_or(UrlError::NoScheme)?;
+        let (rest, attr) = rest.split_once('#').unwrap_or((rest, ""));
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let value = |key: &str| {
+            let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+            pairs.rfind(|(k, v)| *k == key && !v.is_empty()).map(|(_, v)| v.to_owned())
+        };
+        let (token, commit, mut branch) = (value("token"), value("commit"), value("ref"));
+        let source = match scheme {
+            "file" => Source::Local { path: place.trim_matches('/').to_owned() },
+            "github" => forge("github", place, value("host"), &mut branch)?,
+            "gitlab" => forge("gitlab", place, value("host"), &mut branch)?,
+            "sourcehut" => forge("sourcehut", place, value("host"), &mut branch)?,
+            "http" => git("http", place)?,
+            "https" => git("https", place)?,
+            "ssh" => git("ssh", place)?,
+            other => return Err(unknown(other)),
+        };
+        Ok(Self { source, token, branch, commit, attr: attribute_path(attr)? })
+    }
+}
+
+/// Keeps only what surely is a scheme: a token may have slipped in front of the URL.
+fn unknown(scheme: &str) -> UrlError {
+    let plain = |c: char| c.is_ascii_lowercase() || c == '+';
+    if scheme.len() <= 16 && scheme.chars().all(plain) {
+        UrlError::UnknownScheme(scheme.to_owned())
+    } else {
+        UrlError::UnknownScheme("?".to_owned())
+    }
+}
+
+fn forge(
+    forge: &'static str,
+    place: &str,
+    query_host: Option<String>,
+    branch: &mut Option<String>,
+) -> Result<Source, UrlError> {
+    let (host, path) = place.split_once('/').ok_or(UrlError::NoRepository)?;
+    let host = if host.is_empty() { query_host.unwrap_or_default() } else { host.to_owned() };
+    let host = host.rsplit('@').next().unwrap_or_default().to_owned();
+    if host.is_empty() {
+        return Err(UrlError::NoRepository);
+    }
+    let mut parts = path.split('/').filter(|part| !part.is_empty()).map(str::to_owned);
+    if forge == "gitlab" {
+        let mut owner: Vec<String> = parts.collect();
+        let repo = owner.pop().ok_or(UrlError::NoRepository)?;
+        if owner.is_empty() {
+            return Err(UrlError::NoOwner);
+        }
+        return Ok(Source::Forge { forge, host, owner, repo });
+    }
+    let owner = parts.next().ok_or(UrlError::NoRepository)?;
+    let repo = parts.next().ok_or(UrlError::NoOwner)?;
+    // Nix reads what follows as a branch, and Codchi hands it on.
+    let rest: Vec<String> = parts.collect();
+    if !rest.is_empty() && branch.replace(rest.join("/")).is_some() {
+        return Err(UrlError::TwoBranches);
+    }
+    Ok(Source::Forge { forge, host, owner: vec![owner], repo })
+}
+
+fn git(scheme: &'static str, place: &str) -> Result<Source, UrlError> {
+    let (authority, repo) = place.split_once('/').ok_or(UrlError::NoRepository)?;
+    let (login, host) = match authority.rsplit_once('@') {
+        Some((login, host)) => (Some(login.to_owned()).filter(|login| !login.is_empty()), host),
+        None => (None, authority),
+    };
+    let repo = repo.trim_start_matches('/');
+    if host.is_empty() || repo.is_empty() {
+        return Err(UrlError::NoRepository);
+    }
+    Ok(Source::Git { scheme, login, host: host.to_owned(), repo: repo.to_owned() })
+}
+
+/// Splits at dots that are not inside double quotes.
+fn attribute_path(text: &str) -> Result<Vec<String>, UrlError> {
+    if text.is_empty() {
+        return Ok(DEFAULT_ATTR.map(str::to_owned).to_vec());
+    }
+    let mut path = vec![String::new()];
+    let mut quoted = false;
+    for c in text.chars() {
+        match c {
+            '\0' => return Err(UrlError::Attribute),
+            '"' => quoted = !quoted,
+            '.' if !quoted => path.push(String::new()),
+            _ => path.iter_mut().last().ok_or(UrlError::Attribute)?.push(c),
+        }
+    }
+    if quoted || path.iter().any(String::is_empty) {
+        return Err(UrlError::Attribute);
+    }
+    Ok(path)
+}
+
+impl ModuleUrl {
+    /// Whether the URL carries a credential: a `token`, or a login that is more than a user's name.
+    pub fn has_token(&self) -> bool {
+        self.token.is_some() || self.login_is_secret()
+    }
+
+    /// The same URL without its credentials.
+    pub fn without_token(&self) -> Self {
+        let mut url = self.clone();
+        url.token = None;
+        if let Source::Git { login, .. } = &mut url.source
+            && self.login_is_secret()
+        {
+            *login = None;
+        }
+        url
+    }
+
+    /// Whether what stands before the `@` is more than the name of an ssh user.
+    fn login_is_secret(&self) -> bool {
+        matches!(&self.source, Source::Git { scheme, login: Some(login), .. }
+            if *scheme != "ssh" || login.contains(':'))
+    }
+
+    /// The attributes below the flake that lead to the NixOS module. Never empty.
+    pub fn attribute_path(&self) -> &[String] {
+        &self.attr
+    }
+
+    /// The path below `/home/codchi` where the module is the machine's own.
+    pub fn local_path(&self) -> Option<&str> {
+        match &self.source {
+            Source::Local { path } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The commit it is pinned to.
+    pub(super) fn rev(&self) -> Option<String> {
+        self.commit.as_deref().map(decode)
+    }
+
+    /// The branch or tag that nix is to be told. Forges take no branch beside a commit.
+    pub(super) fn branch(&self) -> Option<String> {
+        let forge = matches!(self.source, Source::Forge { .. });
+        self.branch.as_deref().filter(|_| !(forge && self.commit.is_some())).map(decode)
+    }
+
+    /// A forge's owner and repository as nix keeps them. A subgroup's slash is escaped.
+    pub(super) fn owner_repo(&self) -> Option<(String, String)> {
+        let Source::Forge { owner, repo, .. } = &self.source else { return None };
+        let encode = |part: &String| encode(part, SEGMENT, true);
+        let owner: Vec<String> = owner.iter().map(encode).collect();
+        Some((owner.join("%2F"), encode(repo)))
+    }
+
+    /// The repository as the `url` of nix's git fetcher: no query, credentials included.
+    pub(super) fn git_url(&self) -> Option<String> {
+        match &self.source {
+            Source::Local { path } => {
+                Some(format!("file:///home/codchi/{}", encode(path, PATH, false)))
+            }
+            Source::Forge { .. } => None,
+            Source::Git { scheme, login, host, repo } => {
+                let login = self.token.as_ref().or(login.as_ref());
+                let login = login.map(|login| encode(login, LOGIN, true) + "@");
+                let (host, repo) = (encode(host, HOST, true), encode(repo, PATH, true));
+                Some(format!("{scheme}://{}{host}/{repo}", login.unwrap_or_default()))
+            }
+        }
+    }
+}
+
+impl fmt::Display for ModuleUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            Source::Local { path } => write!(f, "file://{path}?")?,
+            Source::Forge { forge, host, owner, repo } => {
+                write!(f, "{forge}://{host}/{}/{repo}?", owner.join("/"))?;
+            }
+            Source::Git { scheme, login, host, repo } => {
+                let login = if login.is_some() { "***@" } else { "" };
+                write!(f, "{scheme}://{login}{host}/{repo}?")?;
+            }
+        }
+        let token = self.token.as_ref().map(|_| "***".to_owned());
+        let fields = [("token", &token), ("commit", &self.commit), ("ref", &self.branch)];
+        let query: Vec<String> = fields
+            .iter()
+            .filter_map(|(key, value)| value.as_ref().map(|value| format!("{key}={value}")))
+            .collect();
+        write!(f, "{}#{}", query.join("&"), self.attr.join("."))
+    }
+}
+
+impl fmt::Debug for ModuleUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ModuleUrl({:?})", self.to_string())
+    }
+}
+
+/// What stays as it is in a path or a query value, besides letters and digits.
+pub(super) const PATH: &[u8] = b"-._~/:@";
+const SEGMENT: &[u8] = b"-._~";
+const LOGIN: &[u8] = b"-._~:!$&'()*+,;=";
+const HOST: &[u8] = b"-._~:[]";
+
+/// Percent-encodes all but ASCII letters, digits and `keep`; with `escapes` also leaves alone what is
+/// an escape already.
+pub(super) fn encode(text: &str, keep: &[u8], escapes: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let escape = escapes && byte == b'%' && escaped(tail).is_some();
+        if byte.is_ascii_alphanumeric() || keep.contains(&byte) || escape {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+        rest = tail;
+    }
+    out
+}
+
+/// Undoes percent escapes; those that are none, or give no UTF-8, stay as they are.
+pub(super) fn decode(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        match (byte, escaped(tail)) {
+            (b'%', Some(decoded)) => {
+                out.push(decoded);
+                rest = tail.get(2..).unwrap_or_default();
+            }
+            _ => out.push(byte),
+        }
+    }
+    String::from_utf8(out).unwrap_or_else(|_| text.to_owned())
+}
+
+/// The byte that two hex digits after a `%` stand for.
+fn escaped(tail: &[u8]) -> Option<u8> {
+    let digits = tail.get(..2).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))?;
+    u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()
+}
+
+/// Cuts the login out of any URL, where it may be a credential.
+pub(super) fn strip_login(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    match authority.rsplit_once('@') {
+        Some((login, host)) if scheme.contains("http") || login.contains(':') => {
+            format!("{scheme}://{host}{path}")
+        }
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+use super::*;
+
+fn parse(text: &str) -> ModuleUrl {
+    text.parse().unwrap_or_else(|fault| panic!("{text}: {fault}"))
+}
+
+#[test]
+fn shown_without_its_token() {
+    for (text, shown) in [
+        ("file://docs/codchi?#nixosModules.base", "file://docs/codchi?#nixosModules.base"),
+        ("github://github.com/a/b", "github://github.com/a/b?#nixosModules.default"),
+        ("https://h/r?token=hunter2&ref=x#a.b", "https://h/r?token=***&ref=x#a.b"),
+        ("https://me:hunter2@h/r?#a.b", "https://***@h/r?#a.b"),
+        ("ssh://git@h/r?commit=1#a.b", "ssh://***@h/r?commit=1#a.b"),
+    ] {
+        let url = parse(text);
+        assert_eq!(url.to_string(), shown);
+        assert!(!format!("{url:?}").contains("hunter2"));
+    }
+}
+
+#[test]
+fn knows_its_token() {
+    for (text, token) in [
+        ("https://h/r?token=T#a", true),
+        ("https://T@h/r?#a", true),
+        ("ssh://git@h/r?#a", false),
+        ("ssh://git:T@h/r?#a", true),
+        ("https://h/r?token=#a", false),
+        ("file://x?#a", false),
+    ] {
+        let url = parse(text);
+        assert_eq!(url.has_token(), token, "{text}");
+        assert!(!url.without_token().has_token(), "{text}");
+    }
+    assert_eq!(parse("ssh://git@h/r").without_token(), parse("ssh://git@h/r"));
+}
+
+#[test]
+fn git_urls() {
+    for (text, url) in [
+        ("file:///a b/ü%?#x", "file:///home/codchi/a%20b/%C3%BC%25"),
+        ("https://h:8/r/s.git?token=a/b@c%40#x", "https://a%2Fb%40c%40@h:8/r/s.git"),
+        ("ssh://git@h/a \"b\"#x", "ssh://git@h/a%20%22b%22"),
+        ("http://h/r%20s?#x", "http://h/r%20s"),
+    ] {
+        assert_eq!(parse(text).git_url().as_deref(), Some(url));
+    }
+}
+
+#[test]
+fn refuses_in_words_without_the_text() {
+    for (text, fault) in [
+        ("", "its URL has no scheme such as https://"),
+        ("hunter2", "its URL has no scheme such as https://"),
+        (
+            "ftp://h/hunter2",
+            "its URL has the unknown scheme \"ftp\", codchi knows file, github, gitlab, sourcehut, \
+             http, https and ssh",
+        ),
+        (
+            "hunter2@https://h/r",
+            "its URL has the unknown scheme \"?\", codchi knows file, github, gitlab, sourcehut, \
+             http, https and ssh",
+        ),
+        (
+            "https://hunter2?#a",
+            "its URL must name a host and a repository, as in SCHEME://HOST/REPOSITORY",
+        ),
+        (
+            "github://github.com/hunter2?#a",
+            "its URL must name an owner and a repository, as in SCHEME://HOST/OWNER/REPOSITORY",
+        ),
+        (
+            "github://h/o/r/main?ref=hunter2#a",
+            "its URL names a branch twice, in its path and in its query",
+        ),
+        (
+            "file://x?#hunter2..b",
+            "its URL must end in an attribute path, as in #nixosModules.default",
+        ),
+    ] {
+        let found = text.parse::<ModuleUrl>().unwrap_err();
+        assert_eq!(found.to_string(), fault);
+        assert!(!format!("{found:?}").contains("hunter2"));
+    }
+}
+
+#[test]
+fn attribute_paths() {
+    for (text, path) in [
+        ("file://x", vec!["nixosModules", "default"]),
+        ("file://x?#", vec!["nixosModules", "default"]),
+        ("file://x?#codchiModules.a-b", vec!["codchiModules", "a-b"]),
+        ("file://x?#a.\"b.c\"", vec!["a", "b.c"]),
+    ] {
+        assert_eq!(parse(text).attribute_path(), path);
+    }
+}
+
+#[test]
+fn escapes() {
+    assert_eq!(encode("a%20%zz%", PATH, true), "a%20%25zz%25");
+    assert_eq!(decode("a%20%zz%C3%BC%"), "a %zzü%");
+    assert_eq!(decode("%FF"), "%FF");
+    assert_eq!(strip_login("git+https://a:b@h/x@y"), "git+https://h/x@y");
+    assert_eq!(strip_login("ssh://git@h/x"), "ssh://git@h/x");
+}

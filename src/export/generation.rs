@@ -1,0 +1,435 @@
+//! One frozen layout of one machine, and the bytes of it.
+
+use super::report::{Change, ChangeLine, Note, printable};
+use super::scan::Scan;
+use crate::tar::{self, Layout, MemberId};
+use crate::tree::{Attr, Dir, File, ObjectId, Time, Tree};
+use lru::LruCache;
+use parking_lot::Mutex;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+/// Directories that a generation keeps open for its readers.
+const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(128).unwrap();
+/// Files kept open because one read did not take all of them.
+const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+/// Bytes of the page that a torn generation refuses.
+const PAGE: u64 = 4096;
+/// How often a file that changes while it is read is tried before its member counts as torn.
+const TRIES: usize = 3;
+
+/// Layer of what is made rather than found.
+const GENERATED: u8 = 2;
+
+/// What the layout keeps of each member to find its file again and to tell whether it changed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tag {
+    /// Inode number on the disk, or index of the generated file.
+    pub(super) ino: u64,
+    pub(super) ctime_sec: i64,
+    pub(super) ctime_nsec: u32,
+    pub(super) layer: u8,
+}
+
+/// Where an entry comes from, for its [`Tag`].
+pub(super) fn layer_of(tree: &Tree, attr: &Attr, name: &[u8]) -> (u8, u64) {
+    match attr.id {
+        ObjectId::Disk { layer, ino, .. } => (layer, ino),
+        ObjectId::Generated(_) => {
+            let index = tree
+                .generated()
+                .iter()
+                .position(|g| g.path.rsplit(|b| *b == b'/').next() == Some(name));
+            (GENERATED, index.unwrap_or(0) as u64)
+        }
+    }
+}
+
+/// What a file's bytes are tied to: any write, truncation or replacement moves one of these (statx(2); ctime cannot be
+/// set back, and on kernels from 6.13 it is fine enough to tell two writes in one tick apart).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    ino: u64,
+    size: u64,
+    ctime: Time,
+}
+
+/// One frozen layout of one machine. Keeps what it needs alive, whatever happens to the machine's entry.
+pub struct Generation {
+    tree: Arc<Tree>,
+    layout: Layout<Tag>,
+    id: u64,
+    mtime: Time,
+    left_out: Note,
+    incomplete: bool,
+    scanned: Mutex<(SystemTime, Duration)>,
+    dirs: Mutex<LruCache<MemberId, Dir>>,
+    files: Mutex<LruCache<MemberId, Arc<(OwnedFd, Attr)>>>,
+    /// One bit a member: bytes of the state that the scan saw were served.
+    served: Box<[AtomicU64]>,
+    /// Members not served as the scan saw them: what happened, and the state that is served instead.
+    changes: Mutex<BTreeMap<MemberId, (Change, Option<Stamp>)>>,
+    changed: AtomicBool,
+    torn: AtomicBool,
+}
+
+impl std::fmt::Debug for Generation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Generation")
+            .field("id", &format_args!("{:016x}", self.id))
+            .field("size", &self.size())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Generation {
+    pub(super) fn new(
+        tree: Arc<Tree>,
+        scan: Scan,
+        mtime: Time,
+        took: Duration,
+        avoid: impl Fn(u64) -> bool,
+    ) -> Self {
+        let digest = scan.layout.digest(|tag, hash| {
+            hash.update(&tag.ino.to_le_bytes());
+            hash.update(&tag.ctime_sec.to_le_bytes());
+            hash.update(&tag.ctime_nsec.to_le_bytes());
+            hash.update(&[tag.layer]);
+        });
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        hash.update(&digest.to_le_bytes());
+        for file in tree.generated() {
+            hash.update(file.path);
+            hash.update(&(file.content.len() as u64).to_le_bytes());
+            hash.update(&file.content);
+        }
+        let mut id = hash.digest();
+        // A torn generation is never served again, and its inode has pages in the kernel's cache that are not the file's.
+        while avoid(id) {
+            hash.update(b"again");
+            id = hash.digest();
+        }
+        let mut left_out = scan.left_out;
+        left_out.sort();
+        let words = scan.layout.len().div_ceil(64);
+        Self {
+            tree,
+            id,
+            mtime,
+            left_out,
+            incomplete: scan.incomplete,
+            scanned: Mutex::new((SystemTime::now(), took)),
+            dirs: Mutex::new(LruCache::new(OPEN_DIRS)),
+            files: Mutex::new(LruCache::new(OPEN_FILES)),
+            served: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            changes: Mutex::default(),
+            changed: AtomicBool::new(false),
+            torn: AtomicBool::new(scan.incomplete),
+            layout: scan.layout,
+        }
+    }
+
+    /// Stable id: the same tree gives the same id after any remount.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Exact size of the archive in bytes.
+    pub fn size(&self) -> u64 {
+        self.layout.size()
+    }
+
+    /// Number of members.
+    pub fn members(&self) -> usize {
+        self.layout.len()
+    }
+
+    /// mtime of export.tar: the newest ctime of what it is made of.
+    pub fn mtime(&self) -> Time {
+        self.mtime
+    }
+
+    /// ctime of export.tar.
+    pub fn ctime(&self) -> Time {
+        self.mtime
+    }
+
+    /// When the scan that this layout stands for ended (the last one that found nothing changed), and how long it took.
+    pub fn scanned(&self) -> (SystemTime, Duration) {
+        *self.scanned.lock()
+    }
+
+    pub(super) fn confirm(&self, took: Duration) {
+        *self.scanned.lock() = (SystemTime::now(), took);
+    }
+
+    /// What is on the disk and not in the export.
+    pub fn left_out(&self) -> &Note {
+        &self.left_out
+    }
+
+    /// What was not served as the scan saw it, by path.
+    pub fn changes(&self) -> Vec<ChangeLine> {
+        let changes = self.changes.lock().clone();
+        let mut path = Vec::new();
+        changes
+            .into_iter()
+            .map(|(member, (reason, _))| {
+                self.layout.path(member, &mut path);
+                path.insert(0, b'/');
+                ChangeLine { path: printable(&path), reason, torn: reason.tears() }
+            })
+            .collect()
+    }
+
+    /// A member could not be served as promised: every close answers EIO, the next lookup makes another generation.
+    pub fn torn(&self) -> bool {
+        self.torn.load(Ordering::SeqCst)
+    }
+
+    /// A part of the machine could not be read by the scan; [`Self::left_out`] names it.
+    pub fn incomplete(&self) -> bool {
+        self.incomplete
+    }
+
+    /// Offset of the last page of the archive: its cached copy must be dropped when the generation becomes torn.
+    pub fn last_page(&self) -> u64 {
+        self.layout.last_page()
+    }
+
+    /// Fills `buf` from `offset` as far as the archive reaches; returns the bytes filled, short only at the end.
+    /// EIO for the last page of a torn generation: some readers do not look at what close(2) answers.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        let n = self.read_unchecked(offset, buf)?;
+        let end = offset.saturating_add(n as u64);
+        if self.torn()
+            && n > 0
+            && end > self.last_page()
+            && offset < self.last_page().saturating_add(PAGE)
+        {
+            return Err(Errno::IO);
+        }
+        Ok(n)
+    }
+
+    /// As [`Self::read_at`], the last page of a torn generation too: for a caller that asks [`Self::torn`] at the end.
+    pub fn read_unchecked(&self, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        tar::read_at(&self.layout, self, offset, buf)
+    }
+
+    fn served(&self, member: MemberId) -> Option<(&AtomicU64, u64)> {
+        Some((self.served.get(member.0 as usize / 64)?, 1 << (member.0 % 64)))
+    }
+
+    fn promised(&self, member: MemberId) -> Stamp {
+        let tag = self.layout.tag(member).copied();
+        let tag = tag.unwrap_or(Tag { ino: 0, ctime_sec: 0, ctime_nsec: 0, layer: 0 });
+        Stamp {
+            ino: tag.ino,
+            size: self.layout.size_of(member),
+            ctime: Time { sec: tag.ctime_sec, nsec: tag.ctime_nsec },
+        }
+    }
+
+    /// Remembers what happened to a member; the first thing that tears it stays.
+    fn note(&self, member: MemberId, change: Change, stamp: Option<Stamp>) {
+        let mut changes = self.changes.lock();
+        let entry = changes.entry(member).or_insert((change, stamp));
+        if change.tears() && !entry.0.tears() {
+            *entry = (change, stamp);
+        }
+        drop(changes);
+        self.changed.store(true, Ordering::SeqCst);
+        let tears = change.tears();
+        if tears {
+            self.torn.store(true, Ordering::SeqCst);
+        }
+        let mut path = Vec::new();
+        self.layout.path(member, &mut path);
+        tracing::warn!(path = %printable(&path), ?change, tears, "changed under a reader");
+    }
+
+    /// Opens the directory that `member` is in.
+    fn parent_dir(&self, member: MemberId) -> Result<Dir, Errno> {
+        let mut missing = Vec::new();
+        let mut at = self.layout.parent(member);
+        let mut dir = loop {
+            let Some(parent) = at else { break self.tree.root()?.0 };
+            if let Some(dir) = self.dirs.lock().get(&parent) {
+                break dir.clone();
+            }
+            missing.push(parent);
+            at = self.layout.parent(parent);
+        };
+        for member in missing.into_iter().rev() {
+            dir = self.tree.open_dir(&dir, self.layout.name(member))?.0;
+            self.dirs.lock().put(member, dir.clone());
+        }
+        Ok(dir)
+    }
+
+    fn open(&self, member: MemberId) -> Result<Arc<(OwnedFd, Attr)>, Errno> {
+        if let Some(file) = self.files.lock().get(&member) {
+            return Ok(Arc::clone(file));
+        }
+        let dir = self.parent_dir(member)?;
+        match self.tree.open_file(&dir, self.layout.name(member))? {
+            (File::Disk(fd), attr) => Ok(Arc::new((fd, attr))),
+            (File::Generated(_), _) => Err(Errno::NOENT),
+        }
+    }
+
+    /// Reads, and looks at the file's stamp afterwards: if that is what was expected, the bytes are of that state.
+    fn read_stamped(
+        file: &(OwnedFd, Attr),
+        tree: &Tree,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(usize, Stamp), Errno> {
+        let mut filled = 0;
+        while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pread(&file.0, rest, offset.saturating_add(filled as u64)) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok((filled, Stamp::of(&tree.attr_of(&file.0, &file.1)?)))
+    }
+
+    fn read_disk(&self, member: MemberId, offset: u64, buf: &mut [u8]) {
+        let promised = self.promised(member);
+        let file = match self.open(member) {
+            Ok(file) => file,
+            Err(e) => {
+                buf.fill(0);
+                let gone = matches!(
+                    e,
+                    Errno::NOENT | Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::NOTDIR
+                );
+                return self.note(
+                    member,
+                    if gone { Change::Vanished } else { Change::Unreadable },
+                    None,
+                );
+            }
+        };
+        let whole = offset == 0 && buf.len() as u64 == promised.size;
+        let mut before = None;
+        let mut settled = false;
+        for _ in 0..TRIES {
+            let (filled, stamp) = match Self::read_stamped(&file, &self.tree, offset, buf) {
+                Ok(read) => read,
+                Err(_) => {
+                    buf.fill(0);
+                    return self.note(member, Change::Unreadable, None);
+                }
+            };
+            let short = filled < buf.len();
+            if let Some(rest) = buf.get_mut(filled..) {
+                rest.fill(0);
+            }
+            if stamp == promised && !short {
+                self.serve_promised(member);
+                settled = true;
+                break;
+            }
+            // Two looks around one read that agree: the bytes are of that state.
+            if before == Some(stamp) {
+                self.serve_other(member, promised, stamp, short);
+                settled = true;
+                break;
+            }
+            before = Some(stamp);
+        }
+        // Neither state held still for one read.
+        if !settled {
+            self.note(member, Change::Rewritten, None);
+        }
+        if !whole {
+            self.files.lock().put(member, file);
+        }
+    }
+
+    fn known(&self, member: MemberId) -> bool {
+        self.changes.lock().contains_key(&member)
+    }
+
+    /// Bytes of the state that the scan saw are about to be served.
+    fn serve_promised(&self, member: MemberId) {
+        if let Some((word, bit)) = self.served(member) {
+            word.fetch_or(bit, Ordering::SeqCst);
+        }
+        // In this order: a reader that records another state looks at the bit after it has recorded.
+        if self.changed.load(Ordering::SeqCst) && self.known(member) {
+            self.note(member, Change::Rewritten, None);
+        }
+    }
+
+    /// Bytes of another state than the scan saw are about to be served.
+    fn serve_other(&self, member: MemberId, promised: Stamp, stamp: Stamp, short: bool) {
+        if short {
+            return self.note(member, Change::Shrank, None);
+        }
+        let first = self.changes.lock().get(&member).map(|(_, first)| *first);
+        match first {
+            Some(Some(first)) if first != stamp => self.note(member, Change::Rewritten, None),
+            Some(_) => {}
+            None => {
+                let change = match stamp.size.cmp(&promised.size) {
+                    std::cmp::Ordering::Greater => Change::Grew,
+                    std::cmp::Ordering::Equal => Change::Changed,
+                    std::cmp::Ordering::Less => Change::Shrank,
+                };
+                self.note(member, change, Some(stamp));
+                let (word, bit) = match self.served(member) {
+                    Some(served) => served,
+                    None => return,
+                };
+                if word.load(Ordering::SeqCst) & bit != 0 {
+                    self.note(member, Change::Rewritten, None);
+                }
+            }
+        }
+    }
+}
+
+impl Stamp {
+    fn of(attr: &Attr) -> Self {
+        let ino = match attr.id {
+            ObjectId::Disk { ino, .. } => ino,
+            ObjectId::Generated(n) => n,
+        };
+        Self { ino, size: attr.size, ctime: attr.ctime }
+    }
+}
+
+impl tar::Source<Tag> for Generation {
+    type Error = Errno;
+
+    fn read_body(
+        &self,
+        layout: &Layout<Tag>,
+        member: MemberId,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), Errno> {
+        let tag = layout.tag(member).ok_or(Errno::IO)?;
+        if tag.layer == GENERATED {
+            let file = usize::try_from(tag.ino).ok().and_then(|i| self.tree.generated().get(i));
+            let from = usize::try_from(offset).ok();
+            let bytes =
+                file.zip(from).and_then(|(f, at)| f.content.get(at..at.checked_add(buf.len())?));
+            buf.copy_from_slice(bytes.ok_or(Errno::IO)?);
+            return Ok(());
+        }
+        self.read_disk(member, offset, buf);
+        Ok(())
+    }
+}

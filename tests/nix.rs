@@ -1,0 +1,335 @@
+//! The real nix judges the generated flake.nix and flake.lock.
+
+// Clippy knows `#[test]` functions, not what they call.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use codchifs::codchi::flake::{self, System};
+use codchifs::codchi::{MachineConfig, MachineName, Secret, lock};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const REV: &str = "0123456789abcdef0123456789abcdef01234567";
+
+fn here(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(path)
+}
+
+fn config(json: &str) -> MachineConfig {
+    let name = MachineName::new("web").unwrap();
+    MachineConfig::parse(&name, Path::new("/config/machine/web"), json).unwrap()
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|fault| panic!("{command:?} is needed for this test: {fault}"))
+}
+
+fn succeed(command: &mut Command) -> String {
+    let out = run(command);
+    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// Evaluates a flake.nix, or a directory with one, with stubs in place of all inputs.
+fn eval(flake: &Path, driver: &str, inputs: &[String]) -> serde_json::Value {
+    let eval = here("nix-stubs/eval.sh");
+    let text = succeed(Command::new("bash").arg(eval).arg(flake).arg(driver).args(inputs));
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn golden_files() {
+    let dir = tempfile::tempdir().unwrap();
+    for case in ["a", "b", "d", "e5"] {
+        let text = |file| fs::read_to_string(here("golden").join(case).join(file)).unwrap();
+        let rendered = flake::render(&config(&text("config.json")), System::X86_64);
+        assert_eq!(rendered, text("flake.nix"), "{case}");
+        let path = dir.path().join("flake.nix");
+        fs::write(&path, rendered).unwrap();
+        succeed(Command::new("nix-instantiate").arg("--parse").arg(&path));
+        let secrets = format!("codchi-secrets={}", here("nix-stubs/driver-new").display());
+        let inputs = match case {
+            "b" => vec![secrets],
+            "d" => vec!["codchi-base".to_owned()],
+            "e5" => vec!["proj-default".to_owned()],
+            _ => Vec::new(),
+        };
+        for driver in ["old", "new"] {
+            let found = eval(&path, driver, &inputs);
+            assert_eq!(found["driver"], "none", "{case} {driver}");
+            assert_eq!(found["isNixpkgs"], true, "{case} {driver}");
+            assert_eq!(found["secrets"], case == "b", "{case} {driver}");
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_module_evaluates() {
+    let urls = [
+        "file://a b/ü?ref=main#nixosModules.base".to_owned(),
+        format!("file://x?commit={REV}&ref=main#nixosModules.default"),
+        "github://github.com/o/r?ref=feat/x#nixosModules.default".to_owned(),
+        format!("github://github.com/o/r?commit={REV}&ref=main"),
+        "gitlab://gitlab.com/o/r?token=T#nixosModules.default".to_owned(),
+        format!("gitlab://gitlab.com/a/b/c?commit={REV}&ref=main#nixosModules.default"),
+        "sourcehut://git.sr.ht/~o/r?#nixosModules.base".to_owned(),
+        format!("https://h:8443/o/r.git?token=u:t${{x}}&commit={REV}&ref=a@b#nixosModules.default"),
+        "http://h/o/r?#nixosModules.default".to_owned(),
+        "ssh://git@h/o/r?ref=main#nixosModules.default".to_owned(),
+    ];
+    let names: Vec<String> = (0..urls.len()).map(|n| format!("m{n}")).collect();
+    let modules: serde_json::Map<_, _> =
+        names.iter().cloned().zip(urls.iter().map(|url| url.clone().into())).collect();
+    let json = serde_json::json!({ "nixpkgs_from": "m3", "modules": modules }).to_string();
+    let dir = tempfile::tempdir().unwrap();
+    for (system, text) in [(System::X86_64, "x86_64-linux"), (System::Aarch64, "aarch64-linux")] {
+        fs::write(dir.path().join("flake.nix"), flake::render(&config(&json), system)).unwrap();
+        for driver in ["old", "new"] {
+            let found = eval(dir.path(), driver, &names);
+            assert_eq!(found["marks"].as_array().unwrap().len(), urls.len());
+            assert_eq!(found["system"], text);
+            assert_eq!(found["host"], serde_json::Value::Null);
+        }
+    }
+    let own = "{ lib, ... }: { networking.hostName = \"moved\"; }\n";
+    fs::write(dir.path().join("configuration.nix"), own).unwrap();
+    for driver in ["old", "new"] {
+        assert_eq!(eval(dir.path(), driver, &names)["host"], "moved");
+    }
+}
+
+#[test]
+fn a_module_with_inputs_of_its_own_evaluates() {
+    let json = r#"{"modules": {"m": "file://x?#nixosModules.own-inputs"}}"#;
+    let file = tempfile::tempdir().unwrap().keep().join("flake.nix");
+    fs::write(&file, flake::render(&config(json), System::X86_64)).unwrap();
+    let found = eval(&file, "new", &["m".to_owned()]);
+    fs::remove_dir_all(file.parent().unwrap()).unwrap();
+    assert_eq!(found["marks"], serde_json::json!(["own"]));
+}
+
+/// A nix with a store of its own, and a directory that is the machine's home.
+struct Nix {
+    dir: tempfile::TempDir,
+}
+
+impl Nix {
+    fn new() -> Self {
+        // Not below /home, which the judge covers.
+        let nix = Self { dir: tempfile::tempdir_in("/tmp").unwrap() };
+        for dir in ["etc", "store", "user", "home", "codchi", "export"] {
+            fs::create_dir(nix.path(dir)).unwrap();
+        }
+        let settings = "experimental-features = nix-command flakes\nsubstituters =\n\
+             flake-registry =\nbuild-users-group =\nsandbox = false\n";
+        fs::write(nix.path("etc/nix.conf"), settings).unwrap();
+        nix
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        for (variable, dir) in [
+            ("NIX_STORE_DIR", "store"),
+            ("NIX_STATE_DIR", "var"),
+            ("NIX_LOG_DIR", "log"),
+            ("NIX_CONF_DIR", "etc"),
+            ("HOME", "user"),
+            ("XDG_CACHE_HOME", "user/cache"),
+            ("XDG_CONFIG_HOME", "user/config"),
+            ("XDG_DATA_HOME", "user/data"),
+        ] {
+            command.env(variable, self.path(dir));
+        }
+        command.env("NIX_REMOTE", "local").env("NIX_USER_CONF_FILES", "/dev/null");
+        command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_SYSTEM", "/dev/null");
+        command
+    }
+
+    /// Makes a git repository with a flake in it, and returns its commit.
+    fn repository(&self, path: &str, flake: &str) -> String {
+        let dir = self.path(path);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("flake.nix"), flake).unwrap();
+        let git = |args: &[&str]| succeed(self.command("git").current_dir(&dir).args(args));
+        git(&["init", "-q", "-b", "main"]);
+        git(&["add", "."]);
+        git(&["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]);
+        git(&["rev-parse", "HEAD"]).trim().to_owned()
+    }
+
+    /// What the target does, where the machine's home is `/home/codchi`.
+    fn judge(&self) -> Output {
+        let script = "mount -t tmpfs none /home && mkdir /home/codchi && \
+             mount --bind \"$1\" /home/codchi && \
+             exec nix flake metadata --offline --no-update-lock-file \"path:$2\"";
+        let namespace = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
+        run(self
+            .command("unshare")
+            .args([namespace, "bash", "-c", script, "-"])
+            .arg(self.path("home"))
+            .arg(self.path("export")))
+    }
+
+    fn assert_accepted(&self) {
+        let out = self.judge();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+
+    /// The flake.lock that nix makes in Codchi's config, for Codchi's way to write these inputs.
+    fn codchi_lock(&self, inputs: &str) -> String {
+        let text = format!("{{ inputs = {{\n{inputs}\n}}; outputs = _: {{ }}; }}");
+        fs::write(self.path("codchi/flake.nix"), text).unwrap();
+        let flake = format!("path:{}", self.path("codchi").display());
+        succeed(self.command("nix").args(["flake", "lock", "--offline", &flake]));
+        fs::read_to_string(self.path("codchi/flake.lock")).unwrap()
+    }
+
+    fn write(&self, config: &MachineConfig) -> String {
+        let text = lock::rewrite(config).unwrap().unwrap();
+        fs::write(self.path("export/flake.lock"), &text).unwrap();
+        fs::write(self.path("export/flake.nix"), flake::render(config, System::X86_64)).unwrap();
+        text
+    }
+}
+
+#[test]
+fn nix_accepts_the_rewritten_lock() {
+    let nix = Nix::new();
+    let top = nix.dir.path().display().to_string();
+    let module = "{ outputs = _: { nixosModules.default = { }; }; }";
+    nix.repository("nixpkgs", "{ outputs = _: { lib = { }; }; }");
+    let with_nixpkgs = format!(
+        "{{ inputs.nixpkgs.url = \"git+file://{top}/nixpkgs\"; outputs = _: {{ nixosModules.default = \
+         {{ }}; }}; }}"
+    );
+    nix.repository("driver", &with_nixpkgs);
+    nix.repository("home/plain", &with_nixpkgs);
+    nix.repository("home/sub dir/ü", module);
+    let rev = nix.repository("home/pinned", module);
+    nix.repository(
+        "home/gone",
+        &format!("{{ inputs.only-gone.url = \"git+file://{top}/nixpkgs\"; outputs = _: {{ }}; }}"),
+    );
+    let driver = format!("git+file://{top}/driver");
+    let codchi = nix.codchi_lock(&format!(
+        "codchi_driver.url = \"{driver}\";
+         \"plain\".url = \"git+file://{top}/home/plain?\";
+         \"branch\".url = \"git+file://{top}/home/sub%20dir/%C3%BC?ref=main\";
+         \"pinned\".url = \"git+file://{top}/home/pinned?commit={rev}\";
+         \"both\".url = \"git+file://{top}/home/pinned?commit={rev}&ref=main\";
+         \"gone\".url = \"git+file://{top}/home/gone?\";"
+    ));
+    assert!(codchi.contains("only-gone"));
+    // What needs the network is locked by hand, in nix's words.
+    let mut codchi: serde_json::Value = serde_json::from_str(&codchi).unwrap();
+    let hash = "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let mut add = |name: &str, original: serde_json::Value| {
+        let mut locked = original.clone();
+        locked["rev"] = REV.into();
+        if original["type"] == "github" {
+            locked.as_object_mut().unwrap().remove("ref");
+        }
+        locked["narHash"] = hash.into();
+        locked["lastModified"] = 1.into();
+        codchi["nodes"][name] = serde_json::json!({ "locked": locked, "original": original });
+        codchi["nodes"]["root"]["inputs"][name] = name.into();
+    };
+    let github = |host: &str| serde_json::json!({ "type": "github", "owner": "o", "repo": "r", "host": host });
+    add("gh", github("github.com"));
+    add("gh-pinned", github("ghe.corp"));
+    let mut branch = github("github.com");
+    branch["ref"] = "feat/x_y".into();
+    add("gh-branch", branch);
+    add(
+        "srht",
+        serde_json::json!({ "type": "sourcehut", "owner": "~o", "repo": "r", "host": "git.sr.ht" }),
+    );
+    add(
+        "https",
+        serde_json::json!({ "type": "git", "url": "https://old@h/o/r.git", "ref": "main" }),
+    );
+    add(
+        "https-pinned",
+        serde_json::json!({ "type": "git", "url": format!("https://h/r?commit={REV}"), "ref": "main" }),
+    );
+
+    let json = serde_json::json!({ "nixpkgs_from": "plain", "modules": {
+        "plain": "file://plain?#nixosModules.default",
+        "branch": "file://sub dir/ü?ref=main#nixosModules.default",
+        "pinned": format!("file://pinned?commit={rev}#nixosModules.default"),
+        "both": format!("file://pinned?commit={rev}&ref=main#nixosModules.default"),
+        "gh": "github://github.com/o/r?#nixosModules.default",
+        "gh-pinned": format!("github://ghe.corp/o/r?commit={REV}&ref=main#nixosModules.default"),
+        "gh-branch": "github://github.com/o/r?ref=feat/x_y#nixosModules.default",
+        "srht": "sourcehut://git.sr.ht/~o/r?#nixosModules.default",
+        "https": "https://h/o/r.git?token=u:hunter2&ref=main#nixosModules.default",
+        "https-pinned": format!("https://h/r?commit={REV}&ref=main#nixosModules.default"),
+    } });
+    let mut config = config(&json.to_string());
+    let driver = format!("{{ inputs.codchi_driver.url = \"{driver}\"; }}");
+    config.flake_nix = Some(Secret::new(driver));
+    config.flake_lock = Some(Secret::new(codchi.to_string()));
+    let text = nix.write(&config);
+    assert!(!text.contains("gone") && !text.contains("?commit=") && text.contains("u:hunter2@h"));
+    assert!(!text.contains(&format!("{top}/home")), "{text}");
+    nix.assert_accepted();
+
+    // Written anew it is the same text.
+    config.flake_lock = Some(Secret::new(text.clone()));
+    assert_eq!(lock::rewrite(&config).unwrap().unwrap(), text);
+
+    let text = nix.write(&config.redacted());
+    assert!(!text.contains("hunter2"));
+    nix.assert_accepted();
+
+    // The judge does judge: the lock as Codchi has it is refused.
+    fs::write(nix.path("export/flake.lock"), codchi.to_string()).unwrap();
+    assert!(!nix.judge().status.success());
+}
+
+#[test]
+fn a_lock_never_pins_another_source() {
+    let nix = Nix::new();
+    let top = nix.dir.path().display().to_string();
+    let module = "{ outputs = _: { }; }";
+    nix.repository("driver", module);
+    nix.repository("home/old", module);
+    nix.repository("home/dirty", module);
+    nix.repository("home/kept", module);
+    fs::write(nix.path("home/dirty/flake.nix"), "{ outputs = _: { a = 1; }; }").unwrap();
+    let codchi = nix.codchi_lock(&format!(
+        "codchi_driver.url = \"git+file://{top}/driver\";
+         a.url = \"git+file://{top}/home/old?\";
+         b.url = \"git+file://{top}/home/dirty?\";
+         c.url = \"git+file://{top}/home/kept?\";"
+    ));
+    let json =
+        r#"{"modules": {"a": "file://new?#x", "b": "file://dirty?#x", "c": "file://kept?#x"}}"#;
+    let mut config = config(json);
+    config.flake_nix =
+        Some(Secret::new(format!("{{ inputs.codchi_driver.url = \"git+file://{top}/driver\"; }}")));
+    config.flake_lock = Some(Secret::new(codchi));
+    let text: serde_json::Value = serde_json::from_str(&nix.write(&config)).unwrap();
+    let kept: Vec<&String> = text["nodes"]["root"]["inputs"].as_object().unwrap().keys().collect();
+    assert_eq!(kept, ["c", "codchi_driver"]);
+    assert_eq!(text["nodes"]["c"]["locked"]["url"], "file:///home/codchi/kept");
+}
+
+#[test]
+fn writes_a_lock_as_nix_does() {
+    let nix = Nix::new();
+    let top = nix.dir.path().display().to_string();
+    nix.repository("nixpkgs", "{ outputs = _: { }; }");
+    let driver = format!(
+        "{{ inputs.b.url = \"git+file://{top}/nixpkgs\"; inputs.a.follows = \"b\"; outputs = _: {{ }}; }}"
+    );
+    nix.repository("driver", &driver);
+    let codchi = nix.codchi_lock(&format!("codchi_driver.url = \"git+file://{top}/driver\";"));
+    let mut config = config("{}");
+    config.flake_lock = Some(Secret::new(&codchi));
+    assert_eq!(lock::rewrite(&config).unwrap().unwrap(), codchi);
+}
