@@ -1,0 +1,186 @@
+//! Opening and reading files.
+
+use super::handle::Handle;
+use super::inode::{Node, Stamp};
+use super::namespace::{EXPORT, now};
+use super::number::{Key, Object};
+use super::{Attr, Cache, Opened, Torn, Vfs, moved};
+use crate::export::Generation;
+use crate::tree::{self, File};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Where lseek(2) is asked to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Seek {
+    Data,
+    Hole,
+}
+
+impl Vfs {
+    /// Opens a file for reading. Never a special file: the kernel keeps those to itself.
+    pub fn open(&self, ino: u64) -> Result<Opened, Errno> {
+        let node = self.table.get(ino)?;
+        match node.key.object {
+            Object::Tree(id) => self.open_entry(node, id),
+            Object::Export { .. } => {
+                let generation = node.generation().ok_or(Errno::STALE)?;
+                // Retired: the kernel looks the name up again and meets the next one. One that was
+                // torn from the start (a file that nobody can read) is the best there is.
+                if generation.torn() && !self.is_current(&node, &generation) {
+                    return Err(Errno::STALE);
+                }
+                let handle = self.handles.add(Handle::Export { node, generation });
+                Ok(Opened { handle, cache: Cache::Keep })
+            }
+            Object::Report => {
+                let machine = self.machines.get(node.key.machine.as_bytes());
+                let (bytes, time) = self.report(&*machine.ok_or(Errno::STALE)?);
+                let attr = self.report_attr(ino, &bytes, time);
+                let handle = self.handles.add(Handle::Bytes { node, bytes: bytes.into(), attr });
+                Ok(Opened { handle, cache: Cache::Bypass })
+            }
+            Object::Placeholder => Err(Errno::STALE),
+            _ => Err(Errno::ISDIR),
+        }
+    }
+
+    /// Whether a lookup of `export.tar` would give this very generation again.
+    fn is_current(&self, node: &Node, generation: &Arc<Generation>) -> bool {
+        let exports = self.exports(&node.key.machine).ok();
+        let current = exports.and_then(|exports| exports.fresh());
+        current.is_some_and(|current| Arc::ptr_eq(&current, generation))
+    }
+
+    fn open_entry(&self, node: Arc<Node>, id: tree::ObjectId) -> Result<Opened, Errno> {
+        let (tree, dir, place) = self.place_of(&node)?;
+        let (file, attr) = tree.open_file(&dir, &place.name).map_err(moved)?;
+        if attr.id != id {
+            return Err(Errno::STALE);
+        }
+        match file {
+            File::Disk(file) => {
+                let cache = cached_as(&node, &attr);
+                let handle = self.handles.add(Handle::Disk { node, tree, file, attr });
+                Ok(Opened { handle, cache })
+            }
+            File::Generated(bytes) => {
+                let attr = Attr::of(node.ino, &attr);
+                let handle = self.handles.add(Handle::Bytes { node, bytes, attr });
+                Ok(Opened { handle, cache: Cache::Bypass })
+            }
+        }
+    }
+
+    /// Fills `buf` from `offset` on and returns how much there was: less than asked only at the
+    /// end of the file. A shorter answer inside the file would make the kernel believe that the
+    /// file ends there, and a copy would be cut off without an error.
+    pub fn read(&self, handle: u64, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        match &*self.handles.get(handle)? {
+            Handle::Disk { file, .. } => fill(file, offset, buf),
+            Handle::Bytes { bytes, .. } => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let rest = bytes.get(start..).unwrap_or_default();
+                let count = rest.len().min(buf.len());
+                if let (Some(to), Some(from)) = (buf.get_mut(..count), rest.get(..count)) {
+                    to.copy_from_slice(from);
+                }
+                Ok(count)
+            }
+            Handle::Export { node, generation } => {
+                let result = generation.read_at(offset, buf);
+                if generation.torn() {
+                    self.announce(node, generation);
+                }
+                result
+            }
+            Handle::Directory { .. } => Err(Errno::ISDIR),
+        }
+    }
+
+    /// Announces a torn generation, once.
+    fn announce(&self, node: &Node, generation: &Generation) {
+        if node.told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let parent = Key::new(&node.key.machine, Object::Machine);
+        let parent = self.table.number(&parent);
+        let torn = Torn { ino: node.ino, offset: generation.last_page(), parent, name: EXPORT };
+        if self.torn.send(torn).is_err() {
+            tracing::debug!(ino = node.ino, "nobody listens for torn generations");
+        }
+    }
+
+    /// What close(2) answers: EIO if what was read is no faithful export.
+    pub fn flush(&self, handle: u64) -> Result<(), Errno> {
+        match &*self.handles.get(handle)? {
+            Handle::Export { node, generation } if generation.torn() => {
+                self.announce(node, generation);
+                Err(Errno::IO)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends a handle of a file or directory.
+    pub fn release(&self, handle: u64) {
+        self.handles.remove(handle);
+    }
+
+    /// Where data or a hole begins, at or after `offset`.
+    pub fn seek(&self, handle: u64, offset: i64, to: Seek) -> Result<i64, Errno> {
+        // As everywhere: before the beginning there is nothing.
+        let offset = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
+        let size = match &*self.handles.get(handle)? {
+            Handle::Disk { file, .. } => {
+                // Moves the descriptor's own position, which nothing here uses.
+                let to = match to {
+                    Seek::Data => SeekFrom::Data(offset),
+                    Seek::Hole => SeekFrom::Hole(offset),
+                };
+                let found = rustix::fs::seek(file, to)?;
+                return i64::try_from(found).map_err(|_| Errno::OVERFLOW);
+            }
+            Handle::Bytes { attr, .. } => attr.size,
+            Handle::Export { generation, .. } => generation.size(),
+            Handle::Directory { .. } => return Err(Errno::ISDIR),
+        };
+        if offset >= size {
+            return Err(Errno::NXIO);
+        }
+        let found = if to == Seek::Data { offset } else { size };
+        i64::try_from(found).map_err(|_| Errno::OVERFLOW)
+    }
+}
+
+/// Whether the pages that the kernel has of this file are of the content that was opened now.
+///
+/// Size and mtime alone do not tell: npm dates every file 1985, `cp -p` keeps mtimes. The ctime
+/// does, unless it is so recent that another write may yet get the same one.
+fn cached_as(node: &Node, attr: &tree::Attr) -> Cache {
+    let stamp = Stamp { ctime: attr.ctime, mtime: attr.mtime, size: attr.size };
+    let settled = attr.ctime.sec < now().sec.saturating_sub(1);
+    let mut known = node.stamp.lock();
+    let same = settled && *known == Some(stamp);
+    *known = settled.then_some(stamp);
+    if same { Cache::Keep } else { Cache::Drop }
+}
+
+/// Reads until the buffer is full or the file ends. An error after some bytes is an error: see
+/// [`Vfs::read`] on short answers.
+fn fill(file: &rustix::fd::OwnedFd, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+    let mut done = 0;
+    while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let at = u64::try_from(done).ok().and_then(|done| offset.checked_add(done));
+        match rustix::io::pread(file, rest, at.ok_or(Errno::OVERFLOW)?) {
+            Ok(0) => break,
+            Ok(count) => done = done.saturating_add(count),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}

@@ -1,0 +1,130 @@
+//! Open files and directories.
+
+use super::inode::Node;
+use super::number::Key;
+use crate::export::Generation;
+use crate::tree::{self, Kind, Tree};
+use parking_lot::{Mutex, RwLock};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// What a handle reads from. A handle keeps what it opened, whatever happens to the name.
+#[derive(Debug)]
+pub(super) enum Handle {
+    /// A regular file of the machine.
+    Disk { node: Arc<Node>, tree: Arc<Tree>, file: OwnedFd, attr: tree::Attr },
+    /// Bytes fixed at open: a generated file or the report.
+    Bytes { node: Arc<Node>, bytes: Arc<[u8]>, attr: super::Attr },
+    /// An `export.tar`.
+    Export { node: Arc<Node>, generation: Arc<Generation> },
+    /// A directory.
+    Directory { node: Arc<Node>, listing: Mutex<Option<Arc<Listing>>> },
+}
+
+impl Handle {
+    pub(super) fn node(&self) -> &Arc<Node> {
+        match self {
+            Self::Disk { node, .. }
+            | Self::Bytes { node, .. }
+            | Self::Export { node, .. }
+            | Self::Directory { node, .. } => node,
+        }
+    }
+}
+
+/// A directory as it was when its reading began. The offset after the entry at index `i` is
+/// `i + 1`, so a reader may stop and go on, or seek, and meets each entry once.
+#[derive(Debug)]
+pub(super) struct Listing {
+    pub(super) taken: Instant,
+    pub(super) entries: Vec<Listed>,
+}
+
+/// One entry of a listing.
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub(super) name: Box<[u8]>,
+    pub(super) kind: Kind,
+    pub(super) source: Source,
+}
+
+/// What the rest of an entry is made of when it is asked for.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// `.` or `..`, with its number.
+    Dots(u64),
+    /// A name of ours.
+    Fixed(Key),
+    /// An entry of the tree.
+    Tree(tree::Attr),
+}
+
+impl Listing {
+    /// The entries from `offset` on, each with the offset of the next one.
+    pub(super) fn from(&self, offset: u64) -> impl Iterator<Item = (u64, &Listed)> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        (offset.saturating_add(1)..).zip(self.entries.iter().skip(start))
+    }
+}
+
+/// All open handles by number. The lock is held to copy a reference out, never across I/O.
+#[derive(Debug, Default)]
+pub(super) struct Handles {
+    open: RwLock<HashMap<u64, Arc<Handle>>>,
+    last: AtomicU64,
+}
+
+impl Handles {
+    pub(super) fn add(&self, handle: Handle) -> u64 {
+        let number = self.last.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        self.open.write().insert(number, Arc::new(handle));
+        number
+    }
+
+    pub(super) fn get(&self, number: u64) -> Result<Arc<Handle>, Errno> {
+        self.open.read().get(&number).map(Arc::clone).ok_or(Errno::BADF)
+    }
+
+    pub(super) fn remove(&self, number: u64) {
+        let gone = self.open.write().remove(&number);
+        drop(gone);
+    }
+
+    /// Any open handle of an inode: fstat(2) comes without its handle, and the name may be gone.
+    pub(super) fn of_inode(&self, ino: u64) -> Option<Arc<Handle>> {
+        self.open.read().values().find(|handle| handle.node().ino == ino).map(Arc::clone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(names: &[&str]) -> Listing {
+        let listed = |name: &&str| Listed {
+            name: name.as_bytes().into(),
+            kind: Kind::File,
+            source: Source::Dots(7),
+        };
+        Listing { taken: Instant::now(), entries: names.iter().map(listed).collect() }
+    }
+
+    #[test]
+    fn offsets_resume_after_any_entry() {
+        let listing = listing(&["a", "b", "c", "d"]);
+        let all: Vec<_> = listing.from(0).map(|(at, e)| (at, e.name.to_vec())).collect();
+        assert_eq!(all.len(), 4);
+        for (at, (next, name)) in all.iter().enumerate() {
+            assert_eq!(*next, at as u64 + 1);
+            let resumed: Vec<_> = listing.from(*next).map(|(_, e)| e.name.to_vec()).collect();
+            let rest: Vec<_> = all[at + 1..].iter().map(|(_, name)| name.clone()).collect();
+            assert_eq!(resumed, rest, "after {name:?}");
+        }
+        assert_eq!(listing.from(4).count(), 0);
+        assert_eq!(listing.from(u64::MAX).count(), 0);
+    }
+}

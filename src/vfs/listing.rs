@@ -1,0 +1,168 @@
+//! Listing directories.
+
+use super::handle::{Handle, Listed, Listing, Source};
+use super::inode::Node;
+use super::namespace::{EXPORT, REPORT, ROOTFS};
+use super::number::{Key, Object};
+use super::{DirEntry, Entry, Vfs};
+use crate::tree::Kind;
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Attributes older than this are read again before the kernel gets them: it then believes them
+/// for another second, however long ago the reader began.
+const STALE_AFTER: Duration = Duration::from_millis(500);
+
+impl Vfs {
+    /// Opens a directory. Nothing is read yet.
+    pub fn open_dir(&self, ino: u64) -> Result<u64, Errno> {
+        let node = self.table.get(ino)?;
+        match node.key.object {
+            Object::Tree(_) if node.place()?.kind != Kind::Directory => return Err(Errno::NOTDIR),
+            Object::Tree(_) | Object::Rootfs => {
+                self.dirs.open(&self.tree(&node.key.machine)?, &node)?;
+            }
+            Object::Report | Object::Placeholder | Object::Export { .. } => {
+                return Err(Errno::NOTDIR);
+            }
+            _ => {}
+        }
+        Ok(self.handles.add(Handle::Directory { node, listing: Mutex::new(None) }))
+    }
+
+    /// Hands the entries from `offset` on to `add` until it answers that it is full. With `plus`,
+    /// every entry but `.` and `..` has attributes and counts as looked up if `add` took it.
+    ///
+    /// Never scans: `export.tar` has a stand-in there, valid for no time, so that the next look
+    /// at it is a lookup.
+    pub fn read_dir(
+        &self,
+        handle: u64,
+        offset: u64,
+        plus: bool,
+        add: &mut dyn FnMut(&DirEntry<'_>) -> bool,
+    ) -> Result<(), Errno> {
+        let handle = self.handles.get(handle)?;
+        let Handle::Directory { node, listing } = &*handle else { return Err(Errno::NOTDIR) };
+        let known = listing.lock().clone();
+        let taken = match known {
+            Some(known) if offset > 0 => known,
+            // The beginning, perhaps again after rewinddir(3): what is there now.
+            _ => {
+                let taken = Arc::new(self.list(node)?);
+                *listing.lock() = Some(Arc::clone(&taken));
+                taken
+            }
+        };
+        for (next, listed) in taken.from(offset) {
+            let entry = match self.plus_entry(node, listed, plus, taken.taken) {
+                Ok(entry) => entry,
+                // Gone meanwhile.
+                Err(_) => continue,
+            };
+            let ino = match (&entry, &listed.source) {
+                (Some(entry), _) => entry.attr.ino,
+                (None, Source::Dots(ino)) => *ino,
+                (None, Source::Fixed(key)) => self.table.number(key),
+                (None, Source::Tree(attr)) => {
+                    self.table.number(&Key::new(&node.key.machine, Object::Tree(attr.id)))
+                }
+            };
+            let kind = entry.map_or(listed.kind, |entry| entry.attr.kind);
+            let full = add(&DirEntry { ino, offset: next, kind, name: &listed.name, entry });
+            if full {
+                if entry.is_some() {
+                    self.table.forget(ino, 1);
+                }
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn plus_entry(
+        &self,
+        node: &Arc<Node>,
+        listed: &Listed,
+        plus: bool,
+        taken: Instant,
+    ) -> Result<Option<Entry>, Errno> {
+        if !plus {
+            return Ok(None);
+        }
+        match &listed.source {
+            Source::Dots(_) => Ok(None),
+            Source::Fixed(key) if key.object == Object::Placeholder => {
+                self.insert_fixed(key.clone(), None).map(Some)
+            }
+            Source::Fixed(_) => self.lookup_in(node, &listed.name).map(Some),
+            Source::Tree(attr) if taken.elapsed() < STALE_AFTER => {
+                self.insert_entry(node, &listed.name, attr).map(Some)
+            }
+            Source::Tree(_) => self.lookup_in(node, &listed.name).map(Some),
+        }
+    }
+
+    /// The entries of a directory as of now.
+    fn list(&self, node: &Arc<Node>) -> Result<Listing, Errno> {
+        let taken = Instant::now();
+        let mut entries = vec![dots(b".", node.ino), dots(b"..", self.parent_of(node)?)];
+        let machine = &node.key.machine;
+        let mut fixed = |name: &str, kind, key| {
+            let source = Source::Fixed(key);
+            entries.push(Listed { name: name.as_bytes().into(), kind, source });
+        };
+        match node.key.object {
+            Object::Root => {
+                for name in self.machines.names() {
+                    fixed(&name, Kind::Directory, Key::new(&name, Object::Machine));
+                }
+            }
+            Object::Machine => {
+                let found = self.machines.get(machine.as_bytes()).ok_or(Errno::NOENT)?;
+                if found.exports.is_some() {
+                    fixed(EXPORT, Kind::File, Key::new(machine, Object::Placeholder));
+                }
+                fixed(REPORT, Kind::File, Key::new(machine, Object::Report));
+                if found.tree.is_ok() {
+                    fixed(ROOTFS, Kind::Directory, Key::new(machine, Object::Rootfs));
+                }
+            }
+            // Named by id only.
+            Object::Generations => {}
+            Object::GenerationDir(_) => {
+                fixed(EXPORT, Kind::File, Key::new(machine, Object::Placeholder));
+            }
+            Object::Rootfs | Object::Tree(_) => {
+                let tree = self.tree(machine)?;
+                let dir = self.dirs.open(&tree, node)?;
+                entries.extend(tree.read_dir(&dir)?.into_iter().map(|entry| Listed {
+                    name: entry.name,
+                    kind: entry.attr.kind,
+                    source: Source::Tree(entry.attr),
+                }));
+            }
+            Object::Report | Object::Placeholder | Object::Export { .. } => {
+                return Err(Errno::NOTDIR);
+            }
+        }
+        Ok(Listing { taken, entries })
+    }
+
+    /// The number that `..` shows.
+    fn parent_of(&self, node: &Node) -> Result<u64, Errno> {
+        let object = match node.key.object {
+            Object::Tree(_) => return node.place().map(|place| place.parent.ino),
+            Object::Root | Object::Machine => return Ok(super::number::ROOT),
+            Object::GenerationDir(_) => Object::Generations,
+            _ => Object::Machine,
+        };
+        Ok(self.table.number(&Key::new(&node.key.machine, object)))
+    }
+}
+
+fn dots(name: &[u8], ino: u64) -> Listed {
+    Listed { name: name.into(), kind: Kind::Directory, source: Source::Dots(ino) }
+}

@@ -1,0 +1,286 @@
+//! What is seen under the mount point, without a word of the kernel's protocol.
+//!
+//! ```text
+//! /                          the machines, found live
+//! └── NAME/
+//!     ├── export.tar         one inode per generation
+//!     ├── report.json
+//!     ├── rootfs/            the exported tree
+//!     └── .generations/ID/export.tar     found by name, not listed
+//! ```
+//!
+//! Everything here answers with an [`Errno`]. No operation changes anything, so there are none
+//! that could.
+//!
+//! The rule that everything else serves: **never another file's bytes under a number.** A number
+//! is looked up by the place where its object was found last; if another object is there now, the
+//! answer is ESTALE, on which the kernel looks the path up again.
+
+mod dirs;
+mod file;
+mod handle;
+mod inode;
+mod listing;
+mod namespace;
+mod number;
+
+use crate::machine::Machines;
+use crate::tree::{Kind, StatFs, Time, Tree};
+pub use file::Seek;
+use dirs::{Dirs, moved};
+use handle::Handles;
+use inode::{Found, Node, Place, Table};
+use number::{Key, Object};
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+/// How long the kernel may believe a name or attributes of something that can change at any time.
+const BRIEF: Duration = Duration::from_secs(1);
+/// How long the kernel may believe the attributes of a generation, which never change.
+const LASTING: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest name, as on every file system a machine can be on.
+const NAME_MAX: usize = 255;
+
+/// Who the mount belongs to and who else gets in.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// The mounting user, who owns what is ours.
+    pub uid: u32,
+    /// The mounting user's primary group.
+    pub gid: u32,
+    /// Everybody gets in, by the modes: `NAME/` must then be passable (0755), else the option
+    /// would admit nobody.
+    pub others: bool,
+    /// Somebody is kept out by looking at each call's user. The kernel then may not answer a path
+    /// from its own memory, so names are valid for no time at all.
+    pub checked: bool,
+}
+
+/// Attributes as stat(2) shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Attr {
+    pub ino: u64,
+    pub kind: Kind,
+    pub perm: u16,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub size: u64,
+    pub blocks: u64,
+    pub atime: Time,
+    pub mtime: Time,
+    pub ctime: Time,
+    pub rdev: (u32, u32),
+}
+
+/// A found name. The kernel holds one lookup of `attr.ino` for each one that it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The attributes.
+    pub attr: Attr,
+    /// How long the attributes may be believed.
+    pub attr_ttl: Duration,
+    /// How long the name may be believed to lead here.
+    pub entry_ttl: Duration,
+}
+
+/// One entry of a listing.
+#[derive(Clone, Copy, Debug)]
+pub struct DirEntry<'a> {
+    /// Its number.
+    pub ino: u64,
+    /// Where to go on after it.
+    pub offset: u64,
+    /// Its type.
+    pub kind: Kind,
+    /// Its name.
+    pub name: &'a [u8],
+    /// With attributes, when they were asked for and the name counts as looked up.
+    pub entry: Option<Entry>,
+}
+
+/// What the kernel may do with pages of a file it has just opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    /// The pages it has are of this very content.
+    Keep,
+    /// Cache from here on, but forget what is there: it may be older.
+    Drop,
+    /// Do not cache: what a handle sees differs from what another one sees.
+    Bypass,
+}
+
+/// An opened file.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// The handle.
+    pub handle: u64,
+    /// What to do with cached pages.
+    pub cache: Cache,
+}
+
+/// A generation that could not be served as promised: the kernel must drop its last page, which
+/// answers EIO from now on, and the name, which leads to another generation from now on.
+#[derive(Clone, Debug)]
+pub struct Torn {
+    /// Number of the generation's inode.
+    pub ino: u64,
+    /// From where on its pages are to be dropped.
+    pub offset: u64,
+    /// Number of the directory that has the name.
+    pub parent: u64,
+    /// The name.
+    pub name: &'static str,
+}
+
+/// The mounted namespace.
+#[derive(Debug)]
+pub struct Vfs {
+    machines: Arc<Machines>,
+    access: Access,
+    table: Table,
+    handles: Handles,
+    dirs: Dirs,
+    /// Per machine, the hash of the last report and since when it is so.
+    reports: Mutex<HashMap<Arc<str>, (u64, Time)>>,
+    torn: Sender<Torn>,
+}
+
+impl Vfs {
+    /// A namespace of all machines. Torn generations are announced on `torn`, once each; whoever
+    /// receives must not be the thread that serves reads, since dropping a page waits for them.
+    pub fn new(machines: Arc<Machines>, access: Access, torn: Sender<Torn>) -> Self {
+        Self {
+            machines,
+            access,
+            table: Table::new(),
+            handles: Handles::default(),
+            dirs: Dirs::new(),
+            reports: Mutex::default(),
+            torn,
+        }
+    }
+
+    /// The kernel gives back `count` lookups of a number.
+    pub fn forget(&self, ino: u64, count: u64) {
+        self.table.forget(ino, count);
+    }
+
+    /// The target of a symbolic link.
+    pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, Errno> {
+        self.refound(ino, Errno::INVAL, |tree, dir, name| tree.read_link(dir, name))
+    }
+
+    /// The value of an extended attribute.
+    pub fn xattr(&self, ino: u64, xattr: &[u8]) -> Result<Vec<u8>, Errno> {
+        self.refound(ino, Errno::NODATA, |tree, dir, name| tree.xattr(dir, name, xattr))
+    }
+
+    /// The names of the extended attributes, NUL-terminated each.
+    pub fn list_xattr(&self, ino: u64) -> Result<Vec<u8>, Errno> {
+        match self.refound(ino, Errno::NODATA, |tree, dir, name| tree.list_xattr(dir, name)) {
+            Err(Errno::NODATA) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    /// access(2), for the mounting user, who reads everything.
+    pub fn access(&self, ino: u64, write: bool, execute: bool) -> Result<(), Errno> {
+        if !write && !execute {
+            return self.table.get(ino).map(drop);
+        }
+        let attr = self.getattr(ino, None)?.attr;
+        // As on a native read-only mount: writing to a device or a FIFO does not write to it.
+        if write && matches!(attr.kind, Kind::File | Kind::Directory | Kind::Symlink) {
+            return Err(Errno::ROFS);
+        }
+        if execute && attr.kind != Kind::Directory && attr.perm & 0o111 == 0 {
+            return Err(Errno::ACCESS);
+        }
+        Ok(())
+    }
+
+    /// Figures of the machine's storage; of nothing for the mount's root.
+    pub fn statfs(&self, ino: u64) -> Result<StatFs, Errno> {
+        let node = self.table.get(ino)?;
+        match self.tree(&node.key.machine) {
+            Ok(tree) => tree.statfs(),
+            Err(_) => {
+                Ok(StatFs { bsize: 4096, frsize: 4096, namelen: 255, ..StatFs::default() })
+            }
+        }
+    }
+
+    /// The tree of a machine; ESTALE if it is gone or broken.
+    fn tree(&self, machine: &Arc<str>) -> Result<Arc<Tree>, Errno> {
+        let machine = self.machines.get(machine.as_bytes()).ok_or(Errno::STALE)?;
+        machine.tree.as_ref().map(Arc::clone).map_err(|_| Errno::STALE)
+    }
+
+    /// The tree of an entry, the directory it was found in, and its place there.
+    fn place_of(&self, node: &Node) -> Result<(Arc<Tree>, crate::tree::Dir, Place), Errno> {
+        let place = node.place()?;
+        let tree = self.tree(&node.key.machine)?;
+        let dir = self.dirs.open(&tree, &place.parent)?;
+        Ok((tree, dir, place))
+    }
+
+    /// Asks the tree something about an entry that can be named by its place only, and then makes
+    /// sure that it was still this very object that answered.
+    fn refound<T>(
+        &self,
+        ino: u64,
+        not_in_tree: Errno,
+        ask: impl FnOnce(&Tree, &crate::tree::Dir, &[u8]) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let node = self.table.get(ino)?;
+        let Object::Tree(id) = node.key.object else { return Err(not_in_tree) };
+        let (tree, dir, place) = self.place_of(&node)?;
+        let answer = ask(&tree, &dir, &place.name);
+        let now = tree.lookup(&dir, &place.name).map_err(moved)?;
+        if now.id == id { answer } else { Err(Errno::STALE) }
+    }
+
+    /// Counts a lookup of an entry of a tree.
+    fn insert_entry(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        attr: &crate::tree::Attr,
+    ) -> Result<Entry, Errno> {
+        let key = Key::new(&parent.key.machine, Object::Tree(attr.id));
+        let place = Place { parent: Arc::clone(parent), name: name.into(), kind: attr.kind };
+        let node = self.table.insert(key, Found::Entry(place))?;
+        Ok(self.entry(Attr::of(node.ino, attr), BRIEF))
+    }
+
+    /// An entry whose name is believed for a moment.
+    fn entry(&self, attr: Attr, attr_ttl: Duration) -> Entry {
+        let entry_ttl = if self.access.checked { Duration::ZERO } else { BRIEF };
+        Entry { attr, attr_ttl, entry_ttl }
+    }
+}
+
+impl Attr {
+    fn of(ino: u64, attr: &crate::tree::Attr) -> Self {
+        Self {
+            ino,
+            kind: attr.kind,
+            perm: attr.perm,
+            nlink: attr.nlink,
+            uid: attr.uid,
+            gid: attr.gid,
+            size: attr.size,
+            blocks: attr.blocks,
+            atime: attr.atime,
+            mtime: attr.mtime,
+            ctime: attr.ctime,
+            rdev: attr.rdev,
+        }
+    }
+}

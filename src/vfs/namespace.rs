@@ -1,0 +1,304 @@
+//! Names and attributes: what is where, and what it looks like.
+
+use super::handle::Handle;
+use super::inode::{Found, Node};
+use super::number::{Key, Object};
+use super::{Attr, BRIEF, Entry, LASTING, NAME_MAX, Vfs, moved};
+use crate::export::{Exports, Generation};
+use crate::machine::Machine;
+use crate::tree::{Kind, Time};
+use rustix::io::Errno;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The names in `NAME/`, as listed.
+pub(super) const EXPORT: &str = "export.tar";
+pub(super) const REPORT: &str = "report.json";
+pub(super) const ROOTFS: &str = "rootfs";
+/// Found by name, never listed, so that no backup walks in.
+const GENERATIONS: &str = ".generations";
+
+impl Vfs {
+    /// Looks a name up, unless that may take long: then `None`, nothing has happened, and
+    /// [`Vfs::lookup`] is to be called where waiting holds up nobody else.
+    pub fn lookup_at_once(&self, parent: u64, name: &[u8]) -> Option<Result<Entry, Errno>> {
+        let node = match self.table.get(parent) {
+            Ok(node) => node,
+            Err(error) => return Some(Err(error)),
+        };
+        if node.key.object != Object::Machine || name != EXPORT.as_bytes() {
+            return Some(self.lookup_in(&node, name));
+        }
+        let exports = match self.exports(&node.key.machine) {
+            Ok(exports) => exports,
+            Err(error) => return Some(Err(error)),
+        };
+        exports.fresh().map(|generation| self.insert_generation(&node, generation))
+    }
+
+    /// Looks a name up; of `export.tar` this may scan the machine's tree.
+    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Entry, Errno> {
+        let node = self.table.get(parent)?;
+        self.lookup_in(&node, name)
+    }
+
+    pub(super) fn lookup_in(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Entry, Errno> {
+        if name.len() > NAME_MAX {
+            return Err(Errno::NAMETOOLONG);
+        }
+        match parent.key.object {
+            Object::Root => {
+                let machine = self.machines.get(name).ok_or(Errno::NOENT)?;
+                self.insert_fixed(Key::new(&machine.name, Object::Machine), Some(&machine))
+            }
+            Object::Machine => self.lookup_in_machine(parent, name),
+            Object::Generations => {
+                let id = parse_id(name).ok_or(Errno::NOENT)?;
+                self.exports(&parent.key.machine)?.by_id(id).ok_or(Errno::NOENT)?;
+                let key = Key::new(&parent.key.machine, Object::GenerationDir(id));
+                self.insert_fixed(key, None)
+            }
+            Object::GenerationDir(id) if name == EXPORT.as_bytes() => {
+                let exports = self.exports(&parent.key.machine)?;
+                self.insert_generation(parent, exports.by_id(id).ok_or(Errno::NOENT)?)
+            }
+            Object::GenerationDir(_) => Err(Errno::NOENT),
+            Object::Rootfs | Object::Tree(_) => {
+                let tree = self.tree(&parent.key.machine)?;
+                let dir = self.dirs.open(&tree, parent)?;
+                let attr = tree.lookup(&dir, name)?;
+                self.insert_entry(parent, name, &attr)
+            }
+            Object::Report | Object::Placeholder | Object::Export { .. } => Err(Errno::NOTDIR),
+        }
+    }
+
+    fn lookup_in_machine(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Entry, Errno> {
+        let machine =
+            self.machines.get(parent.key.machine.as_bytes()).ok_or(Errno::STALE)?;
+        let object = if name == REPORT.as_bytes() {
+            Object::Report
+        } else if machine.tree.is_err() {
+            return Err(Errno::NOENT);
+        } else if name == ROOTFS.as_bytes() {
+            Object::Rootfs
+        } else if name == GENERATIONS.as_bytes() {
+            Object::Generations
+        } else if name == EXPORT.as_bytes() {
+            let exports = machine.exports.as_ref().ok_or(Errno::NOENT)?;
+            return self.insert_generation(parent, exports.lookup()?);
+        } else {
+            return Err(Errno::NOENT);
+        };
+        self.insert_fixed(Key::new(&machine.name, object), Some(&machine))
+    }
+
+    /// Counts a lookup of one of our own names.
+    pub(super) fn insert_fixed(
+        &self,
+        key: Key,
+        machine: Option<&Machine>,
+    ) -> Result<Entry, Errno> {
+        let attr = self.attr_of_fixed(&key, 0, machine)?;
+        let ttl = if key.object == Object::Placeholder { Duration::ZERO } else { BRIEF };
+        let node = self.table.insert(key, Found::Fixed)?;
+        let mut entry = self.entry(Attr { ino: node.ino, ..attr }, ttl);
+        entry.entry_ttl = entry.entry_ttl.min(ttl);
+        Ok(entry)
+    }
+
+    /// Counts a lookup of a generation. A torn one that the kernel still knows under the same id
+    /// has zeros in cached pages: the new one then gets another number.
+    fn insert_generation(
+        &self,
+        parent: &Node,
+        generation: Arc<Generation>,
+    ) -> Result<Entry, Errno> {
+        let id = generation.id();
+        let key = (0..=u32::MAX)
+            .map(|retry| Key::new(&parent.key.machine, Object::Export { id, retry }))
+            .find(|key| {
+                self.table.find(key).and_then(|node| node.generation()).is_none_or(|known| {
+                    Arc::ptr_eq(&known, &generation) || !known.torn()
+                })
+            })
+            .ok_or(Errno::STALE)?;
+        let torn = generation.torn();
+        let node = self.table.insert(key, Found::Generation(Arc::clone(&generation)))?;
+        let mut entry = self.entry(self.attr_of_generation(node.ino, &generation), LASTING);
+        if torn {
+            entry.entry_ttl = Duration::ZERO;
+        }
+        Ok(entry)
+    }
+
+    pub(super) fn exports(&self, machine: &Arc<str>) -> Result<Arc<Exports>, Errno> {
+        let machine = self.machines.get(machine.as_bytes()).ok_or(Errno::STALE)?;
+        machine.exports.as_ref().map(Arc::clone).ok_or(Errno::NOENT)
+    }
+
+    /// Attributes of a number, or of an open handle of it. The handle keeps them available when
+    /// the name is gone.
+    pub fn getattr(&self, ino: u64, handle: Option<u64>) -> Result<Entry, Errno> {
+        if let Some(handle) = handle {
+            return self.attr_of_handle(&*self.handles.get(handle)?);
+        }
+        let node = self.table.get(ino)?;
+        match self.attr_of_node(&node) {
+            // fstat(2) comes without its handle.
+            Err(Errno::STALE) => match self.handles.of_inode(ino) {
+                Some(open) => self.attr_of_handle(&open),
+                None => Err(Errno::STALE),
+            },
+            other => other,
+        }
+    }
+
+    fn attr_of_node(&self, node: &Arc<Node>) -> Result<Entry, Errno> {
+        match node.key.object {
+            Object::Tree(id) => {
+                let (tree, dir, place) = self.place_of(node)?;
+                let attr = tree.lookup(&dir, &place.name).map_err(moved)?;
+                if attr.id != id {
+                    return Err(Errno::STALE);
+                }
+                Ok(self.entry(Attr::of(node.ino, &attr), BRIEF))
+            }
+            Object::Export { .. } => {
+                let generation = node.generation().ok_or(Errno::STALE)?;
+                Ok(self.entry(self.attr_of_generation(node.ino, &generation), LASTING))
+            }
+            // It exists in listings only: whoever asks has to look the name up.
+            Object::Placeholder => Err(Errno::STALE),
+            _ => {
+                let machine = self.machines.get(node.key.machine.as_bytes());
+                let attr = self.attr_of_fixed(&node.key, node.ino, machine.as_deref())?;
+                Ok(self.entry(attr, BRIEF))
+            }
+        }
+    }
+
+    fn attr_of_handle(&self, handle: &Handle) -> Result<Entry, Errno> {
+        match handle {
+            Handle::Disk { node, tree, file, attr } => {
+                let attr = tree.attr_of(file, attr)?;
+                Ok(self.entry(Attr::of(node.ino, &attr), BRIEF))
+            }
+            Handle::Bytes { attr, .. } => Ok(self.entry(*attr, BRIEF)),
+            Handle::Export { node, generation } => {
+                Ok(self.entry(self.attr_of_generation(node.ino, generation), LASTING))
+            }
+            Handle::Directory { node, .. } => self.attr_of_node(node),
+        }
+    }
+
+    /// Attributes of a name of ours.
+    fn attr_of_fixed(
+        &self,
+        key: &Key,
+        ino: u64,
+        machine: Option<&Machine>,
+    ) -> Result<Attr, Errno> {
+        let time = machine.map(rootfs_time).unwrap_or_default();
+        let directory = |perm| self.own_attr(ino, Kind::Directory, perm, 0, time);
+        Ok(match key.object {
+            Object::Root => directory(0o755),
+            Object::Machine => {
+                machine.ok_or(Errno::STALE)?;
+                directory(if self.access.others { 0o755 } else { 0o700 })
+            }
+            Object::Generations | Object::GenerationDir(_) => directory(0o700),
+            Object::Rootfs => {
+                let machine = machine.ok_or(Errno::STALE)?;
+                let tree = machine.tree.as_ref().map_err(|_| Errno::STALE)?;
+                let (_, attr) = tree.root()?;
+                let attr = Attr::of(ino, &attr);
+                Attr { perm: 0o755, uid: 0, gid: 0, nlink: 1, ..attr }
+            }
+            Object::Report => {
+                let (bytes, time) = self.report(machine.ok_or(Errno::STALE)?);
+                self.report_attr(ino, &bytes, time)
+            }
+            Object::Placeholder => self.own_attr(ino, Kind::File, 0o600, 0, time),
+            Object::Export { .. } | Object::Tree(_) => return Err(Errno::STALE),
+        })
+    }
+
+    /// The report as of now, and since when it says so.
+    pub(super) fn report(&self, machine: &Machine) -> (Vec<u8>, Time) {
+        let bytes = machine.report();
+        let hash = xxh3_64(&bytes);
+        let first = rootfs_time(machine);
+        let mut reports = self.reports.lock();
+        let known = reports.entry(Arc::clone(&machine.name)).or_insert((hash, first));
+        if known.0 != hash {
+            *known = (hash, now());
+        }
+        (bytes, known.1)
+    }
+
+    pub(super) fn report_attr(&self, ino: u64, bytes: &[u8], time: Time) -> Attr {
+        let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.own_attr(ino, Kind::File, 0o600, size, time)
+    }
+
+    fn attr_of_generation(&self, ino: u64, generation: &Generation) -> Attr {
+        let size = generation.size();
+        let attr = self.own_attr(ino, Kind::File, 0o600, size, generation.mtime());
+        // Without blocks `tar -S` takes the whole file for a hole.
+        Attr { ctime: generation.ctime(), blocks: size / 512, ..attr }
+    }
+
+    fn own_attr(&self, ino: u64, kind: Kind, perm: u16, size: u64, time: Time) -> Attr {
+        Attr {
+            ino,
+            kind,
+            perm,
+            nlink: 1,
+            uid: self.access.uid,
+            gid: self.access.gid,
+            size,
+            blocks: size.div_ceil(512),
+            atime: time,
+            mtime: time,
+            ctime: time,
+            rdev: (0, 0),
+        }
+    }
+}
+
+/// The time that a machine's own directory shows: its rootfs's, which a remount does not change.
+fn rootfs_time(machine: &Machine) -> Time {
+    let root = machine.tree.as_ref().ok().and_then(|tree| tree.root().ok());
+    root.map(|(_, attr)| attr.mtime).unwrap_or_default()
+}
+
+/// The wall clock.
+pub(super) fn now() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time { sec: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nsec: since.subsec_nanos() }
+}
+
+/// A generation's id as it is written in a path: 16 lower-case hexadecimal digits, so that each
+/// generation has one path only.
+fn parse_id(name: &[u8]) -> Option<u64> {
+    let lower = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if name.len() != 16 || !name.iter().all(lower) {
+        return None;
+    }
+    u64::from_str_radix(std::str::from_utf8(name).ok()?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_has_one_spelling() {
+        assert_eq!(parse_id(b"00000000000000ff"), Some(255));
+        for bad in ["ff", "00000000000000FF", "+0000000000000ff", "", "0000000000000 ff"] {
+            assert_eq!(parse_id(bad.as_bytes()), None, "{bad}");
+        }
+    }
+}
