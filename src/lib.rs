@@ -2,5 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod export;
+pub mod idmap;
 pub mod machine;
+pub mod tar;
 pub mod tree;

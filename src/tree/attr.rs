@@ -1,4 +1,7 @@
-//! Attributes of an entry, with the machine's ids.
+//! Attributes of an entry, with the machine's ids. Un-shifting happens here and nowhere else.
+
+use crate::idmap::{IdMap, NOBODY};
+use rustix::fs::{FileType, Statx, StatxTimestamp};
 
 /// Seconds and nanoseconds since 1970; `sec` may be negative, `nsec` is 0..1e9.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -6,6 +9,12 @@
 pub struct Time {
     pub sec: i64,
     pub nsec: u32,
+}
+
+impl From<StatxTimestamp> for Time {
+    fn from(t: StatxTimestamp) -> Self {
+        Self { sec: t.tv_sec, nsec: t.tv_nsec }
+    }
 }
 
 /// Type of an entry.
@@ -19,6 +28,20 @@ pub enum Kind {
     BlockDevice,
     Fifo,
     Socket,
+}
+
+impl Kind {
+    pub(super) fn of(st: &Statx) -> Self {
+        match FileType::from_raw_mode(u32::from(st.stx_mode)) {
+            FileType::Directory => Self::Directory,
+            FileType::Symlink => Self::Symlink,
+            FileType::CharacterDevice => Self::CharDevice,
+            FileType::BlockDevice => Self::BlockDevice,
+            FileType::Fifo => Self::Fifo,
+            FileType::Socket => Self::Socket,
+            FileType::RegularFile | FileType::Unknown => Self::File,
+        }
+    }
 }
 
 /// What an entry is on disk, stable over renames, remounts and reboots. Hard links share it.
@@ -58,4 +81,69 @@ pub struct Attr {
     pub nlink: u32,
     /// Major and minor of a device node.
     pub rdev: (u32, u32),
+}
+
+/// Whose a layer's files are.
+#[derive(Clone, Debug)]
+pub enum Owners {
+    /// The disk has the machine's ids.
+    AsOnDisk,
+    /// The disk's ids are shifted.
+    Mapped(IdMap),
+    /// Everything belongs to one owner: no map of the home is recorded.
+    All(u32, u32),
+}
+
+impl Owners {
+    /// The machine's owner, and whether an id had no place in the map.
+    pub(super) fn unshift(&self, uid: u32, gid: u32) -> ((u32, u32), bool) {
+        match self {
+            Self::AsOnDisk => ((uid, gid), false),
+            Self::All(u, g) => ((*u, *g), false),
+            Self::Mapped(map) => {
+                let (u, g) = (map.uid(uid), map.gid(gid));
+                ((u.unwrap_or(NOBODY), g.unwrap_or(NOBODY)), u.is_none() || g.is_none())
+            }
+        }
+    }
+}
+
+impl Attr {
+    pub(super) fn from_disk(st: &Statx, layer: u8, subvol: u64, owners: &Owners) -> Self {
+        let kind = Kind::of(st);
+        let ((uid, gid), _) = owners.unshift(st.stx_uid, st.stx_gid);
+        Self {
+            id: ObjectId::Disk { layer, subvol, ino: st.stx_ino },
+            kind,
+            perm: st.stx_mode & 0o7777,
+            uid,
+            gid,
+            size: st.stx_size,
+            blocks: st.stx_blocks,
+            mtime: st.stx_mtime.into(),
+            ctime: st.stx_ctime.into(),
+            atime: st.stx_atime.into(),
+            nlink: if kind == Kind::Directory { 1 } else { st.stx_nlink },
+            rdev: (st.stx_rdev_major, st.stx_rdev_minor),
+        }
+    }
+
+    /// A directory or file of ours; all three times are `time`, so that equal input gives equal bytes.
+    pub(super) fn made(path: &[u8], kind: Kind, perm: u16, size: u64, time: Time) -> Self {
+        Self {
+            id: ObjectId::Generated(xxhash_rust::xxh3::xxh3_64(path)),
+            kind,
+            perm,
+            uid: 0,
+            gid: 0,
+            size,
+            // tar -S takes a non-empty file without blocks for one hole.
+            blocks: size.div_ceil(512),
+            mtime: time,
+            ctime: time,
+            atime: time,
+            nlink: 1,
+            rdev: (0, 0),
+        }
+    }
 }

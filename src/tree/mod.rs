@@ -1,15 +1,50 @@
 //! One machine's exported tree: rootfs − exclusions + home graft + generated files.
+//!
+//! The union rule, once: a name's [`rules::Verdict`] decides first; a generated file or the home stands over whatever
+//! the disk has; below an excluded directory only what an include or a generated file names is there; everything else
+//! is the rootfs. Sockets, and what lies on another mount, are not in the tree, since they cannot be in the tar.
 
 mod attr;
-pub use attr::{Attr, Kind, ObjectId, Time};
+mod generated;
+mod layer;
+mod rules;
+#[cfg(test)]
+mod tests;
 
-use rustix::fd::OwnedFd;
+pub use attr::{Attr, Kind, ObjectId, Owners, Time};
+pub use generated::GeneratedFile;
+pub use rules::{BUILT_IN_EXCLUDES, HOME, RuleError, Selection};
+
+use layer::Layer;
+use rules::{RuleId, Rules, Verdict};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::Statx;
 use rustix::io::Errno;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Index of the rootfs among the layers.
+const ROOTFS: u8 = 0;
+/// Index of the home among the layers.
+const HOME_LAYER: u8 = 1;
 
 /// An open directory of the exported tree. Cheap to clone; holds at most one descriptor.
 #[derive(Clone, Debug)]
-pub struct Dir(Arc<()>);
+pub struct Dir(Arc<Place>);
+
+#[derive(Debug)]
+struct Place {
+    /// `None`: there is nothing on the disk to list (made by us, or another mount lies here).
+    fd: Option<OwnedFd>,
+    layer: u8,
+    subvol: u64,
+    device: (u32, u32),
+    rule: Option<RuleId>,
+    /// Only names with a rule are shown.
+    hidden: bool,
+    /// Absolute path in the machine, no slash at its end (so the root's is empty).
+    path: Box<[u8]>,
+}
 
 /// What opening a regular file gives.
 #[derive(Debug)]
@@ -29,6 +64,46 @@ pub struct Entry {
     pub attr: Attr,
 }
 
+/// Why something on the disk is not in the exported tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// A socket: no archive can hold one.
+    Socket,
+    /// Another file system is mounted here.
+    MountPoint,
+    /// A pattern of the user.
+    ByUser,
+    /// The entry is there but cannot be looked at.
+    Unreadable(Errno),
+    /// Its owner is outside the machine's id map; it is in the tree as 65534.
+    ForeignOwner,
+}
+
+/// Where a machine's files are, and whose.
+#[derive(Debug)]
+pub struct Source {
+    /// The container's root directory on the host.
+    pub rootfs: PathBuf,
+    /// Whose the rootfs's files are.
+    pub rootfs_owners: Owners,
+    /// The directory that Codchi mounts at `/home/codchi`.
+    pub home: Option<PathBuf>,
+    /// Whose the home's files are.
+    pub home_owners: Owners,
+}
+
+/// A layer that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the {what} {path}: {source}")]
+pub struct OpenError {
+    /// `root file system` or `home`.
+    pub what: &'static str,
+    /// Its path on the host.
+    pub path: PathBuf,
+    /// The system's answer.
+    pub source: Errno,
+}
+
 /// Figures of the machine's storage for statfs(2).
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(missing_docs)]
@@ -45,47 +120,377 @@ pub struct StatFs {
 
 /// One machine's exported tree, frozen in its rules, live in its contents.
 #[derive(Debug)]
-pub struct Tree {}
+pub struct Tree {
+    rootfs: Layer,
+    home: Option<Layer>,
+    rootfs_owners: Owners,
+    home_owners: Owners,
+    rules: Rules,
+    generated: Vec<GeneratedFile>,
+    /// mtime of what we make: config.json's.
+    made: Time,
+}
 
 impl Tree {
-    /// The root directory. Its attributes are always 0755 0:0.
+    /// Opens a machine's directories. `made` is the mtime of everything generated.
+    pub fn open(
+        source: Source,
+        selection: &Selection,
+        generated: Vec<GeneratedFile>,
+        made: Time,
+    ) -> Result<Self, TreeError> {
+        let open = |what, path: &Path| {
+            Layer::open(path).map_err(|source| OpenError { what, path: path.into(), source })
+        };
+        let rootfs = open("root file system", &source.rootfs)?;
+        let home = source.home.as_deref().map(|path| open("home", path)).transpose()?;
+        let rules = Rules::new(selection, &generated, home.is_some())?;
+        Ok(Self {
+            rootfs,
+            home,
+            rootfs_owners: source.rootfs_owners,
+            home_owners: source.home_owners,
+            rules,
+            generated,
+            made,
+        })
+    }
+
+    /// The root directory. Its attributes are always 0755 0:0: `rsync -a rootfs/ vm:/` applies them to the target's.
     pub fn root(&self) -> Result<(Dir, Attr), Errno> {
-        todo!()
+        let st = layer::stat_fd(self.rootfs.root())?;
+        let mut attr = Attr::from_disk(&st, ROOTFS, 0, &self.rootfs_owners);
+        (attr.perm, attr.uid, attr.gid) = (0o755, 0, 0);
+        let place = Place {
+            fd: Some(layer::open_dir(self.rootfs.root(), b".")?),
+            layer: ROOTFS,
+            subvol: 0,
+            device: layer::device(&st),
+            rule: Some(Rules::ROOT),
+            hidden: false,
+            path: Box::default(),
+        };
+        Ok((Dir(Arc::new(place)), attr))
     }
+
     /// Finds `name` in `dir` (one statx; nothing is opened).
-    pub fn lookup(&self, _dir: &Dir, _name: &[u8]) -> Result<Attr, Errno> {
-        todo!()
+    pub fn lookup(&self, dir: &Dir, name: &[u8]) -> Result<Attr, Errno> {
+        self.find(dir, name, &mut |_| ()).map(|found| found.attr)
     }
+
     /// All entries, sorted by bytes.
-    pub fn read_dir(&self, _dir: &Dir) -> Result<Vec<Entry>, Errno> {
-        todo!()
+    pub fn read_dir(&self, dir: &Dir) -> Result<Vec<Entry>, Errno> {
+        self.scan_dir(dir, |_, _| ())
     }
+
+    /// As [`Self::read_dir`], and tells of everything on the disk that is not as it was there.
+    pub fn scan_dir(
+        &self,
+        dir: &Dir,
+        mut left_out: impl FnMut(&[u8], LeftOut),
+    ) -> Result<Vec<Entry>, Errno> {
+        let mut entries = Vec::new();
+        let mut add = |name: &[u8]| {
+            if let Ok(found) = self.find(dir, name, &mut |why| left_out(name, why)) {
+                entries.push(Entry { name: name.into(), attr: found.attr });
+            }
+        };
+        for name in self.rules.children(dir.0.rule) {
+            add(name);
+        }
+        if let Some(fd) = dir.0.fd.as_ref().filter(|_| !dir.0.hidden) {
+            layer::names(fd.as_fd(), |name| {
+                if !self.rules.children(dir.0.rule).any(|special| special == name) {
+                    add(name);
+                }
+            })?;
+        }
+        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
     /// Opens the subdirectory `name`.
-    pub fn open_dir(&self, _dir: &Dir, _name: &[u8]) -> Result<(Dir, Attr), Errno> {
-        todo!()
+    pub fn open_dir(&self, dir: &Dir, name: &[u8]) -> Result<(Dir, Attr), Errno> {
+        let found = self.find(dir, name, &mut |_| ())?;
+        if found.attr.kind != Kind::Directory {
+            return Err(if found.attr.kind == Kind::Symlink { Errno::LOOP } else { Errno::NOTDIR });
+        }
+        let mut place = Place {
+            fd: None,
+            layer: found.layer,
+            subvol: 0,
+            device: (0, 0),
+            rule: found.rule,
+            hidden: found.hidden,
+            path: [&dir.0.path, b"/".as_slice(), name].concat().into(),
+        };
+        let mut attr = found.attr;
+        let graft = found.layer == HOME_LAYER && dir.0.layer == ROOTFS;
+        let fd = match (graft, &self.home, &dir.0.fd) {
+            (true, Some(home), _) => Some(layer::open_dir(home.root(), b".")?),
+            (false, _, Some(parent)) if !found.mount_point => match layer::open_dir(parent, name) {
+                Ok(fd) => Some(fd),
+                // Made whatever the disk has: a link or nothing at all.
+                Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::XDEV) if found.made => None,
+                Err(e) => return Err(e),
+            },
+            _ => None,
+        };
+        if let Some(fd) = fd {
+            let st = layer::stat_fd(&fd)?;
+            place.device = layer::device(&st);
+            place.subvol = if graft { 0 } else { self.subvol(dir, found.layer, &st, name) };
+            if !found.made {
+                // Between the look and the open it may have become another directory; this is the one that is open.
+                attr = self.disk_attr(&st, found.layer, place.subvol, graft);
+            }
+            place.fd = Some(fd);
+        }
+        Ok((Dir(Arc::new(place)), attr))
     }
-    /// Opens the regular file `name`; attributes are of the opened file. Anything else: ENXIO for special files, ELOOP for links.
-    pub fn open_file(&self, _dir: &Dir, _name: &[u8]) -> Result<(File, Attr), Errno> {
-        todo!()
+
+    /// Opens the regular file `name`; the attributes are of the opened file. Refused without an open: ENXIO for a
+    /// special file, ELOOP for a link, EISDIR for a directory.
+    pub fn open_file(&self, dir: &Dir, name: &[u8]) -> Result<(File, Attr), Errno> {
+        match self.rules.verdict(dir.0.rule, dir.0.hidden, name) {
+            Verdict::Generated(i) => {
+                let attr = self.find(dir, name, &mut |_| ())?.attr;
+                let file = self.generated.get(i).ok_or(Errno::NOENT)?;
+                Ok((File::Generated(Arc::clone(&file.content)), attr))
+            }
+            Verdict::Hidden => Err(Errno::NOENT),
+            Verdict::Graft { .. } | Verdict::Way { .. } | Verdict::Made { .. } => Err(Errno::ISDIR),
+            Verdict::Disk | Verdict::DiskWith { .. } => {
+                if self.rules.excluded_by_user(&dir.0.path, name, false) {
+                    return Err(Errno::NOENT);
+                }
+                let (fd, st) = layer::open_file(dir.disk()?, name)?;
+                let subvol = self.subvol(dir, dir.0.layer, &st, name);
+                Ok((File::Disk(fd), self.disk_attr(&st, dir.0.layer, subvol, false)))
+            }
+        }
     }
-    /// Attributes of an opened file of this tree's disk layers (fstat; `like` is the attr it was opened with).
-    pub fn attr_of(&self, _file: &OwnedFd, _like: &Attr) -> Result<Attr, Errno> {
-        todo!()
+
+    /// Attributes of an opened file of this tree's layers; `like` are those that it was opened with.
+    pub fn attr_of(&self, file: &OwnedFd, like: &Attr) -> Result<Attr, Errno> {
+        let ObjectId::Disk { layer, subvol, .. } = like.id else { return Err(Errno::BADF) };
+        Ok(self.disk_attr(&layer::stat_fd(file)?, layer, subvol, false))
     }
+
     /// The target of the symbolic link `name`.
-    pub fn read_link(&self, _dir: &Dir, _name: &[u8]) -> Result<Vec<u8>, Errno> {
-        todo!()
+    pub fn read_link(&self, dir: &Dir, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        match self.find(dir, name, &mut |_| ())?.attr.kind {
+            Kind::Symlink => layer::read_link(dir.disk()?, name),
+            _ => Err(Errno::INVAL),
+        }
     }
-    /// Names of extended attributes, NUL-terminated each (empty until the fidelity issue).
+
+    /// Names of extended attributes, each with a NUL (none of them is exported yet).
     pub fn list_xattr(&self, _dir: &Dir, _name: &[u8]) -> Result<Vec<u8>, Errno> {
         Ok(Vec::new())
     }
+
     /// Value of one extended attribute.
     pub fn xattr(&self, _dir: &Dir, _name: &[u8], _xattr: &[u8]) -> Result<Vec<u8>, Errno> {
         Err(Errno::NODATA)
     }
-    /// Figures of the machine's storage.
+
+    /// Figures of the storage that the rootfs is on.
     pub fn statfs(&self) -> Result<StatFs, Errno> {
-        todo!()
+        let s = rustix::fs::fstatfs(self.rootfs.root())?;
+        let small = |n: i64| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(StatFs {
+            blocks: s.f_blocks,
+            bfree: s.f_bfree,
+            bavail: s.f_bavail,
+            files: s.f_files,
+            ffree: s.f_ffree,
+            bsize: small(s.f_bsize),
+            namelen: small(s.f_namelen),
+            frsize: small(s.f_frsize),
+        })
     }
+
+    /// The newest ctime of the layers' roots and of the directories that hold an excluded path: what an export's mtime
+    /// must not be older than, since a removal there changes the tree and shows nowhere else.
+    pub fn newest_root_ctime(&self) -> Result<Time, Errno> {
+        let mut newest: Time = layer::stat_fd(self.rootfs.root())?.stx_ctime.into();
+        if let Some(home) = &self.home {
+            newest = newest.max(layer::stat_fd(home.root())?.stx_ctime.into());
+        }
+        for path in BUILT_IN_EXCLUDES {
+            let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+            let (layer, below) = match (parent.strip_prefix(HOME), &self.home) {
+                (Some(rest), Some(home)) => (home, rest),
+                _ => (&self.rootfs, parent),
+            };
+            let below = below.trim_start_matches('/');
+            if let Ok(fd) = layer::open_dir(
+                layer.root(),
+                if below.is_empty() { b"." } else { below.as_bytes() },
+            ) {
+                newest = newest.max(layer::stat_fd(&fd)?.stx_ctime.into());
+            }
+        }
+        Ok(newest)
+    }
+
+    /// The files that are made rather than found.
+    pub fn generated(&self) -> &[GeneratedFile] {
+        &self.generated
+    }
+
+    fn owners(&self, layer: u8) -> &Owners {
+        if layer == HOME_LAYER { &self.home_owners } else { &self.rootfs_owners }
+    }
+
+    fn layer(&self, layer: u8) -> &Layer {
+        match &self.home {
+            Some(home) if layer == HOME_LAYER => home,
+            _ => &self.rootfs,
+        }
+    }
+
+    fn subvol(&self, dir: &Dir, layer: u8, st: &Statx, name: &[u8]) -> u64 {
+        self.layer(layer).subvol(st, (dir.0.subvol, dir.0.device), name)
+    }
+
+    fn disk_attr(&self, st: &Statx, layer: u8, subvol: u64, home: bool) -> Attr {
+        let mut attr = Attr::from_disk(st, layer, subvol, self.owners(layer));
+        if home {
+            // The login user must be able to enter it, whatever the map says (docs/SEMANTICS.md, owners).
+            (attr.uid, attr.gid) = (1000, 100);
+        }
+        attr
+    }
+
+    /// What `name` in `dir` is in the exported tree: the union rule.
+    fn find(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        left_out: &mut dyn FnMut(LeftOut),
+    ) -> Result<Found, Errno> {
+        let made_dir = || {
+            Attr::made(
+                &[&dir.0.path, b"/".as_slice(), name].concat(),
+                Kind::Directory,
+                0o755,
+                0,
+                self.made,
+            )
+        };
+        let verdict = self.rules.verdict(dir.0.rule, dir.0.hidden, name);
+        let found = match verdict {
+            Verdict::Hidden => return Err(Errno::NOENT),
+            Verdict::Generated(i) => {
+                let file = self.generated.get(i).ok_or(Errno::NOENT)?;
+                let size = u64::try_from(file.content.len()).unwrap_or(u64::MAX);
+                let mut attr = Attr::made(file.path, Kind::File, file.perm, size, self.made);
+                (attr.uid, attr.gid) = (file.uid, file.gid);
+                Found::new(attr, dir.0.layer)
+            }
+            Verdict::Graft { rule } => {
+                let home = self.home.as_ref().ok_or(Errno::NOENT)?;
+                let attr = self.disk_attr(&layer::stat_fd(home.root())?, HOME_LAYER, 0, true);
+                Found { rule: Some(rule), ..Found::new(attr, HOME_LAYER) }
+            }
+            Verdict::Made { rule, hidden } => Found {
+                rule: Some(rule),
+                hidden,
+                made: true,
+                ..Found::new(made_dir(), dir.0.layer)
+            },
+            Verdict::Way { rule } => match self.find_on_disk(dir, name, left_out) {
+                Ok(found) if found.attr.kind == Kind::Directory => {
+                    Found { rule: Some(rule), ..found }
+                }
+                _ => Found { rule: Some(rule), made: true, ..Found::new(made_dir(), dir.0.layer) },
+            },
+            Verdict::Disk => self.find_on_disk(dir, name, left_out)?,
+            Verdict::DiskWith { rule, hidden } => {
+                let found = self.find_on_disk(dir, name, left_out)?;
+                if hidden && found.attr.kind != Kind::Directory {
+                    return Err(Errno::NOENT);
+                }
+                Found { rule: Some(rule), hidden, ..found }
+            }
+        };
+        if self.rules.excluded_by_user(&dir.0.path, name, found.attr.kind == Kind::Directory) {
+            left_out(LeftOut::ByUser);
+            return Err(Errno::NOENT);
+        }
+        Ok(found)
+    }
+
+    fn find_on_disk(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        left_out: &mut dyn FnMut(LeftOut),
+    ) -> Result<Found, Errno> {
+        let layer = dir.0.layer;
+        let st = match layer::stat_at(dir.disk()?, name) {
+            Ok(st) => st,
+            Err(Errno::NOENT) => return Err(Errno::NOENT),
+            Err(e) => {
+                left_out(LeftOut::Unreadable(e));
+                return Err(e);
+            }
+        };
+        let mount_point = self.layer(layer).is_mount_point(&st);
+        let kind = Kind::of(&st);
+        if mount_point {
+            left_out(LeftOut::MountPoint);
+        }
+        if kind == Kind::Socket {
+            left_out(LeftOut::Socket);
+        }
+        if kind == Kind::Socket || (mount_point && kind != Kind::Directory) {
+            return Err(Errno::NOENT);
+        }
+        if self.owners(layer).unshift(st.stx_uid, st.stx_gid).1 {
+            left_out(LeftOut::ForeignOwner);
+        }
+        let attr = self.disk_attr(&st, layer, self.subvol(dir, layer, &st, name), false);
+        Ok(Found { mount_point, ..Found::new(attr, layer) })
+    }
+}
+
+impl Dir {
+    /// Absolute path in the machine, without a slash at its end.
+    pub fn path(&self) -> &[u8] {
+        &self.0.path
+    }
+
+    fn disk(&self) -> Result<BorrowedFd<'_>, Errno> {
+        self.0.fd.as_ref().map(AsFd::as_fd).ok_or(Errno::NOENT)
+    }
+}
+
+/// An entry, and what opening it as a directory needs to know.
+struct Found {
+    attr: Attr,
+    layer: u8,
+    rule: Option<RuleId>,
+    hidden: bool,
+    made: bool,
+    mount_point: bool,
+}
+
+impl Found {
+    fn new(attr: Attr, layer: u8) -> Self {
+        Self { attr, layer, rule: None, hidden: false, made: false, mount_point: false }
+    }
+}
+
+/// A tree that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// A directory of the machine.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The user's selection.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
 }

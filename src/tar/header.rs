@@ -1,0 +1,329 @@
+//! One member's header blocks: GNU long records, a PAX header, the ustar block.
+//!
+//! Everything here is a pure function of the fields. [`length`] knows how long [`Header::encode`] will be without
+//! looking at the name's bytes, so a layout can be made from lengths alone.
+//!
+//! Sources: POSIX.1-2017 "pax", sections "ustar Interchange Format" and "pax Header Block"; the GNU tar manual,
+//! "Basic Tar Format", for the `L` and `K` records and for base-256 numbers.
+
+use ::tar::UstarHeader;
+
+use super::Kind;
+
+/// The unit of the format in bytes: headers are whole blocks, bodies are padded to them.
+pub(super) const BLOCK: u64 = 512;
+
+/// Bytes of the ustar `name` and `linkname` fields. A text that fills the field has no NUL.
+const NAME: usize = 100;
+/// Bytes of the ustar `prefix` field.
+const PREFIX: usize = 155;
+/// Largest value of an 8 byte octal field, seven digits: ids and device numbers.
+const OCTAL_7: u64 = (1 << 21) - 1;
+/// Largest value of a 12 byte octal field, eleven digits: sizes and times.
+const OCTAL_11: u64 = (1 << 33) - 1;
+
+/// Names of the helper records. They are constants, so that the same tree gives the same bytes.
+const LONG_NAME: &[u8] = b"././@LongLink";
+const PAX_NAME: &[u8] = b"././@PaxHeader";
+/// Mode of the helper records, as GNU tar writes it.
+const HELPER_PERM: u16 = 0o644;
+
+/// A member's numbers, as they appear in the archive.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fields {
+    pub(super) kind: Kind,
+    /// Permission bits with setuid, setgid and sticky.
+    pub(super) perm: u16,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Bytes of the body; 0 for everything but files.
+    pub(super) size: u64,
+    /// Seconds since the epoch, rounded down, and the nanoseconds above them. Nanoseconds other than 0 ask for a
+    /// PAX header.
+    pub(super) mtime: (i64, u32),
+    /// Major and minor number; 0 for everything but devices.
+    pub(super) rdev: (u32, u32),
+}
+
+/// A PAX record beyond the numbers: its keyword and its raw value.
+pub(super) type Record<'a> = (&'a [u8], &'a [u8]);
+
+/// All that decides a member's header blocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Header<'a> {
+    /// The name as it appears in the archive: begins with `./`, ends in `/` for a directory.
+    pub(super) path: &'a [u8],
+    /// Symlink target or the name of the first hard link; else empty.
+    pub(super) link: &'a [u8],
+    pub(super) fields: Fields,
+    /// PAX records after those of the numbers (xattrs, ACLs, sparse maps); one is enough to ask for a PAX header.
+    pub(super) records: &'a [Record<'a>],
+}
+
+/// Whether a name of `len` bytes fits the ustar fields when it is split at a `/` at index `slash`.
+///
+/// The part before goes to `prefix`, the part after to `name`; neither may be empty.
+pub(super) fn splits_at(len: usize, slash: usize) -> bool {
+    let name = len.saturating_sub(slash).saturating_sub(1);
+    (1..=PREFIX).contains(&slash) && (1..=NAME).contains(&name)
+}
+
+/// Whether a name of `len` bytes fits the `name` field as it is.
+pub(super) fn fits_whole(len: usize) -> bool {
+    len <= NAME
+}
+
+/// Whether no split can make a name of `len` bytes fit, wherever its slashes are.
+pub(super) fn never_fits(len: usize) -> bool {
+    len > PREFIX + 1 + NAME
+}
+
+/// Bytes of the header blocks; `None` if they exceed u64.
+///
+/// `path_fits` says that the name fits the ustar fields, whole or split; `path` and `link` are lengths in bytes.
+pub(super) fn length(
+    path: u64,
+    path_fits: bool,
+    link: u64,
+    fields: &Fields,
+    records: &[Record<'_>],
+) -> Option<u64> {
+    let mut total = BLOCK;
+    if !path_fits {
+        total = total.checked_add(helper_length(path.checked_add(1)?)?)?;
+    }
+    if link > NAME as u64 {
+        total = total.checked_add(helper_length(link.checked_add(1)?)?)?;
+    }
+    if needs_pax(fields, records) {
+        let mut body = 0u64;
+        each_record(fields, records, |key, value| {
+            body = body.saturating_add(record_length(key, value) as u64);
+        });
+        total = total.checked_add(helper_length(body)?)?;
+    }
+    Some(total)
+}
+
+/// A helper record: its own header block and its padded body.
+fn helper_length(body: u64) -> Option<u64> {
+    body.checked_next_multiple_of(BLOCK)?.checked_add(BLOCK)
+}
+
+/// Whether the member has a value that neither ustar fields nor long records hold.
+pub(super) fn needs_pax(fields: &Fields, records: &[Record<'_>]) -> bool {
+    fields.mtime.1 != 0
+        || !(0..=OCTAL_11 as i64).contains(&fields.mtime.0)
+        || fields.size > OCTAL_11
+        || [fields.uid, fields.gid, fields.rdev.0, fields.rdev.1]
+            .iter()
+            .any(|number| u64::from(*number) > OCTAL_7)
+        || !records.is_empty()
+}
+
+/// Calls `sink` with every record of a PAX header that is known to be needed, in archive order.
+fn each_record(fields: &Fields, records: &[Record<'_>], mut sink: impl FnMut(&[u8], &[u8])) {
+    sink(b"mtime", pax_time(fields.mtime).as_bytes());
+    if fields.size > OCTAL_11 {
+        sink(b"size", fields.size.to_string().as_bytes());
+    }
+    let ids: [(&[u8], u32); 4] = [
+        (b"uid", fields.uid),
+        (b"gid", fields.gid),
+        (b"SCHILY.devmajor", fields.rdev.0),
+        (b"SCHILY.devminor", fields.rdev.1),
+    ];
+    for (key, number) in ids {
+        if u64::from(number) > OCTAL_7 {
+            sink(key, number.to_string().as_bytes());
+        }
+    }
+    for (key, value) in records {
+        sink(key, value);
+    }
+}
+
+/// A time as PAX writes it: a decimal fraction with the sign in front of all of it, so (-2, 500000000) is -1.5.
+fn pax_time((sec, nsec): (i64, u32)) -> String {
+    let nsec = nsec.min(999_999_999);
+    if sec < 0 && nsec > 0 {
+        let whole = (sec + 1).unsigned_abs();
+        format!("-{whole}.{:09}", 1_000_000_000 - nsec)
+    } else {
+        format!("{sec}.{nsec:09}")
+    }
+}
+
+/// Length in bytes of `LENGTH key=value\n`, where LENGTH counts its own digits too.
+fn record_length(key: &[u8], value: &[u8]) -> usize {
+    let rest = key.len() + value.len() + 3;
+    let mut total = rest + 1;
+    while rest + digits(total) > total {
+        total += 1;
+    }
+    total
+}
+
+fn digits(number: usize) -> usize {
+    number.checked_ilog10().unwrap_or(0) as usize + 1
+}
+
+impl Header<'_> {
+    /// Appends the header blocks: link record, name record, PAX header, each only if needed, then the ustar block.
+    ///
+    /// The PAX header comes last, since POSIX has it describe the next header and some readers would apply its size
+    /// to a long record in between.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        if self.link.len() > NAME {
+            long_record(out, b'K', self.link);
+        }
+        let mut block = empty(typeflag(self.fields.kind), self.fields.perm);
+        if fits_whole(self.path.len()) {
+            put(&mut block.name, self.path);
+        } else if let Some((prefix, name)) = split(self.path) {
+            put(&mut block.prefix, prefix);
+            put(&mut block.name, name);
+        } else {
+            long_record(out, b'L', self.path);
+            put(&mut block.name, self.path);
+        }
+        if needs_pax(&self.fields, self.records) {
+            self.pax_header(out);
+        }
+        let fields = &self.fields;
+        put(&mut block.linkname, self.link);
+        number(&mut block.uid, fields.uid.into());
+        number(&mut block.gid, fields.gid.into());
+        number(&mut block.size, fields.size.into());
+        number(&mut block.mtime, fields.mtime.0.into());
+        number(&mut block.dev_major, fields.rdev.0.into());
+        number(&mut block.dev_minor, fields.rdev.1.into());
+        seal(out, block);
+    }
+
+    fn pax_header(&self, out: &mut Vec<u8>) {
+        let mut body = 0u64;
+        each_record(&self.fields, self.records, |key, value| {
+            body += record_length(key, value) as u64;
+        });
+        helper(out, b'x', PAX_NAME, body);
+        each_record(&self.fields, self.records, |key, value| {
+            out.extend_from_slice(record_length(key, value).to_string().as_bytes());
+            out.push(b' ');
+            out.extend_from_slice(key);
+            out.push(b'=');
+            out.extend_from_slice(value);
+            out.push(b'\n');
+        });
+        pad(out);
+    }
+}
+
+/// The longest prefix that lets the name fit, as GNU tar splits it.
+fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let slash = path
+        .iter()
+        .enumerate()
+        .take(PREFIX + 1)
+        .rev()
+        .find(|(index, byte)| **byte == b'/' && splits_at(path.len(), *index))?
+        .0;
+    Some((path.get(..slash)?, path.get(slash + 1..)?))
+}
+
+/// A GNU record that holds the name (`L`) or the link target (`K`) of the next header, NUL-terminated.
+fn long_record(out: &mut Vec<u8>, flag: u8, text: &[u8]) {
+    helper(out, flag, LONG_NAME, text.len() as u64 + 1);
+    out.extend_from_slice(text);
+    out.push(0);
+    pad(out);
+}
+
+fn helper(out: &mut Vec<u8>, flag: u8, name: &[u8], size: u64) {
+    let mut block = empty(flag, HELPER_PERM);
+    put(&mut block.name, name);
+    number(&mut block.size, size.into());
+    seal(out, block);
+}
+
+/// A ustar block whose numbers are all zero; uname and gname stay empty.
+fn empty(flag: u8, perm: u16) -> UstarHeader {
+    let mut block = UstarHeader {
+        name: [0; 100],
+        mode: [0; 8],
+        uid: *b"0000000\0",
+        gid: *b"0000000\0",
+        size: *b"00000000000\0",
+        mtime: *b"00000000000\0",
+        cksum: [b' '; 8],
+        typeflag: [flag],
+        linkname: [0; 100],
+        magic: *b"ustar\0",
+        version: *b"00",
+        uname: [0; 32],
+        gname: [0; 32],
+        dev_major: *b"0000000\0",
+        dev_minor: *b"0000000\0",
+        prefix: [0; 155],
+        pad: [0; 12],
+    };
+    number(&mut block.mode, perm.into());
+    block
+}
+
+/// Writes the checksum and appends the block.
+fn seal(out: &mut Vec<u8>, mut block: UstarHeader) {
+    let sum: u32 = block.as_header().as_bytes().iter().map(|byte| u32::from(*byte)).sum();
+    // Six digits, NUL, space: the form every tar since the seventh edition writes.
+    if let Some(field) = block.cksum.get_mut(..7) {
+        number(field, sum.into());
+    }
+    out.extend_from_slice(block.as_header().as_bytes());
+}
+
+/// Copies as much of `text` as the field holds.
+fn put(field: &mut [u8], text: &[u8]) {
+    for (to, from) in field.iter_mut().zip(text) {
+        *to = *from;
+    }
+}
+
+/// Octal digits and a NUL where they hold the value, else GNU base-256: two's complement, big-endian, top bit set.
+fn number(field: &mut [u8], value: i128) {
+    let mut rest = value;
+    if let Some((end, digits)) = field.split_last_mut() {
+        *end = 0;
+        for digit in digits.iter_mut().rev() {
+            *digit = b'0' + (rest & 7) as u8;
+            rest >>= 3;
+        }
+    }
+    if rest == 0 {
+        return;
+    }
+    rest = value;
+    for byte in field.iter_mut().rev() {
+        *byte = (rest & 0xff) as u8;
+        rest >>= 8;
+    }
+    if let Some(first) = field.first_mut() {
+        *first |= 0x80;
+    }
+}
+
+/// Fills the last block with zeros; `out` began at a block's start.
+fn pad(out: &mut Vec<u8>) {
+    out.resize(out.len().next_multiple_of(BLOCK as usize), 0);
+}
+
+fn typeflag(kind: Kind) -> u8 {
+    match kind {
+        Kind::File => b'0',
+        Kind::HardLink => b'1',
+        Kind::Symlink => b'2',
+        Kind::CharDevice => b'3',
+        Kind::BlockDevice => b'4',
+        Kind::Directory => b'5',
+        Kind::Fifo => b'6',
+    }
+}

@@ -1,0 +1,291 @@
+//! From pushed members to a layout.
+
+use std::collections::HashMap;
+
+use crate::tar::header::{self, BLOCK, Fields};
+use crate::tar::{Kind, Link, Member};
+
+use super::{Layout, MemberId, PAGE, Perm, ROOT, Record};
+
+/// Largest archive in bytes: offsets must fit a signed 64-bit file offset.
+const MAX_SIZE: u64 = i64::MAX as u64;
+
+/// Choices that change the archive's bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Write mtimes with nanoseconds, which takes a PAX header for every member that has any.
+    pub mtime_ns: bool,
+}
+
+/// Why a member cannot be in the archive.
+///
+/// `name` is its last path component, escaped for display.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum LayoutError {
+    /// The name is empty, `.` or `..`, holds `/` or NUL, or is longer than 65535 bytes.
+    #[error("cannot archive \"{name}\": not a file name")]
+    Name {
+        /// The offending name.
+        name: String,
+    },
+    /// The parent was not pushed before, or is no directory.
+    #[error("cannot archive \"{name}\": its parent is no earlier directory")]
+    Parent {
+        /// The member's name.
+        name: String,
+    },
+    /// The link does not go with the kind, its target is empty or holds NUL, or the first name of a hard link was not
+    /// pushed before or is a directory or itself a hard link.
+    #[error("cannot archive \"{name}\": its link target is missing or not valid")]
+    Link {
+        /// The member's name.
+        name: String,
+    },
+    /// Nanoseconds of 1000000000 or more.
+    #[error("cannot archive \"{name}\": its mtime has {nsec} nanoseconds, more than a second")]
+    Time {
+        /// The member's name.
+        name: String,
+        /// The offending nanoseconds.
+        nsec: u32,
+    },
+    /// The archive would be larger than 2^63 - 1 bytes.
+    #[error("cannot archive \"{name}\" of {size} bytes: the archive would exceed 2^63 - 1 bytes")]
+    Size {
+        /// The member's name.
+        name: String,
+        /// Bytes of its body.
+        size: u64,
+    },
+    /// A path or link target of 2^32 bytes or more.
+    #[error("cannot archive \"{name}\": its path or link target exceeds 2^32 - 1 bytes")]
+    Path {
+        /// The member's name.
+        name: String,
+    },
+    /// More than 2^32 - 2 members.
+    #[error("cannot archive \"{name}\": the archive already has 2^32 - 2 members")]
+    Members {
+        /// The member's name.
+        name: String,
+    },
+    /// All names and symlink targets together are 2^32 bytes or more.
+    #[error("cannot archive \"{name}\": all names together exceed 2^32 - 1 bytes")]
+    Names {
+        /// The member's name.
+        name: String,
+    },
+}
+
+/// Makes a [`Layout`] from members in archive order.
+#[derive(Debug)]
+pub struct LayoutBuilder<T> {
+    options: Options,
+    layout: Layout<T>,
+    /// Per member, the bytes of its path with `./` in front and without a `/` at the end. Not kept in the layout.
+    path_lens: Vec<u32>,
+    owners: HashMap<(u32, u32), u32>,
+}
+
+impl<T: Copy> LayoutBuilder<T> {
+    /// An archive without members.
+    pub fn new(options: Options) -> Self {
+        Self {
+            options,
+            layout: Layout {
+                starts: Vec::new(),
+                records: Vec::new(),
+                tags: Vec::new(),
+                names: Vec::new(),
+                owners: Vec::new(),
+                members_end: 0,
+                size: 0,
+            },
+            path_lens: Vec::new(),
+            owners: HashMap::new(),
+        }
+    }
+
+    /// Appends a member. After an error the builder is as before, so that the caller may leave the member out.
+    ///
+    /// Two members of one name are not noticed.
+    pub fn push(&mut self, member: &Member<'_, T>) -> Result<MemberId, LayoutError> {
+        let name = || String::from_utf8_lossy(member.name).escape_debug().to_string();
+        let id = u32::try_from(self.layout.records.len())
+            .ok()
+            .filter(|id| *id < ROOT)
+            .ok_or_else(|| LayoutError::Members { name: name() })?;
+        let name_len = u16::try_from(member.name.len())
+            .ok()
+            .filter(|_| is_name(member.name))
+            .ok_or_else(|| LayoutError::Name { name: name() })?;
+        if member.mtime.1 >= 1_000_000_000 {
+            let nsec = member.mtime.1;
+            return Err(LayoutError::Time { name: name(), nsec });
+        }
+        let dir_len =
+            self.dir_len(member.parent).ok_or_else(|| LayoutError::Parent { name: name() })?;
+        let path_len = dir_len
+            .checked_add(u32::from(name_len) + 1)
+            .filter(|len| *len < u32::MAX)
+            .ok_or_else(|| LayoutError::Path { name: name() })?;
+        let (target, link_len) =
+            self.link(member).ok_or_else(|| LayoutError::Link { name: name() })?;
+        let link_len = u32::try_from(link_len).map_err(|_| LayoutError::Path { name: name() })?;
+        let name_start = u32::try_from(self.layout.names.len())
+            .ok()
+            .filter(|start| {
+                let text = member.name.len().saturating_add(target.len());
+                u32::try_from(text).is_ok_and(|text| start.checked_add(text).is_some())
+            })
+            .ok_or_else(|| LayoutError::Names { name: name() })?;
+
+        let mut fields = fields(member);
+        if !self.options.mtime_ns {
+            let nsec = std::mem::take(&mut fields.mtime.1);
+            if header::needs_pax(&fields, &[]) {
+                fields.mtime.1 = nsec;
+            }
+        }
+        let shown_len = path_len as usize + usize::from(member.kind == Kind::Directory);
+        let start = self.layout.members_end;
+        let fits = self.path_fits(shown_len, member);
+        let place = header::length(shown_len as u64, fits, link_len.into(), &fields, &[])
+            .and_then(|len| {
+                let body = fields.size.checked_next_multiple_of(BLOCK)?;
+                let end = start.checked_add(len)?.checked_add(body)?;
+                let whole = archive_size(end)?;
+                Some((u32::try_from(len / BLOCK).ok()?, end, whole))
+            })
+            .filter(|(_, _, whole)| *whole <= MAX_SIZE);
+        let Some((header_blocks, end, _)) = place else {
+            let size = fields.size;
+            return Err(LayoutError::Size { name: name(), size });
+        };
+
+        let owner = self.owner((member.uid, member.gid));
+        self.layout.names.extend_from_slice(member.name);
+        self.layout.names.extend_from_slice(target);
+        self.layout.starts.push(start);
+        self.layout.tags.push(member.tag);
+        self.layout.records.push(Record {
+            payload: payload(member),
+            mtime_sec: fields.mtime.0,
+            mtime_nsec: fields.mtime.1,
+            name_start,
+            parent: member.parent.map_or(ROOT, |parent| parent.0),
+            owner,
+            header_blocks,
+            name_len,
+            perm: Perm::new(member.kind, member.perm),
+        });
+        self.path_lens.push(path_len);
+        self.layout.members_end = end;
+        Ok(MemberId(id))
+    }
+
+    /// Freezes the members and adds the trailer.
+    pub fn finish(self) -> Layout<T> {
+        let mut layout = self.layout;
+        layout.starts.shrink_to_fit();
+        layout.records.shrink_to_fit();
+        layout.tags.shrink_to_fit();
+        layout.names.shrink_to_fit();
+        layout.owners.shrink_to_fit();
+        // Every push has checked this sum.
+        layout.size = archive_size(layout.members_end).unwrap_or(MAX_SIZE);
+        layout
+    }
+
+    /// Bytes of the parent's path with `./` in front; `None` if it is no directory pushed before.
+    fn dir_len(&self, parent: Option<MemberId>) -> Option<u32> {
+        let Some(parent) = parent else {
+            return Some(1);
+        };
+        let index = parent.0 as usize;
+        let record = self.layout.records.get(index)?;
+        let len = self.path_lens.get(index)?;
+        (record.perm.kind() == Kind::Directory).then_some(*len)
+    }
+
+    /// The symlink target to keep, and the length of the link name in the archive; `None` if the link is not valid.
+    fn link<'a>(&self, member: &Member<'a, T>) -> Option<(&'a [u8], usize)> {
+        match (member.kind, member.link) {
+            (Kind::Symlink, Link::Symlink(target)) => {
+                (!target.is_empty() && !target.contains(&0)).then_some((target, target.len()))
+            }
+            (Kind::HardLink, Link::Hard(first)) => {
+                let index = first.0 as usize;
+                let kind = self.layout.records.get(index)?.perm.kind();
+                let len = *self.path_lens.get(index)? as usize;
+                (!matches!(kind, Kind::Directory | Kind::HardLink)).then_some((&[], len))
+            }
+            (Kind::Symlink | Kind::HardLink, _) => None,
+            (_, Link::None) => Some((&[], 0)),
+            (_, Link::Symlink(_) | Link::Hard(_)) => None,
+        }
+    }
+
+    /// Whether the name, `len` bytes as shown in the archive, fits the ustar fields.
+    ///
+    /// Only lengths matter: every component gives the place of the `/` before it.
+    fn path_fits(&self, len: usize, member: &Member<'_, T>) -> bool {
+        if header::fits_whole(len) || header::never_fits(len) {
+            return header::fits_whole(len);
+        }
+        // `./` and all components up to and with the parent end at this `/`.
+        let mut slash = self.dir_len(member.parent).unwrap_or(0) as usize;
+        let mut parent = member.parent;
+        loop {
+            if header::splits_at(len, slash) {
+                return true;
+            }
+            let Some(dir) = parent else { return false };
+            parent = self.layout.parent(dir);
+            slash = self.dir_len(parent).unwrap_or(0) as usize;
+        }
+    }
+
+    fn owner(&mut self, owner: (u32, u32)) -> u32 {
+        let owners = &mut self.layout.owners;
+        *self.owners.entry(owner).or_insert_with(|| {
+            owners.push(owner);
+            // At most one per member, whose number is a u32.
+            (owners.len() - 1) as u32
+        })
+    }
+}
+
+fn is_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
+}
+
+fn fields<T>(member: &Member<'_, T>) -> Fields {
+    let is_device = matches!(member.kind, Kind::CharDevice | Kind::BlockDevice);
+    Fields {
+        kind: member.kind,
+        perm: member.perm & 0o7777,
+        uid: member.uid,
+        gid: member.gid,
+        size: if member.kind == Kind::File { member.size } else { 0 },
+        mtime: member.mtime,
+        rdev: if is_device { member.rdev } else { (0, 0) },
+    }
+}
+
+fn payload<T>(member: &Member<'_, T>) -> u64 {
+    match (member.kind, member.link) {
+        (Kind::File, _) => member.size,
+        (Kind::CharDevice | Kind::BlockDevice, _) => {
+            u64::from(member.rdev.0) << 32 | u64::from(member.rdev.1)
+        }
+        (_, Link::Symlink(target)) => target.len() as u64,
+        (_, Link::Hard(first)) => first.0.into(),
+        (Kind::Directory | Kind::Symlink | Kind::HardLink | Kind::Fifo, Link::None) => 0,
+    }
+}
+
+/// Members, zeros to the end of their last page, one page of zeros.
+fn archive_size(members_end: u64) -> Option<u64> {
+    members_end.checked_next_multiple_of(PAGE)?.checked_add(PAGE)
+}

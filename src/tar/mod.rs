@@ -1,0 +1,106 @@
+//! The archive format of an export: a layout fixed from metadata alone, and its bytes at any offset.
+//!
+//! A tar holds no checksum of its data, only sizes. So the sizes of all members decide where each one lies, and the
+//! archive can be read at any offset without ever being stored: every offset is a header's, a body's, padding or the
+//! trailer. This module does no I/O: bodies come from a [`Source`].
+//!
+//! # The archive
+//!
+//! **Members** come in the order they are pushed, a directory before what is in it. There is no member for the root,
+//! so extracting at `/` cannot change the target's root. Nothing in the bytes depends on the clock, the process or
+//! the host.
+//!
+//! **A member** is, in 512-byte blocks: a `K` record if its link target is longer than 100 bytes; an `L` record if its
+//! name does not fit; an `x` header if a number does not fit; one ustar header block; the body, padded with zeros to a
+//! whole block. Only files have a body.
+//!
+//! **Names** are raw bytes, begin with `./` and end in `/` for directories. A name of at most 100 bytes is in `name`.
+//! A longer one is split at the last `/` that leaves at most 155 bytes for `prefix` and at most 100 for `name`, if
+//! there is one. Else a GNU `L` record (named `././@LongLink`, NUL-terminated) holds it, and `name` its first 100
+//! bytes. Link targets likewise, with `K`, and without a prefix. A target is never rewritten; a hard link (typeflag
+//! `1`, size 0) names its first name with `./` in front. PAX `path` and `linkpath` are never used: bsdtar refuses
+//! them where the name is not UTF-8.
+//!
+//! **Numbers** are octal where they fit: 7 digits for mode, ids and device numbers, 11 for size and mtime. `mtime` is
+//! rounded down to seconds. A number that does not fit is in the ustar field as GNU base-256 *and* in the PAX header,
+//! both with the same value, so that readers of either are right. `uname` and `gname` are empty.
+//!
+//! **PAX headers** (named `././@PaxHeader`, all other fields constant) come directly before the ustar block, and only
+//! where needed: size of 8 GiB or more, ids or device numbers of 2097152 or more, an mtime before 1970 or past 2242,
+//! or nanoseconds if [`Options::mtime_ns`] is set. Their records are, in this order:
+//!
+//! | keyword | when | value |
+//! |---|---|---|
+//! | `mtime` | always | decimal seconds with nine digits of fraction; exact, also where only another number needs the header |
+//! | `size` | 8 GiB or more | bytes |
+//! | `uid`, `gid` | 2097152 or more | decimal |
+//! | `SCHILY.devmajor`, `SCHILY.devminor` | 2097152 or more | decimal |
+//!
+//! **The trailer** is zeros from the end of the last member to the next multiple of 4096, and 4096 more. So the
+//! archive's size is a multiple of 4096, and its last page is all trailer: a reader has seen every member before it.
+//!
+//! Sources: POSIX.1-2017 "pax"; the GNU tar manual, "Basic Tar Format".
+
+mod header;
+mod layout;
+mod reader;
+
+pub use layout::{Layout, LayoutBuilder, LayoutError, MemberId, Options, Part, Segment};
+pub use reader::{Source, read_at};
+
+/// What a member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A directory; pushed before what is in it.
+    Directory,
+    /// A regular file, the only kind with a body.
+    File,
+    /// A symbolic link.
+    Symlink,
+    /// A further name of an earlier member that is no directory.
+    HardLink,
+    /// A character device node.
+    CharDevice,
+    /// A block device node.
+    BlockDevice,
+    /// A named pipe.
+    Fifo,
+}
+
+/// Where a link points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link<'a> {
+    /// The member is no link.
+    None,
+    /// Target of a symbolic link: raw bytes, never empty, without NUL.
+    Symlink(&'a [u8]),
+    /// First name of a group of hard links.
+    Hard(MemberId),
+}
+
+/// What is pushed into a [`LayoutBuilder`].
+#[derive(Clone, Copy, Debug)]
+pub struct Member<'a, T> {
+    /// The directory it is in, pushed before; `None` for a child of the root.
+    pub parent: Option<MemberId>,
+    /// Last component of its path: raw bytes, neither empty nor `.` nor `..`, without `/` and NUL.
+    pub name: &'a [u8],
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits with setuid, setgid and sticky; other bits are ignored.
+    pub perm: u16,
+    /// Owner, as the archive shows it.
+    pub uid: u32,
+    /// Group, as the archive shows it.
+    pub gid: u32,
+    /// Bytes of the body; ignored for everything but files.
+    pub size: u64,
+    /// Seconds since the epoch, rounded down, and nanoseconds above them (below 1000000000).
+    pub mtime: (i64, u32),
+    /// Where it points: [`Link::Symlink`] and [`Link::Hard`] with their kinds, else [`Link::None`].
+    pub link: Link<'a>,
+    /// Major and minor number; ignored for everything but devices.
+    pub rdev: (u32, u32),
+    /// What the [`Source`] needs to find the body. The layout only keeps it.
+    pub tag: T,
+}

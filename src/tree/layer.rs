@@ -1,0 +1,154 @@
+//! Confined opens below a root: the only place that touches a machine's files.
+//!
+//! Every open is relative to a descriptor below the layer's root and goes through openat2(2) with BENEATH,
+//! NO_SYMLINKS, NO_MAGICLINKS and NO_XDEV, so whatever the machine does to its tree meanwhile, no path of it leads
+//! anywhere else.
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// `STATX_SUBVOL` (linux/stat.h, kernel 6.10): rustix has the field but no name for the bit.
+const STATX_SUBVOL: StatxFlags = StatxFlags::from_bits_retain(0x8000);
+
+const CONFINED: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+/// One of the directories that an exported tree is made of (the rootfs, the home).
+#[derive(Debug)]
+pub(crate) struct Layer {
+    root: OwnedFd,
+    mount: u64,
+    subvol: Option<u64>,
+}
+
+impl Layer {
+    /// Opens a layer's root. The path is the caller's to vouch for; only its last component is not followed.
+    pub(crate) fn open(path: &Path) -> Result<Self, Errno> {
+        let root = read_quietly(|flags| {
+            fs::open(path, flags | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+        })?;
+        let st = stat_fd(&root)?;
+        Ok(Self { root, mount: st.stx_mnt_id, subvol: subvol(&st) })
+    }
+
+    pub(crate) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Whether `st` lies on another mount than this layer: its contents are not the machine's.
+    pub(crate) fn is_mount_point(&self, st: &Statx) -> bool {
+        st.stx_mask & StatxFlags::MNT_ID.bits() != 0 && st.stx_mnt_id != self.mount
+    }
+
+    /// The subvolume of `st`: 0 for that of the layer's root. `parent` is what its directory's is; before kernel 6.10
+    /// a change of device without a change of mount marks the root of one, and its path has to name it.
+    pub(crate) fn subvol(&self, st: &Statx, parent: (u64, (u32, u32)), name: &[u8]) -> u64 {
+        match (subvol(st), self.subvol) {
+            (Some(mine), Some(root)) if mine == root => 0,
+            (Some(mine), _) => mine,
+            (None, _) if device(st) == parent.1 => parent.0,
+            (None, _) => xxhash_rust::xxh3::xxh3_64_with_seed(name, parent.0) | 1,
+        }
+    }
+}
+
+fn subvol(st: &Statx) -> Option<u64> {
+    (st.stx_mask & STATX_SUBVOL.bits() != 0).then_some(st.stx_subvol)
+}
+
+/// The device a file is on, as statx(2) says; btrfs gives these out in order of first access, so no number is made of it.
+pub(crate) fn device(st: &Statx) -> (u32, u32) {
+    (st.stx_dev_major, st.stx_dev_minor)
+}
+
+fn statx(dir: impl AsFd, name: &[u8], flags: AtFlags) -> Result<Statx, Errno> {
+    let want = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID | STATX_SUBVOL;
+    fs::statx(dir, name, flags | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, want)
+}
+
+/// statx(2) of the entry `name`, never following it.
+pub(crate) fn stat_at(dir: impl AsFd, name: &[u8]) -> Result<Statx, Errno> {
+    statx(dir, name, AtFlags::empty())
+}
+
+/// statx(2) of an open descriptor.
+pub(crate) fn stat_fd(fd: impl AsFd) -> Result<Statx, Errno> {
+    statx(fd, b"", AtFlags::EMPTY_PATH)
+}
+
+/// Opens the directory `path` (one or more components) below `dir`.
+pub(crate) fn open_dir(dir: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    read_quietly(|flags| {
+        fs::openat2(&dir, path, flags | OFlags::DIRECTORY, Mode::empty(), CONFINED)
+    })
+}
+
+/// Opens the regular file `name` in `dir`; everything else is refused without being opened: ELOOP for a link, EISDIR,
+/// ENXIO for a FIFO, socket or device (opening a FIFO wakes its writer, opening a device may do anything).
+///
+/// An O_PATH descriptor pins the object, its type is looked at, and only then is that very object opened.
+pub(crate) fn open_file(dir: impl AsFd, name: &[u8]) -> Result<(OwnedFd, Statx), Errno> {
+    let path = fs::openat2(
+        &dir,
+        name,
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+        // With O_PATH|O_NOFOLLOW a link in the last place is opened as itself; NO_SYMLINKS would hide which it is.
+        CONFINED & !ResolveFlags::NO_SYMLINKS,
+    )?;
+    let st = stat_fd(&path)?;
+    match fs::FileType::from_raw_mode(u32::from(st.stx_mode)) {
+        fs::FileType::RegularFile => {}
+        fs::FileType::Directory => return Err(Errno::ISDIR),
+        fs::FileType::Symlink => return Err(Errno::LOOP),
+        _ => return Err(Errno::NXIO),
+    }
+    let number = rustix::path::DecInt::from_fd(&path);
+    let fd = read_quietly(|flags| fs::openat(own_fds()?, number.as_c_str(), flags, Mode::empty()))?;
+    Ok((fd, st))
+}
+
+/// `/proc/self/fd`, opened once. A magic link of our own table leads to the pinned object and nowhere else.
+fn own_fds() -> Result<BorrowedFd<'static>, Errno> {
+    static FDS: OnceLock<Result<OwnedFd, Errno>> = OnceLock::new();
+    FDS.get_or_init(|| {
+        fs::open("/proc/self/fd", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    })
+    .as_ref()
+    .map(AsFd::as_fd)
+    .map_err(|e| *e)
+}
+
+/// Opens without leaving an access time behind where the process may (open(2), O_NOATIME: the owner or CAP_FOWNER).
+fn read_quietly(open: impl Fn(OFlags) -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    match open(flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => open(flags),
+        other => other,
+    }
+}
+
+/// The target of the link `name`, raw bytes.
+pub(crate) fn read_link(dir: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
+    Ok(fs::readlinkat(dir, name, Vec::new())?.into_bytes())
+}
+
+/// Calls `each` with every name in `dir` but `.` and `..`, in the disk's order.
+pub(crate) fn names(dir: BorrowedFd<'_>, mut each: impl FnMut(&[u8])) -> Result<(), Errno> {
+    // A descriptor of its own: the position of a shared one belongs to all its users.
+    let own = open_dir(dir, b".")?;
+    let mut buffer = Vec::with_capacity(32 << 10);
+    let mut raw = fs::RawDir::new(&own, buffer.spare_capacity_mut());
+    while let Some(entry) = raw.next() {
+        match entry?.file_name().to_bytes() {
+            b"." | b".." => {}
+            name => each(name),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,263 @@
+//! Which paths of a machine are exported: a small tree of the special ones, matched name by name.
+//!
+//! Rules are anchored at the root and match whole names. Codchi's own export hands tar patterns like `lib*`, which
+//! match at any depth and lose `/var/lib`; a path here is looked up component by component instead, so nothing deeper
+//! down can be meant by accident.
+
+use super::generated::GeneratedFile;
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// What is never exported: the target has its own, or gets them from the rebuild (docs/SEMANTICS.md).
+pub const BUILT_IN_EXCLUDES: [&str; 25] = [
+    "/.files",
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/init",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/nix",
+    "/proc",
+    "/run",
+    "/sbin",
+    "/sys",
+    "/tmp",
+    "/usr/bin/env",
+    "/var/.updated",
+    "/var/cache",
+    "/var/empty",
+    "/var/lib/nixos",
+    "/var/lib/systemd",
+    "/var/lock",
+    "/var/log",
+    // The host's X cookie, pushed into the home by Codchi: a credential of the host, not of the machine.
+    "/home/codchi/.Xauthority",
+];
+
+/// Where the home is shown.
+pub const HOME: &str = "/home/codchi";
+
+/// What to leave out and what to keep, as the user said it.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// gitignore-style patterns, anchored when they hold a slash.
+    pub exclude: Vec<String>,
+    /// Paths that win over the built-in list.
+    pub include: Vec<String>,
+}
+
+/// A selection that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RuleError {
+    /// The pattern is no gitignore pattern.
+    #[error("--exclude {pattern}: not a pattern: {why}")]
+    Pattern {
+        /// As given.
+        pattern: String,
+        /// What the parser says.
+        why: String,
+    },
+    /// Not a path inside the machine.
+    #[error(
+        "--include {0}: not an absolute path in the machine (no '.', '..' or empty components)"
+    )]
+    Path(String),
+}
+
+/// The special thing about a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Only on the way to something special.
+    Way,
+    Exclude,
+    Include,
+    /// The home goes here, whatever the rootfs has.
+    Graft,
+    /// A generated file, by index.
+    Generated(usize),
+}
+
+/// A path that has a rule, or leads to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RuleId(u16);
+
+#[derive(Debug)]
+struct Node {
+    children: Vec<(Box<[u8]>, RuleId)>,
+    action: Action,
+    /// A generated file lies below: the directory exists whatever the disk has.
+    generated_below: bool,
+    /// The graft lies below: likewise, but the disk's attributes are used where it has a directory.
+    graft_below: bool,
+    include_below: bool,
+}
+
+/// All rules of one machine.
+#[derive(Debug)]
+pub(super) struct Rules {
+    nodes: Vec<Node>,
+    patterns: Option<Gitignore>,
+}
+
+/// What a name in a directory is, before the disk is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Not in the exported tree.
+    Hidden,
+    /// Whatever the disk has, nothing special below.
+    Disk,
+    /// Whatever the disk has, with rules below; of the disk only what an include names where `hidden`.
+    DiskWith {
+        rule: RuleId,
+        hidden: bool,
+    },
+    /// A directory that must be there: the disk's attributes if it has a directory here, else made up.
+    Way {
+        rule: RuleId,
+    },
+    /// A directory that generated files need: 0755 0:0 whatever the disk has.
+    Made {
+        rule: RuleId,
+        hidden: bool,
+    },
+    Graft {
+        rule: RuleId,
+    },
+    Generated(usize),
+}
+
+impl Rules {
+    pub(super) const ROOT: RuleId = RuleId(0);
+
+    pub(super) fn new(
+        selection: &Selection,
+        generated: &[GeneratedFile],
+        home: bool,
+    ) -> Result<Self, RuleError> {
+        let mut rules = Self { nodes: vec![Node::new()], patterns: None };
+        for path in BUILT_IN_EXCLUDES {
+            rules.add(path.as_bytes(), Action::Exclude);
+        }
+        for path in &selection.include {
+            let inner = path.strip_prefix('/').ok_or_else(|| RuleError::Path(path.clone()))?;
+            let inner = inner.strip_suffix('/').unwrap_or(inner);
+            if inner.split('/').any(|c| matches!(c, "" | "." | "..")) || inner.contains('\0') {
+                return Err(RuleError::Path(path.clone()));
+            }
+            rules.add(inner.as_bytes(), Action::Include);
+        }
+        if home {
+            rules.add(HOME.as_bytes(), Action::Graft);
+        }
+        for (i, file) in generated.iter().enumerate() {
+            rules.add(file.path, Action::Generated(i));
+        }
+        if !selection.exclude.is_empty() {
+            let mut builder = GitignoreBuilder::new("/");
+            for pattern in &selection.exclude {
+                builder.add_line(None, pattern).map_err(|e| RuleError::Pattern {
+                    pattern: pattern.clone(),
+                    why: e.to_string(),
+                })?;
+            }
+            rules.patterns = Some(builder.build().map_err(|e| RuleError::Pattern {
+                pattern: selection.exclude.join(" "),
+                why: e.to_string(),
+            })?);
+        }
+        Ok(rules)
+    }
+
+    fn add(&mut self, path: &[u8], action: Action) {
+        let mut at = Self::ROOT;
+        for name in path.split(|b| *b == b'/').filter(|c| !c.is_empty()) {
+            if let Some(node) = self.nodes.get_mut(usize::from(at.0)) {
+                match action {
+                    Action::Generated(_) => node.generated_below = true,
+                    Action::Graft => node.graft_below = true,
+                    Action::Include => node.include_below = true,
+                    Action::Exclude | Action::Way => {}
+                }
+            }
+            at = match self.child(at, name) {
+                Some(child) => child,
+                None => {
+                    // At most a few dozen built-in paths and what fits on a command line.
+                    let child = RuleId(u16::try_from(self.nodes.len()).unwrap_or(u16::MAX));
+                    self.nodes.push(Node::new());
+                    if let Some(node) = self.nodes.get_mut(usize::from(at.0)) {
+                        node.children.push((name.into(), child));
+                    }
+                    child
+                }
+            };
+        }
+        if let Some(node) = self.nodes.get_mut(usize::from(at.0)) {
+            node.action = action;
+        }
+    }
+
+    fn node(&self, id: RuleId) -> Option<&Node> {
+        self.nodes.get(usize::from(id.0))
+    }
+
+    fn child(&self, at: RuleId, name: &[u8]) -> Option<RuleId> {
+        self.node(at)?.children.iter().find(|(n, _)| **n == *name).map(|(_, id)| *id)
+    }
+
+    /// Names with rules below `at`.
+    pub(super) fn children(&self, at: Option<RuleId>) -> impl Iterator<Item = &[u8]> {
+        at.and_then(|at| self.node(at)).into_iter().flat_map(|n| n.children.iter().map(|c| &*c.0))
+    }
+
+    /// What `name` is in a directory with the rules `at`; `hidden` where the directory itself is excluded.
+    pub(super) fn verdict(&self, at: Option<RuleId>, hidden: bool, name: &[u8]) -> Verdict {
+        let otherwise = if hidden { Verdict::Hidden } else { Verdict::Disk };
+        let Some(rule) = at.and_then(|at| self.child(at, name)) else { return otherwise };
+        let Some(node) = self.node(rule) else { return otherwise };
+        let hidden = match node.action {
+            Action::Generated(i) => return Verdict::Generated(i),
+            Action::Graft => return Verdict::Graft { rule },
+            Action::Exclude => true,
+            Action::Include => false,
+            Action::Way => hidden,
+        };
+        if node.generated_below {
+            Verdict::Made { rule, hidden }
+        } else if node.graft_below {
+            Verdict::Way { rule }
+        } else if hidden && !node.include_below {
+            Verdict::Hidden
+        } else {
+            Verdict::DiskWith { rule, hidden }
+        }
+    }
+
+    /// Whether the user's patterns leave `path` (absolute, in the machine) out.
+    pub(super) fn excluded_by_user(&self, dir: &[u8], name: &[u8], is_dir: bool) -> bool {
+        let Some(patterns) = &self.patterns else { return false };
+        let mut path = Vec::with_capacity(dir.len() + 1 + name.len());
+        path.extend_from_slice(dir);
+        path.push(b'/');
+        path.extend_from_slice(name);
+        patterns.matched(Path::new(OsStr::from_bytes(&path)), is_dir).is_ignore()
+    }
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            children: Vec::new(),
+            action: Action::Way,
+            generated_below: false,
+            graft_below: false,
+            include_below: false,
+        }
+    }
+}
