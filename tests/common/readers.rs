@@ -51,7 +51,7 @@ impl Reader {
     /// Extracts everything, with owners and modes.
     pub(crate) fn extract(self, archive: &Path, directory: &Path, locale: &str) {
         let mut command = match self {
-            Self::Gnu => program("tar", ["--numeric-owner", "-xpf"]),
+            Self::Gnu => program("tar", ["--numeric-owner", "--warning=no-timestamp", "-xpf"]),
             Self::Bsd => program("bsdtar", ["--numeric-owner", "-xpf"]),
             Self::Python => program("python3", ["-c", PYTHON_EXTRACT]),
         };
