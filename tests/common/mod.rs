@@ -1,0 +1,165 @@
+//! What the integration tests share: machines on disk, a mounted codchifs, other people's programs, tree snapshots.
+//!
+//! The tests make device nodes, owners and mounts, so they run as root, and a missing tool fails them.
+#![allow(dead_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+pub(crate) mod fixture;
+pub(crate) mod mounted;
+pub(crate) mod readers;
+pub(crate) mod snapshot;
+
+use std::borrow::BorrowMut;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// No test waits longer than this for one thing.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(5);
+
+/// Fails with a clear text unless the test is root and /dev/fuse is there.
+pub(crate) fn require_root() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "these tests make device nodes, foreign owners and mounts: run them as root (tests/run)"
+    );
+    assert!(
+        std::path::Path::new("/dev/fuse").exists(),
+        "/dev/fuse is missing: load the fuse module, or give the container the device"
+    );
+}
+
+/// Waits until `condition` holds; `what` is the text of the failure.
+pub(crate) fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !condition() {
+        assert!(Instant::now() < end, "{what}: not within {limit:?}");
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Runs `work` in a thread of its own, so that a hanging file system fails the test instead of hanging it.
+pub(crate) fn within<T: Send + 'static>(
+    what: &str,
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let _ = sender.send(work());
+    });
+    match receiver.recv_timeout(limit) {
+        Ok(value) => value,
+        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+            panic!("{what}: hangs, {limit:?} passed")
+        }
+        Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+            std::panic::resume_unwind(thread.join().expect_err("the thread sent nothing"))
+        }
+    }
+}
+
+/// What a program did.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) line: String,
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+}
+
+impl Done {
+    pub(crate) fn out(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    pub(crate) fn err(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// Fails unless the exit status is `code`.
+    #[track_caller]
+    pub(crate) fn exits(self, code: i32) -> Self {
+        assert_eq!(
+            self.code,
+            Some(code),
+            "exit status of: {}\nstdout: {}\nstderr: {}",
+            self.line,
+            self.out(),
+            self.err()
+        );
+        self
+    }
+
+    /// Fails unless it succeeded.
+    #[track_caller]
+    pub(crate) fn ok(self) -> Self {
+        self.exits(0)
+    }
+
+    /// Fails unless it succeeded without a word.
+    #[track_caller]
+    pub(crate) fn silent(self) -> Self {
+        let done = self.ok();
+        assert!(
+            done.stdout.is_empty() && done.stderr.is_empty(),
+            "output of: {}\nstdout: {}\nstderr: {}",
+            done.line,
+            done.out(),
+            done.err()
+        );
+        done
+    }
+}
+
+/// Runs to the end, or kills it at the deadline and fails. Output goes through files, so a background child that
+/// keeps them open blocks nobody.
+#[track_caller]
+pub(crate) fn run(mut command: impl BorrowMut<Command>) -> Done {
+    let command = command.borrow_mut();
+    let line = format!("{command:?}");
+    let (mut stdout, mut stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(stdout.try_clone().unwrap())
+        .stderr(stderr.try_clone().unwrap())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot run {line}: {error}"));
+    let end = Instant::now() + DEADLINE;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > end {
+            let _ = child.kill();
+            panic!("{line}: hangs\n{}", String::from_utf8_lossy(&read_back(&mut stderr)));
+        }
+        std::thread::sleep(POLL);
+    };
+    let (stdout, stderr) = (read_back(&mut stdout), read_back(&mut stderr));
+    Done { line, code: status.code(), stdout, stderr }
+}
+
+/// A program with its arguments, in the C locale.
+pub(crate) fn program<S: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(name);
+    command.args(args).env("LC_ALL", "C").env_remove("TAR_OPTIONS");
+    command
+}
+
+fn read_back(file: &mut File) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+/// Whether `needle` occurs in `bytes`.
+pub(crate) fn contains(bytes: &[u8], needle: &[u8]) -> bool {
+    bytes.windows(needle.len()).any(|window| window == needle)
+}

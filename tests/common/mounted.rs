@@ -1,0 +1,142 @@
+//! codchifs as a child process, mounted.
+
+use super::fixture::Fixture;
+use super::{wait_until, within};
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// For a mount to appear, to answer, to go.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// One line of /proc/self/mountinfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MountEntry {
+    pub(crate) options: Vec<String>,
+    pub(crate) kind: String,
+    pub(crate) source: String,
+}
+
+/// All mounts on this very directory, the lowest first.
+pub(crate) fn mounts_on(point: &Path) -> Vec<MountEntry> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let entry = |line: &str| {
+        let (left, right) = line.split_once(" - ")?;
+        let (left, right): (Vec<_>, Vec<_>) =
+            (left.split(' ').collect(), right.split(' ').collect());
+        (Path::new(left[4]) == point).then(|| MountEntry {
+            options: left[5].split(',').map(str::to_owned).collect(),
+            kind: right[0].to_owned(),
+            source: right[1].to_owned(),
+        })
+    };
+    text.lines().filter_map(entry).collect()
+}
+
+/// Unmounts and ends the process when dropped.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    point: PathBuf,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Mounted {
+    /// Mounts the state at its usual place.
+    pub(crate) fn new(fixture: &Fixture) -> Self {
+        Self::with(fixture, &[])
+    }
+
+    /// The same with more arguments for `mount`. Returns when the mount is in the table and answers.
+    pub(crate) fn with(fixture: &Fixture, args: &[&str]) -> Self {
+        let mut mounted = Self::spawn(fixture, args);
+        wait_until("the mount", LIMIT, || {
+            if let Some(status) = mounted.child.try_wait().unwrap() {
+                panic!("codchifs mount ended: {status}\n{}", mounted.log());
+            }
+            mounts_on(&mounted.point).iter().any(|entry| entry.kind.starts_with("fuse"))
+        });
+        let point = mounted.point.clone();
+        within("stat of the mount point", LIMIT, move || fs::symlink_metadata(point)).unwrap();
+        mounted
+    }
+
+    /// Starts it and waits for nothing.
+    pub(crate) fn spawn(fixture: &Fixture, args: &[&str]) -> Self {
+        let (point, log) = (fixture.mount_point(), fixture.path().join("log"));
+        let output = File::options().append(true).create(true).open(&log).unwrap();
+        let child = fixture
+            .command(["mount", "--foreground"])
+            .args(args)
+            .arg(&point)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap();
+        Self { point, child, log }
+    }
+
+    pub(crate) fn point(&self) -> &Path {
+        &self.point
+    }
+
+    pub(crate) fn tar(&self, machine: &str) -> PathBuf {
+        self.point.join(machine).join("export.tar")
+    }
+
+    pub(crate) fn rootfs(&self, machine: &str) -> PathBuf {
+        self.point.join(machine).join("rootfs")
+    }
+
+    pub(crate) fn report(&self, machine: &str) -> serde_json::Value {
+        let path = self.point.join(machine).join("report.json");
+        let text = within("report.json", LIMIT, move || fs::read(path)).unwrap();
+        serde_json::from_slice(&text).expect("report.json is JSON")
+    }
+
+    /// What it printed and logged so far.
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for the process to end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        wait_until("the end of codchifs mount", LIMIT, || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// Unmounts and expects a clean end.
+    pub(crate) fn unmount(mut self) {
+        unmount(&self.point, UnmountFlags::empty()).unwrap();
+        let status = self.wait();
+        assert!(status.success(), "after umount: {status}\n{}", self.log());
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // A detached mount whose server is gone lets everybody go who still waits on it.
+        while !mounts_on(&self.point).is_empty() {
+            if unmount(&self.point, UnmountFlags::DETACH).is_err() {
+                break;
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("log of codchifs:\n{}", self.log());
+        }
+    }
+}

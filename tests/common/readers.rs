@@ -1,0 +1,100 @@
+//! Programs nobody here wrote that read tars.
+
+use super::{program, run};
+use std::path::Path;
+
+/// A tar reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reader {
+    Gnu,
+    Bsd,
+    Python,
+}
+
+pub(crate) const READERS: [Reader; 3] = [Reader::Gnu, Reader::Bsd, Reader::Python];
+
+pub(crate) const LOCALES: [&str; 2] = ["C", "C.UTF-8"];
+
+const PYTHON_LIST: &str = "
+import sys, tarfile
+for member in tarfile.open(sys.argv[1], 'r:'):
+    print(member.name.encode(sys.getfilesystemencoding(), 'surrogateescape').hex())
+";
+
+const PYTHON_EXTRACT: &str = "
+import sys, tarfile
+kind = {'filter': 'fully_trusted'} if hasattr(tarfile, 'fully_trusted_filter') else {}
+with tarfile.open(sys.argv[1], 'r:', errorlevel=2) as archive:
+    archive.extractall(sys.argv[2], numeric_owner=True, **kind)
+";
+
+impl Reader {
+    /// Names of all members in order, raw, without the leading `./` and a directory's last slash.
+    pub(crate) fn list(self, archive: &Path, locale: &str) -> Vec<Vec<u8>> {
+        let mut command = match self {
+            Self::Gnu => program("tar", ["--quoting-style=escape", "-tf"]),
+            Self::Bsd => program("bsdtar", ["-tf"]),
+            Self::Python => program("python3", ["-c", PYTHON_LIST]),
+        };
+        let done = run(command.arg(archive).env("LC_ALL", locale)).ok();
+        assert_eq!(done.err(), "", "warnings of {self:?} in {locale}");
+        let lines = done.stdout.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        lines
+            .map(|line| if self == Self::Python { unhex(line) } else { unescape(line) })
+            .map(|name| {
+                let name = name.strip_suffix(b"/").unwrap_or(&name);
+                name.strip_prefix(b"./").unwrap_or(name).to_vec()
+            })
+            .collect()
+    }
+
+    /// Extracts everything, with owners and modes.
+    pub(crate) fn extract(self, archive: &Path, directory: &Path, locale: &str) {
+        let mut command = match self {
+            Self::Gnu => program("tar", ["--numeric-owner", "--warning=no-timestamp", "-xpf"]),
+            Self::Bsd => program("bsdtar", ["--numeric-owner", "-xpf"]),
+            Self::Python => program("python3", ["-c", PYTHON_EXTRACT]),
+        };
+        command.arg(archive).env("LC_ALL", locale);
+        if self != Self::Python {
+            command.arg("-C");
+        }
+        run(command.arg(directory)).silent();
+    }
+}
+
+fn unhex(line: &[u8]) -> Vec<u8> {
+    let digit = |b: u8| char::from(b).to_digit(16).unwrap() as u8;
+    line.chunks(2).map(|pair| digit(pair[0]) * 16 + digit(pair[1])).collect()
+}
+
+/// `\n`, `\\`, `\ooo` and the like, as GNU tar and bsdtar print what a terminal should not see.
+fn unescape(line: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = line;
+    while let [byte, tail @ ..] = rest {
+        rest = tail;
+        match (*byte, tail) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..]) => {
+                bytes.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
+                rest = tail;
+            }
+            (b'\\', [letter, tail @ ..]) => {
+                bytes.push(match letter {
+                    b'a' => 7,
+                    b'b' => 8,
+                    b't' => b'\t',
+                    b'n' => b'\n',
+                    b'v' => 11,
+                    b'f' => 12,
+                    b'r' => b'\r',
+                    b'?' => 0x7f,
+                    other => *other,
+                });
+                rest = tail;
+            }
+            (byte, _) => bytes.push(byte),
+        }
+    }
+    bytes
+}

@@ -1,0 +1,189 @@
+//! Machines made to break out of their directory, or to stop us.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use common::fixture::{Fixture, Maker};
+use common::mounted::Mounted;
+use common::snapshot::Snapshot;
+use common::{contains, program, run, within};
+use rustix::fs::{CWD, RenameFlags};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const MARKER: &[u8] = b"MARKER-OUTSIDE-OF-THE-MACHINE";
+
+fn with_marker() -> Fixture {
+    let fixture = Fixture::new();
+    fs::write(fixture.outside().join("marker"), MARKER).unwrap();
+    fs::create_dir(fixture.outside().join("deeper")).unwrap();
+    fs::write(fixture.outside().join("deeper/marker"), MARKER).unwrap();
+    fixture
+}
+
+#[test]
+fn links_are_shown_and_never_followed() {
+    let fixture = with_marker();
+    fixture.hostile("m");
+    let done = fixture.run(["export", "m", "-o", "-"]).ok();
+    assert!(!contains(&done.stdout, MARKER), "the export holds what a link points to");
+    let shadow = fs::read("/etc/shadow").unwrap_or_default();
+    assert!(shadow.len() < 20 || !contains(&done.stdout, &shadow[..20]), "it holds /etc/shadow");
+
+    let mounted = Mounted::new(&fixture);
+    let link = mounted.rootfs("m").join("srv/links/marker");
+    assert_eq!(fs::read_link(link).unwrap(), fixture.outside().join("marker"));
+    let up = fs::read_link(mounted.rootfs("m").join("srv/links/up")).unwrap();
+    assert_eq!(up, Path::new("../../../../../../../../etc/shadow"));
+}
+
+#[test]
+fn layers_that_are_links_are_not_entered() {
+    for layer in ["rootfs", "home"] {
+        let fixture = with_marker();
+        let place = fixture.empty("m");
+        fixture.sample("good");
+        let target = if layer == "home" { &place.home } else { &place.rootfs };
+        fs::remove_dir(target).unwrap();
+        std::os::unix::fs::symlink(fixture.outside(), target).unwrap();
+        let done = fixture.run(["export", "m", "-o", "-"]);
+        assert!(!contains(&done.stdout, MARKER), "a link in place of the {layer} was followed");
+        let mounted = Mounted::new(&fixture);
+        if let Ok(tree) = fs::read_dir(mounted.rootfs("m")) {
+            drop(tree);
+            let copy = fixture.path().join("m.tar");
+            run(program("cp", [mounted.tar("m"), copy.clone()]));
+            assert!(!contains(&fs::read(copy).unwrap_or_default(), MARKER));
+        }
+        assert!(mounted.rootfs("good").join("opt/tool").exists(), "the other machine works");
+    }
+}
+
+#[test]
+fn a_directory_swapped_for_a_link_leads_nowhere() {
+    let fixture = with_marker();
+    let place = fixture.empty("m");
+    let root = Maker::new(&place.rootfs);
+    for number in 0..200 {
+        root.file(&format!("srv/swap/deeper/file-{number}"), b"inside\n");
+    }
+    root.file("srv/swap/marker", b"inside\n").file("srv/swap/deeper/marker", b"inside\n");
+    root.symlink(fixture.outside().to_str().unwrap(), "srv/other");
+    let (one, two) = (place.rootfs.join("srv/swap"), place.rootfs.join("srv/other"));
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let swapper = std::thread::spawn({
+        let stop = stop.clone();
+        move || {
+            let mut swaps = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                rustix::fs::renameat_with(CWD, &one, CWD, &two, RenameFlags::EXCHANGE).unwrap();
+                swaps += 1;
+            }
+            swaps
+        }
+    });
+    let found = std::panic::catch_unwind(|| {
+        for round in 0..20 {
+            let done = fixture.run(["export", "m", "-o", "-"]);
+            assert!(
+                matches!(done.code, Some(0 | 1)),
+                "round {round}: {:?} {}",
+                done.code,
+                done.err()
+            );
+            assert!(!contains(&done.stdout, MARKER), "round {round}: outside was read by export");
+        }
+        let mounted = Mounted::new(&fixture);
+        for round in 0..20 {
+            let copy = fixture.path().join("m.tar");
+            run(program("cp", [mounted.tar("m"), copy.clone()]));
+            assert!(!contains(&fs::read(copy).unwrap_or_default(), MARKER), "round {round}: cp");
+        }
+    });
+    stop.store(true, Ordering::Relaxed);
+    let swaps = swapper.join().unwrap();
+    if let Err(panic) = found {
+        std::panic::resume_unwind(panic);
+    }
+    assert!(swaps > 100, "only {swaps} swaps: nothing was tried");
+}
+
+#[test]
+fn fifos_and_devices_stop_nobody() {
+    let fixture = Fixture::new();
+    let place = fixture.hostile("m");
+    let root = Maker::new(&place.rootfs);
+    for number in 0..50 {
+        root.fifo(&format!("srv/fifos/{number}"));
+    }
+    fixture.run(["export", "m", "-o", "-"]).ok();
+    let mounted = Mounted::new(&fixture);
+    let tree = mounted.rootfs("m");
+    within("a walk over FIFOs", LIMIT, move || Snapshot::of(&tree));
+    // The kernel opens a FIFO by itself, one of the mount and not the machine's; devices are denied by nodev.
+    let device = rustix::fs::open(
+        mounted.rootfs("m").join("srv/kinds/null"),
+        rustix::fs::OFlags::RDONLY,
+        rustix::fs::Mode::empty(),
+    );
+    assert_eq!(device.map(drop), Err(rustix::io::Errno::ACCESS));
+}
+
+#[test]
+fn a_file_swapped_for_a_fifo_after_the_scan_does_not_hang() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    let mounted = Mounted::new(&fixture);
+    let file = fs::File::open(mounted.tar("m")).unwrap();
+    fs::remove_file(place.home.join("project/README")).unwrap();
+    Maker::new(&place.home).fifo("project/README");
+    let read = within("a read of a torn archive", LIMIT, move || {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut &file, &mut bytes).map(|_| bytes)
+    });
+    assert!(read.is_err(), "a member has gone and the reader was not told");
+    let lines = mounted.report("m").to_string();
+    assert!(lines.contains("project/README"), "{lines}");
+    // The next generation has the FIFO and is whole.
+    let copy = fixture.path().join("m.tar");
+    run(program("cp", [mounted.tar("m"), copy])).silent();
+}
+
+#[test]
+fn a_mount_below_the_machine_is_not_crossed() {
+    let fixture = with_marker();
+    let place = fixture.sample("m");
+    let point = place.rootfs.join("srv/mounted");
+    fs::create_dir_all(&point).unwrap();
+    run(program("mount", [Path::new("--bind"), &fixture.outside(), &point])).silent();
+    let done = fixture.run(["export", "m", "-o", "-"]);
+    let mounted = Mounted::new(&fixture);
+    let report = {
+        let _ = fs::symlink_metadata(mounted.tar("m"));
+        mounted.report("m").to_string()
+    };
+    run(program("umount", [&point])).ok();
+    assert_eq!(done.code, Some(0), "{}", done.err());
+    assert!(!contains(&done.stdout, MARKER), "what is mounted there was exported");
+    assert!(report.contains("srv/mounted"), "{report}");
+}
+
+#[test]
+fn sockets_are_left_out_with_a_line_in_the_report() {
+    let fixture = Fixture::new();
+    fixture.hostile("m");
+    let mounted = Mounted::new(&fixture);
+    assert!(!mounted.rootfs("m").join("srv/kinds/socket").exists());
+    fs::symlink_metadata(mounted.tar("m")).unwrap();
+    let report = mounted.report("m").to_string();
+    assert!(report.contains("srv/kinds/socket"), "{report}");
+    assert!(report.contains("ssh_host_ed25519_key"), "a host key is left out in silence: {report}");
+    for secret in ["a'b", "$HOME"] {
+        assert!(!report.contains(secret), "the report holds a secret: {report}");
+    }
+}
