@@ -15,7 +15,7 @@ const SECRET: &str = "do-not-print-this";
 type Break = (&'static str, fn(&Fixture, &str), &'static [&'static str]);
 
 const BROKEN: &[Break] = &[
-    ("empty", |f, n| drop(f.configured(n, "")), &["empty"]),
+    ("blank", |f, n| drop(f.configured(n, "\n")), &["ends too early"]),
     (
         "truncated",
         |f, n| drop(f.configured(n, r#"{"modules":{},"secrets":{"a":"do-not-print-this"#)),
@@ -93,7 +93,7 @@ fn list_tells_what_is_wrong_with_each() {
     }
     let good = machines.iter().find(|machine| machine["name"] == "good").unwrap();
     assert!(good["reason"].is_null(), "{good}");
-    for key in ["name", "state", "driver", "rootfs", "home"] {
+    for key in ["name", "status", "driver", "rootfs", "home"] {
         assert!(good[key].is_string(), "{key}: {good}");
     }
     assert!(!done.out().contains(SECRET) && !done.err().contains(SECRET), "{}", done.out());
@@ -103,6 +103,20 @@ fn list_tells_what_is_wrong_with_each() {
         assert!(table.out().lines().any(|line| line.contains(name)), "{name}: {}", table.out());
     }
     assert!(!table.out().contains(SECRET));
+}
+
+#[test]
+fn an_empty_config_is_no_machine() {
+    let fixture = Fixture::new();
+    fixture.sample("good");
+    fixture.configured("empty", "");
+    let mounted = Mounted::new(&fixture);
+    let names: Vec<_> =
+        fs::read_dir(mounted.point()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["good"]);
+    assert!(fs::symlink_metadata(mounted.point().join("empty")).is_err());
+    let done = fixture.run(["export", "empty", "-o", "-"]).exits(1);
+    assert_eq!(done.err(), "codchifs: export empty: no such machine; `codchifs list` names them\n");
 }
 
 #[test]

@@ -72,8 +72,7 @@ fn the_tree_is_the_machine() {
     let mut etc = tree.paths();
     etc.retain(|path| is_at_or_below(path, b"etc"));
     let etc: Vec<_> = etc.iter().map(|path| show(path)).collect();
-    let generated =
-        ["etc", "etc/codchi-env", "etc/nixos", "etc/nixos/codchi-owners", "etc/nixos/flake.nix"];
+    let generated = ["etc", "etc/codchi-env", "etc/nixos", "etc/nixos/flake.nix"];
     assert_eq!(etc, generated);
     for (path, mode) in [("etc", 0o755), ("etc/nixos", 0o755), ("etc/nixos/flake.nix", 0o644)] {
         let node = &tree.nodes[path.as_bytes()];
@@ -145,6 +144,12 @@ fn every_reader_extracts_the_tree() {
             let what = format!("rootfs/ against what {reader:?} extracts in {locale}");
             if reader == Reader::Python {
                 without_link_times(&tree).assert_same(&without_link_times(&extracted), &what);
+            } else if reader == Reader::Bsd {
+                // bsdtar adds the fraction of a time before 1970 instead of taking it away; libarchive's bug.
+                let tree = tree.clone().map(|path, node| {
+                    node.mtime += i64::from(path == b"srv/times/fraction");
+                });
+                tree.assert_same(&extracted, &what);
             } else {
                 tree.assert_same(&extracted, &what);
             }
@@ -160,7 +165,9 @@ fn bsdtar_extracts_paths_over_4095_bytes() {
     let mounted = Mounted::new(&fixture);
     let archive = copied(&mounted, &fixture, "m", "m.tar");
     let directory = fixture.scratch("out");
-    Reader::Bsd.extract(&archive, &directory, "C");
+    // It complains of the directories on the way, and makes them and the file all the same.
+    let mut bsdtar = program("bsdtar", ["--numeric-owner", "-xpf"]);
+    run(bsdtar.arg(&archive).arg("-C").arg(&directory));
     let extracted = Snapshot::of(&directory);
     assert!(extracted.nodes.contains_key(&long));
     Snapshot::of(&mounted.rootfs("m")).assert_same(&extracted, "rootfs/ against the extraction");
