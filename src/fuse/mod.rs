@@ -73,8 +73,15 @@ fn survive(op: &str, job: impl FnOnce()) {
 fn failed(op: &str, ino: u64, error: Sys) -> Errno {
     match error {
         // What a healthy mount answers all day.
-        Sys::NOENT | Sys::STALE | Sys::NODATA | Sys::RANGE | Sys::ROFS | Sys::ACCESS
-        | Sys::OPNOTSUPP | Sys::NXIO => tracing::debug!(op, ino, %error),
+        Sys::NOENT
+        | Sys::STALE
+        | Sys::NODATA
+        | Sys::RANGE
+        | Sys::ROFS
+        | Sys::ACCESS
+        | Sys::OPNOTSUPP
+        | Sys::NXIO
+        | Sys::NAMETOOLONG => tracing::debug!(op, ino, %error),
         _ => tracing::warn!(op, ino, %error, "operation failed"),
     }
     errno(error)
@@ -90,12 +97,7 @@ impl Adaptor {
     }
 }
 
-fn reply_entry(
-    reply: ReplyEntry,
-    op: &str,
-    parent: u64,
-    found: Result<crate::vfs::Entry, Sys>,
-) {
+fn reply_entry(reply: ReplyEntry, op: &str, parent: u64, found: Result<crate::vfs::Entry, Sys>) {
     match found {
         Ok(entry) => reply.entry_with_ttls(
             &entry.attr_ttl,
@@ -179,11 +181,9 @@ impl Filesystem for Adaptor {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        survive("readlink", || {
-            match self.admit(req).and_then(|()| self.vfs.readlink(ino.0)) {
-                Ok(target) => reply.data(&target),
-                Err(error) => reply.error(failed("readlink", ino.0, error)),
-            }
+        survive("readlink", || match self.admit(req).and_then(|()| self.vfs.readlink(ino.0)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(failed("readlink", ino.0, error)),
         });
     }
 

@@ -28,8 +28,8 @@ pub(super) struct Mounted {
 
 /// The topmost mount at `path`, an absolute path without symbolic links.
 pub(super) fn mounted_at(path: &Path) -> Result<Option<Mounted>, MountError> {
-    let table = std::fs::read("/proc/self/mountinfo")
-        .map_err(|source| MountError::Table { source })?;
+    let table =
+        std::fs::read("/proc/self/mountinfo").map_err(|source| MountError::Table { source })?;
     Ok(parse(&table).into_iter().rfind(|mounted| mounted.mountpoint == path))
 }
 

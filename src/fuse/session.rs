@@ -52,8 +52,8 @@ pub fn serve(
     }
     let mountpoint = prepare(&options.mountpoint)?;
     // From here on a signal is kept until somebody looks: none may leave a stale mount behind.
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
-        .map_err(|source| MountError::Signals { source })?;
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|source| MountError::Signals { source })?;
     raise_descriptor_limit();
 
     let privileged = rustix::process::geteuid().is_root();
@@ -198,8 +198,7 @@ fn attach(
 ) -> Result<(), (&'static str, Errno)> {
     use rustix::fd::AsRawFd;
     let at = |step: &'static str| move |error| (step, error);
-    let context =
-        sys::fsopen("fuse", sys::FsOpenFlags::FSOPEN_CLOEXEC).map_err(at("fsopen"))?;
+    let context = sys::fsopen("fuse", sys::FsOpenFlags::FSOPEN_CLOEXEC).map_err(at("fsopen"))?;
     let context = context.as_fd();
     for (key, value) in [
         ("source", "codchifs".to_owned()),

@@ -26,8 +26,8 @@ mod number;
 
 use crate::machine::Machines;
 use crate::tree::{Kind, StatFs, Time, Tree};
-pub use file::Seek;
 use dirs::{Dirs, moved};
+pub use file::Seek;
 use handle::Handles;
 use inode::{Found, Node, Place, Table};
 use number::{Key, Object};
@@ -210,9 +210,7 @@ impl Vfs {
         let node = self.table.get(ino)?;
         match self.tree(&node.key.machine) {
             Ok(tree) => tree.statfs(),
-            Err(_) => {
-                Ok(StatFs { bsize: 4096, frsize: 4096, namelen: 255, ..StatFs::default() })
-            }
+            Err(_) => Ok(StatFs { bsize: 4096, frsize: 4096, namelen: 255, ..StatFs::default() }),
         }
     }
 

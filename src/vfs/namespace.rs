@@ -75,8 +75,7 @@ impl Vfs {
     }
 
     fn lookup_in_machine(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Entry, Errno> {
-        let machine =
-            self.machines.get(parent.key.machine.as_bytes()).ok_or(Errno::STALE)?;
+        let machine = self.machines.get(parent.key.machine.as_bytes()).ok_or(Errno::STALE)?;
         let object = if name == REPORT.as_bytes() {
             Object::Report
         } else if machine.tree.is_err() {
@@ -95,11 +94,7 @@ impl Vfs {
     }
 
     /// Counts a lookup of one of our own names.
-    pub(super) fn insert_fixed(
-        &self,
-        key: Key,
-        machine: Option<&Machine>,
-    ) -> Result<Entry, Errno> {
+    pub(super) fn insert_fixed(&self, key: Key, machine: Option<&Machine>) -> Result<Entry, Errno> {
         let attr = self.attr_of_fixed(&key, 0, machine)?;
         let ttl = if key.object == Object::Placeholder { Duration::ZERO } else { BRIEF };
         let node = self.table.insert(key, Found::Fixed)?;
@@ -119,9 +114,10 @@ impl Vfs {
         let key = (0..=u32::MAX)
             .map(|retry| Key::new(&parent.key.machine, Object::Export { id, retry }))
             .find(|key| {
-                self.table.find(key).and_then(|node| node.generation()).is_none_or(|known| {
-                    Arc::ptr_eq(&known, &generation) || !known.torn()
-                })
+                self.table
+                    .find(key)
+                    .and_then(|node| node.generation())
+                    .is_none_or(|known| Arc::ptr_eq(&known, &generation) || !known.torn())
             })
             .ok_or(Errno::STALE)?;
         let torn = generation.torn();
@@ -194,12 +190,7 @@ impl Vfs {
     }
 
     /// Attributes of a name of ours.
-    fn attr_of_fixed(
-        &self,
-        key: &Key,
-        ino: u64,
-        machine: Option<&Machine>,
-    ) -> Result<Attr, Errno> {
+    fn attr_of_fixed(&self, key: &Key, ino: u64, machine: Option<&Machine>) -> Result<Attr, Errno> {
         let time = machine.map(rootfs_time).unwrap_or_default();
         let directory = |perm| self.own_attr(ino, Kind::Directory, perm, 0, time);
         Ok(match key.object {
