@@ -72,8 +72,7 @@ fn the_tree_is_the_machine() {
     let mut etc = tree.paths();
     etc.retain(|path| is_at_or_below(path, b"etc"));
     let etc: Vec<_> = etc.iter().map(|path| show(path)).collect();
-    let generated =
-        ["etc", "etc/codchi-env", "etc/nixos", "etc/nixos/codchi-owners", "etc/nixos/flake.nix"];
+    let generated = ["etc", "etc/codchi-env", "etc/nixos", "etc/nixos/flake.nix"];
     assert_eq!(etc, generated);
     for (path, mode) in [("etc", 0o755), ("etc/nixos", 0o755), ("etc/nixos/flake.nix", 0o644)] {
         let node = &tree.nodes[path.as_bytes()];
@@ -141,7 +140,13 @@ fn every_reader_extracts_the_tree() {
         for locale in LOCALES {
             let directory = fixture.scratch(&format!("{reader:?}-{locale}"));
             reader.extract(&archive, &directory, locale);
-            let extracted = Snapshot::of(&directory);
+            let mut extracted = Snapshot::of(&directory);
+            if reader == Reader::Bsd {
+                // libarchive takes the -86400.25 of a pax header for -86400 + 0.25.
+                let node = extracted.nodes.get_mut(b"srv/times/fraction".as_slice()).unwrap();
+                assert!([-86_400, -86_401].contains(&node.mtime), "{node:?}");
+                node.mtime = -86_401;
+            }
             let what = format!("rootfs/ against what {reader:?} extracts in {locale}");
             if reader == Reader::Python {
                 without_link_times(&tree).assert_same(&without_link_times(&extracted), &what);
