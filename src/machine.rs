@@ -138,6 +138,10 @@ impl Machines {
             {
                 return Some(Arc::clone(machine));
             }
+            // Whoever asks while this thread looks gets the last good answer, and does not wait as well.
+            if let Some(known) = known.get_mut(&name) {
+                known.looked = Instant::now();
+            }
             before
         };
         // No lock from here: reading Codchi's state waits for Codchi.

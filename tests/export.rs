@@ -140,16 +140,16 @@ fn every_reader_extracts_the_tree() {
         for locale in LOCALES {
             let directory = fixture.scratch(&format!("{reader:?}-{locale}"));
             reader.extract(&archive, &directory, locale);
-            let extracted = Snapshot::of(&directory);
+            let mut extracted = Snapshot::of(&directory);
+            if reader == Reader::Bsd {
+                // libarchive takes the -86400.25 of a pax header for -86400 + 0.25.
+                let node = extracted.nodes.get_mut(b"srv/times/fraction".as_slice()).unwrap();
+                assert!([-86_400, -86_401].contains(&node.mtime), "{node:?}");
+                node.mtime = -86_401;
+            }
             let what = format!("rootfs/ against what {reader:?} extracts in {locale}");
             if reader == Reader::Python {
                 without_link_times(&tree).assert_same(&without_link_times(&extracted), &what);
-            } else if reader == Reader::Bsd {
-                // bsdtar adds the fraction of a time before 1970 instead of taking it away; libarchive's bug.
-                let tree = tree.clone().map(|path, node| {
-                    node.mtime += i64::from(path == b"srv/times/fraction");
-                });
-                tree.assert_same(&extracted, &what);
             } else {
                 tree.assert_same(&extracted, &what);
             }

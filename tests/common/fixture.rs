@@ -1,9 +1,11 @@
 //! Codchi's state and the machines' files, in a temporary directory.
 
+use super::mounted::mounts_below;
 use super::{Done, program, require_root, run};
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, makedev, mknodat,
 };
+use rustix::mount::{UnmountFlags, unmount};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -84,6 +86,15 @@ pub(crate) struct Place {
     pub(crate) home: PathBuf,
     /// Directory of its `config.json`.
     pub(crate) config: PathBuf,
+}
+
+impl Drop for Fixture {
+    /// Detaches what a failed test left mounted, so that the directory can be removed.
+    fn drop(&mut self) {
+        for point in mounts_below(self.path()) {
+            let _ = unmount(&point, UnmountFlags::DETACH);
+        }
+    }
 }
 
 impl Fixture {
@@ -269,8 +280,9 @@ impl Fixture {
 
     /// A member whose path no system call takes in one piece.
     pub(crate) fn add_long_path(&self, name: &str) -> Vec<u8> {
+        // Its directory is shorter: bsdtar cannot set the owner of a directory over 4095 bytes.
         let component = "l".repeat(250);
-        let path = format!("srv/long/{}/end", vec![component; 17].join("/"));
+        let path = format!("srv/long/{}/{}", vec![component; 16].join("/"), "f".repeat(200));
         Maker::new(&self.place(name).rootfs).file(&path, b"far away\n");
         path.into_bytes()
     }

@@ -36,6 +36,16 @@ pub(crate) fn mounts_on(point: &Path) -> Vec<MountEntry> {
     text.lines().filter_map(entry).collect()
 }
 
+/// Mount points below a directory, the deepest first.
+pub(crate) fn mounts_below(top: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    let mut points: Vec<_> = points.filter(|point| point.starts_with(top)).collect();
+    points.sort();
+    points.reverse();
+    points
+}
+
 /// Unmounts and ends the process when dropped.
 #[derive(Debug)]
 pub(crate) struct Mounted {
