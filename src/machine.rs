@@ -130,7 +130,7 @@ impl Machines {
             return None;
         }
         let before = {
-            let known = self.known.lock();
+            let mut known = self.known.lock();
             let before =
                 known.get(&name).map(|k| (Arc::clone(&k.machine), k.origin.clone(), k.looked));
             if let Some((machine, _, looked)) = &before
