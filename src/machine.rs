@@ -79,7 +79,7 @@ pub struct Machines {
     backend: Directories,
     selection: Selection,
     /// Only these, where there are any.
-    only: Vec<String>,
+    only: Vec<MachineName>,
     known: Mutex<HashMap<MachineName, Known>>,
 }
 
@@ -89,7 +89,7 @@ impl Machines {
         state: State,
         backend: Directories,
         selection: Selection,
-        only: Vec<String>,
+        only: Vec<MachineName>,
     ) -> Result<Self, tree::RuleError> {
         selection.check()?;
         Ok(Self { state, backend, selection, only, known: Mutex::default() })
@@ -153,7 +153,7 @@ impl Machines {
     }
 
     fn wanted(&self, name: &MachineName) -> bool {
-        self.only.is_empty() || self.only.iter().any(|n| n == name.as_str())
+        self.only.is_empty() || self.only.contains(name)
     }
 
     fn look(
@@ -172,17 +172,12 @@ impl Machines {
             };
             (Some(Arc::new(machine)), None)
         };
+        if !self.state.has(name) {
+            return (None, None);
+        }
         let times = match self.state.times(name) {
             Ok(times) => times,
-            Err(why) => {
-                let known = self.state.machine_names();
-                let gone = known.is_ok_and(|all| !all.contains(&Found::Machine(name.clone())));
-                return if gone {
-                    (None, None)
-                } else {
-                    broken(Status::Broken, None, why.to_string())
-                };
-            }
+            Err(why) => return broken(Status::Broken, None, why.to_string()),
         };
         let location = match self.backend.locate(&name.instance()) {
             Ok(location) => location,

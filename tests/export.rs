@@ -150,6 +150,12 @@ fn every_reader_extracts_the_tree() {
             let what = format!("rootfs/ against what {reader:?} extracts in {locale}");
             if reader == Reader::Python {
                 without_link_times(&tree).assert_same(&without_link_times(&extracted), &what);
+            } else if reader == Reader::Bsd {
+                // bsdtar adds the fraction of a time before 1970 instead of taking it away; libarchive's bug.
+                let tree = tree.clone().map(|path, node| {
+                    node.mtime += i64::from(path == b"srv/times/fraction");
+                });
+                tree.assert_same(&extracted, &what);
             } else {
                 tree.assert_same(&extracted, &what);
             }
@@ -165,7 +171,9 @@ fn bsdtar_extracts_paths_over_4095_bytes() {
     let mounted = Mounted::new(&fixture);
     let archive = copied(&mounted, &fixture, "m", "m.tar");
     let directory = fixture.scratch("out");
-    Reader::Bsd.extract(&archive, &directory, "C");
+    // It complains of the directories on the way, and makes them and the file all the same.
+    let mut bsdtar = program("bsdtar", ["--numeric-owner", "-xpf"]);
+    run(bsdtar.arg(&archive).arg("-C").arg(&directory));
     let extracted = Snapshot::of(&directory);
     assert!(extracted.nodes.contains_key(&long));
     Snapshot::of(&mounted.rootfs("m")).assert_same(&extracted, "rootfs/ against the extraction");

@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use crate::codchi::MachineName;
 use crate::tree::Selection;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -125,7 +126,7 @@ pub(super) struct Mount {
     pub(super) options: Vec<MountWord>,
     /// Only this machine; can be repeated
     #[arg(long, value_name = "NAME")]
-    pub(super) machine: Vec<String>,
+    pub(super) machine: Vec<MachineName>,
     /// Append log lines to FILE once in the background
     #[arg(long, value_name = "FILE")]
     pub(super) log_file: Option<PathBuf>,
@@ -166,7 +167,7 @@ pub(super) struct List {
 #[derive(Debug, ClapArgs)]
 pub(super) struct Export {
     /// The machine's name
-    pub(super) name: String,
+    pub(super) name: MachineName,
     /// Where to; `-` is stdout [default: NAME.tar]
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> {
-    let name = &export.name;
+    let name = export.name.as_str();
     let machines = Context::new(global)?.machines(export.select.clone().into(), Vec::new())?;
     let machine = machines
         .get(name.as_bytes())

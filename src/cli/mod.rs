@@ -13,7 +13,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use crate::backend::Directories;
-use crate::codchi::{State, dirs};
+use crate::codchi::{MachineName, State, dirs};
 use crate::machine::Machines;
 use crate::tree::Selection;
 
@@ -105,7 +105,7 @@ impl Context {
         Ok(Self { owner, state, backend: Directories::new(rootfs_dir) })
     }
 
-    fn machines(self, selection: Selection, only: Vec<String>) -> Result<Machines, Failure> {
+    fn machines(self, selection: Selection, only: Vec<MachineName>) -> Result<Machines, Failure> {
         Ok(Machines::new(self.state, self.backend, selection, only)?)
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     };
     let machines = Arc::new(context.machines(mount.select.clone().into(), mount.machine.clone())?);
     for name in &mount.machine {
-        if machines.get(name.as_bytes()).is_none() {
+        if machines.get(name.as_str().as_bytes()).is_none() {
             complain(&format!("{name}: no such machine yet; it shows when Codchi has it"));
         }
     }

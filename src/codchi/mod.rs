@@ -169,6 +169,13 @@ impl State {
         Ok(found)
     }
 
+    /// Whether [`Self::machine_names`] would name the machine.
+    pub fn has(&self, name: &MachineName) -> bool {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(self.config_dir.join("machine"), flags, Mode::empty());
+        dir.is_ok_and(|dir| is_machine(&dir, OsStr::new(name.as_str())))
+    }
+
     /// Reads one machine. Waits for at most half a second, for Codchi to release its lock.
     pub fn load(&self, name: &MachineName) -> Result<MachineConfig, Error> {
         config::load(&self.machine_dir(name), name)

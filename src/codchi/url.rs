@@ -57,6 +57,9 @@ pub enum UrlError {
     /// A forge's URL names a branch behind the repository and another one in the query.
     #[error("its URL names a branch twice, in its path and in its query")]
     TwoBranches,
+    /// A local module outside of the home.
+    #[error("its URL must be a path below /home/codchi, without '..', as in file://PROJECT")]
+    LeavesHome,
     /// What follows the `#` is no attribute path.
     #[error("its URL must end in an attribute path, as in #nixosModules.default")]
     Attribute,
@@ -75,7 +78,7 @@ impl FromStr for ModuleUrl {
         };
         let (token, commit, mut branch) = (value("token"), value("commit"), value("ref"));
         let source = match scheme {
-            "file" => Source::Local { path: place.trim_matches('/').to_owned() },
+            "file" => local(place)?,
             "github" => forge("github", place, value("host"), &mut branch)?,
             "gitlab" => forge("gitlab", place, value("host"), &mut branch)?,
             "sourcehut" => forge("sourcehut", place, value("host"), &mut branch)?,
@@ -96,6 +99,16 @@ fn unknown(scheme: &str) -> UrlError {
     } else {
         UrlError::UnknownScheme("?".to_owned())
     }
+}
+
+/// A path below the login user's home. Codchi makes it one by joining, so `..` would name something that neither the
+/// machine nor its export has.
+fn local(place: &str) -> Result<Source, UrlError> {
+    let path = place.trim_matches('/');
+    if path.split('/').any(|part| part == "..") {
+        return Err(UrlError::LeavesHome);
+    }
+    Ok(Source::Local { path: path.to_owned() })
 }
 
 fn forge(

@@ -20,7 +20,7 @@ pub enum MountError {
     #[error("cannot mount on {}: the directory is not empty, and a mount would hide what is in it; choose an empty directory", .path.display())]
     NotEmpty { path: PathBuf },
     /// A live mount of ours is there.
-    #[error("cannot mount on {}: codchifs is already mounted there; to mount anew, first run: codchifs umount {}", .path.display(), .path.display())]
+    #[error("cannot mount on {}: codchifs is already mounted there; to mount anew, first run: codchifs unmount {}", .path.display(), .path.display())]
     AlreadyMounted { path: PathBuf },
     /// The mount point cannot be looked at.
     #[error("cannot look at the mount point {}: {source}", .path.display())]
@@ -53,7 +53,7 @@ pub enum MountError {
     #[error("cannot unmount {}: no codchifs is mounted there; findmnt -t fuse.codchifs lists those that are", .path.display())]
     NotMounted { path: PathBuf },
     /// Somebody uses the mount.
-    #[error("cannot unmount {}: it is in use; fuser -vm {} shows by whom, and umount --lazy detaches it anyway", .path.display(), .path.display())]
+    #[error("cannot unmount {}: it is in use; fuser -vm {} shows by whom, and codchifs unmount --lazy detaches it anyway", .path.display(), .path.display())]
     Busy { path: PathBuf },
     /// The kernel refused to unmount.
     #[error("cannot unmount {}: {source}", .path.display())]

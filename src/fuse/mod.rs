@@ -80,7 +80,8 @@ fn failed(op: &str, ino: u64, error: Sys) -> Errno {
         | Sys::ROFS
         | Sys::ACCESS
         | Sys::OPNOTSUPP
-        | Sys::NXIO => tracing::debug!(op, ino, %error),
+        | Sys::NXIO
+        | Sys::NAMETOOLONG => tracing::debug!(op, ino, %error),
         _ => tracing::warn!(op, ino, %error, "operation failed"),
     }
     errno(error)

@@ -17,7 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 /// Read-ahead in KiB that makes a sequential read of `export.tar` as fast as it gets. What the
 /// kernel offers a FUSE file system by itself is 128.
@@ -42,6 +42,9 @@ pub struct MountOptions {
 
 /// Mounts `machines`, calls `ready` once the mount is served, and serves it until it is unmounted
 /// or the process is told to end.
+///
+/// After a second signal it returns while somebody still uses the mount: the process is then to
+/// end at once.
 pub fn serve(
     machines: Arc<Machines>,
     options: &MountOptions,
@@ -92,15 +95,25 @@ pub fn serve(
     }
     let handle = signals.handle();
     let watched = mountpoint.clone();
+    let (end, ended) = channel();
+    let cut_off = end.clone();
     let watcher = std::thread::Builder::new()
         .name("codchifs-signals".into())
-        .spawn(move || watch(&mut signals, &watched, mounted.as_ref()));
+        .spawn(move || watch(&mut signals, &watched, &cut_off));
     if let Err(source) = &watcher {
         tracing::warn!(%source, "no thread for signals: unmount with umount");
     }
+    let waiter = std::thread::Builder::new().name("codchifs-wait".into()).spawn(move || {
+        // Nobody receives only if a second signal was faster.
+        let _ = end.send(background.join());
+    });
+    if let Err(source) = waiter {
+        detach(&mountpoint);
+        return Err(MountError::Start { path: mountpoint, source });
+    }
     tracing::info!(mountpoint = %mountpoint.display(), "mounted");
     ready();
-    let result = background.join();
+    let result = ended.recv().unwrap_or(Ok(()));
     handle.close();
     if let Err(source) = result {
         detach(&mountpoint);
@@ -289,14 +302,16 @@ fn detach(mountpoint: &Path) {
 }
 
 /// Ends the mount on a signal; if it is in use it goes out of sight, and a second signal cuts off
-/// whoever still uses it.
-fn watch(signals: &mut Signals, mountpoint: &Path, mounted: Option<&Mounted>) {
+/// whoever still uses it: `serve` returns, and the kernel fails what waits when the process ends.
+fn watch(signals: &mut Signals, mountpoint: &Path, cut_off: &Sender<io::Result<()>>) {
     let mut detached = false;
     for signal in signals.forever() {
         tracing::info!(signal, "unmounting");
         if detached {
-            abort(mounted);
-            continue;
+            tracing::warn!("cutting off whoever still uses the mount");
+            // Nobody receives only if the session has ended already.
+            let _ = cut_off.send(Ok(()));
+            return;
         }
         let result = match unmount(mountpoint, false) {
             Err(MountError::Busy { .. }) => {
@@ -309,15 +324,6 @@ fn watch(signals: &mut Signals, mountpoint: &Path, mounted: Option<&Mounted>) {
             Ok(()) | Err(MountError::NotMounted { .. }) => detached = true,
             Err(error) => tracing::warn!(%error, "cannot unmount"),
         }
-    }
-}
-
-/// Cuts the connection: every call that still waits fails, and the session ends.
-fn abort(mounted: Option<&Mounted>) {
-    let Some(mounted) = mounted else { return };
-    let path = format!("/sys/fs/fuse/connections/{}/abort", mounted.device.1);
-    if let Err(error) = std::fs::write(&path, "1") {
-        tracing::warn!(%error, path, "cannot abort the connection");
     }
 }
 
