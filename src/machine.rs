@@ -130,13 +130,17 @@ impl Machines {
             return None;
         }
         let before = {
-            let known = self.known.lock();
+            let mut known = self.known.lock();
             let before =
                 known.get(&name).map(|k| (Arc::clone(&k.machine), k.origin.clone(), k.looked));
             if let Some((machine, _, looked)) = &before
                 && looked.elapsed() < LOOK_AGAIN
             {
                 return Some(Arc::clone(machine));
+            }
+            // Whoever asks while this thread looks gets the last good answer, and does not wait as well.
+            if let Some(known) = known.get_mut(&name) {
+                known.looked = Instant::now();
             }
             before
         };

@@ -1,6 +1,6 @@
 //! One machine's exported tree: rootfs − exclusions + home graft + generated files.
 //!
-//! The union rule, once: a name's [`rules::Verdict`] decides first; a generated file or the home stands over whatever
+//! The union rule, once: a name's verdict (`rules.rs`) decides first; a generated file or the home stands over whatever
 //! the disk has; below an excluded directory only what an include or a generated file names is there; everything else
 //! is the rootfs. Sockets, and what lies on another mount, are not in the tree, since they cannot be in the tar.
 
