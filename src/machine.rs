@@ -45,7 +45,7 @@ pub struct Machine {
     /// Its name, valid as a path component.
     pub name: Arc<str>,
     /// How it is.
-    pub status: Status,
+    pub state: Status,
     /// The exported tree, or why there is none: a text for people.
     pub tree: Result<Arc<Tree>, String>,
     /// Its generations of `export.tar`. `None` exactly where `tree` is an error.
@@ -165,10 +165,10 @@ impl Machines {
         name: &MachineName,
         before: Option<(Arc<Machine>, Option<Origin>)>,
     ) -> (Option<Arc<Machine>>, Option<Origin>) {
-        let broken = |status, rootfs, why: String| {
+        let broken = |state, rootfs, why: String| {
             let machine = Machine {
                 name: Arc::from(name.as_str()),
-                status,
+                state,
                 tree: Err(why),
                 exports: None,
                 rootfs,
@@ -213,7 +213,7 @@ impl Machines {
             Ok((tree, exports)) => {
                 let machine = Machine {
                     name: Arc::from(name.as_str()),
-                    status: Status::Ready,
+                    state: Status::Ready,
                     tree: Ok(tree),
                     exports: Some(exports),
                     rootfs: Some(rootfs),
@@ -292,7 +292,7 @@ impl Machine {
         let mut report = json!({
             "schema": REPORT_SCHEMA,
             "machine": *self.name,
-            "status": self.status.as_str(),
+            "state": self.state.as_str(),
         });
         let mut set = |key: &str, value| {
             if let Some(map) = report.as_object_mut() {

@@ -93,7 +93,7 @@ fn list_tells_what_is_wrong_with_each() {
     }
     let good = machines.iter().find(|machine| machine["name"] == "good").unwrap();
     assert!(good["reason"].is_null(), "{good}");
-    for key in ["name", "status", "driver", "rootfs", "home"] {
+    for key in ["name", "state", "driver", "rootfs", "home"] {
         assert!(good[key].is_string(), "{key}: {good}");
     }
     assert!(!done.out().contains(SECRET) && !done.err().contains(SECRET), "{}", done.out());

@@ -76,6 +76,10 @@ pub(super) struct Global {
     /// Say more on stderr; -vv and -vvv say even more (CODCHIFS_LOG takes a filter)
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub(super) verbose: u8,
+    /// Say `ready` on stdout once mounted, then let go of the terminal: how `mount` starts its own background process.
+    /// Global, so that it can stand before everything the user typed.
+    #[arg(long, hide = true, global = true)]
+    pub(super) background_child: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -132,9 +136,6 @@ pub(super) struct Mount {
     pub(super) log_file: Option<PathBuf>,
     #[command(flatten)]
     pub(super) select: Select,
-    /// Say `ready` on stdout once mounted, then let go of the terminal: how `mount` starts its own background process.
-    #[arg(long, hide = true)]
-    pub(super) background_child: bool,
 }
 
 /// A word of `-o`.

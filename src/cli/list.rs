@@ -8,7 +8,7 @@ use std::io::Write as _;
 
 struct Row {
     name: String,
-    status: &'static str,
+    state: &'static str,
     rootfs: Option<String>,
     home: Option<String>,
     reason: Option<String>,
@@ -25,7 +25,7 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
                 let Some(machine) = machines.get(name.as_str().as_bytes()) else { continue };
                 rows.push(Row {
                     name: name.to_string(),
-                    status: machine.status.as_str(),
+                    state: machine.state.as_str(),
                     rootfs: machine.rootfs.as_ref().map(|p| p.display().to_string()),
                     home: Some(machine.home.display().to_string()),
                     reason: machine.tree.as_ref().err().cloned(),
@@ -33,7 +33,7 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
             }
             Found::Invalid { name, reason } => rows.push(Row {
                 name: name.to_string_lossy().escape_debug().to_string(),
-                status: "broken",
+                state: "broken",
                 rootfs: None,
                 home: None,
                 reason: Some(reason.to_string()),
@@ -46,7 +46,7 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
             .iter()
             .map(|r| {
                 json!({
-                    "name": r.name, "status": r.status, "driver": "dir",
+                    "name": r.name, "state": r.state, "driver": "dir",
                     "rootfs": r.rootfs, "home": r.home, "reason": r.reason,
                 })
             })
@@ -61,11 +61,11 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
     let width =
         |text: fn(&Row) -> usize, least| rows.iter().map(text).max().unwrap_or(0).max(least);
     let name_width = width(|r| r.name.chars().count(), 4);
-    let status_width = width(|r| r.status.len(), 6);
-    writeln!(out, "{:name_width$}  {:status_width$}  DRIVER  ROOTFS", "NAME", "STATUS")?;
+    let state_width = width(|r| r.state.len(), 5);
+    writeln!(out, "{:name_width$}  {:state_width$}  DRIVER  ROOTFS", "NAME", "STATE")?;
     for r in &rows {
         let rootfs = r.rootfs.as_deref().unwrap_or("-");
-        writeln!(out, "{:name_width$}  {:status_width$}  dir     {rootfs}", r.name, r.status)?;
+        writeln!(out, "{:name_width$}  {:state_width$}  dir     {rootfs}", r.name, r.state)?;
         if let Some(reason) = &r.reason {
             writeln!(out, "{:name_width$}  {reason}", "")?;
         }

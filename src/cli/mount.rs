@@ -13,10 +13,10 @@ use std::sync::Arc;
 const READY: &str = "ready";
 
 pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
-    if !mount.foreground && !mount.background_child {
+    if !mount.foreground && !global.background_child {
         return in_background(mount);
     }
-    if mount.background_child {
+    if global.background_child {
         // Out of the terminal's session: closing the terminal must not end the mount.
         rustix::process::setsid()?;
     }
@@ -36,7 +36,7 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         }
     }
     let ready = || {
-        if mount.background_child
+        if global.background_child
             && let Err(why) = let_go(mount)
         {
             complain(&format!("cannot let go of the terminal: {why}"));
@@ -51,8 +51,8 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
 fn in_background(mount: &Mount) -> Result<Outcome, Failure> {
     let exe = std::env::current_exe()?;
     let mut child = Command::new(exe)
-        .args(std::env::args_os().skip(1))
         .arg("--background-child")
+        .args(std::env::args_os().skip(1))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
