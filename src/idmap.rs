@@ -25,7 +25,7 @@ pub struct IdMap {
 }
 
 /// Why an id map cannot be used.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum IdMapError {
     /// Not the JSON that LXD and Incus write.
     #[error("the id map is not a JSON list of ranges (line {line}, column {column})")]

@@ -21,6 +21,7 @@
 pub mod backend;
 pub mod cli;
 pub mod codchi;
+pub mod credentials;
 pub mod export;
 pub mod fuse;
 pub mod idmap;

@@ -1,14 +1,18 @@
 //! Every machine of one user: Codchi's state joined with where its files are.
 
-use crate::backend::{Directories, LocateError, Location};
+use crate::backend::{Backend, Facts, LocateError, Location, Power, Query};
 use crate::codchi::{self, Found, MachineConfig, MachineName, State, Times, flake};
+use crate::credentials::{User, as_user};
 use crate::export::Exports;
 use crate::idmap::IdMap;
 use crate::tree::{self, GeneratedFile, Owners, Selection, Source, Time, Tree};
 use parking_lot::Mutex;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde_json::json;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,10 +54,12 @@ pub struct Machine {
     pub tree: Result<Arc<Tree>, String>,
     /// Its generations of `export.tar`. `None` exactly where `tree` is an error.
     pub exports: Option<Arc<Exports>>,
-    /// The container's root directory, where it was found.
-    pub rootfs: Option<PathBuf>,
+    /// Where its files are, where that is known.
+    pub location: Option<Location>,
     /// The home directory on the host.
     pub home: PathBuf,
+    /// How fresh what the daemon said is, at the last look.
+    facts: Mutex<Facts>,
 }
 
 /// What a machine was made from: where this is unchanged, so is the machine.
@@ -76,7 +82,8 @@ struct Known {
 #[derive(Debug)]
 pub struct Machines {
     state: State,
-    backend: Directories,
+    user: User,
+    backend: Backend,
     selection: Selection,
     /// Only these, where there are any.
     only: Vec<MachineName>,
@@ -84,20 +91,22 @@ pub struct Machines {
 }
 
 impl Machines {
-    /// The machines of `state` whose files `backend` finds; only those named in `only`, where there are any.
+    /// The machines of `state`, which is `user`'s, whose files `backend` finds; only those named in `only`, where there
+    /// are any.
     pub fn new(
         state: State,
-        backend: Directories,
+        user: User,
+        backend: Backend,
         selection: Selection,
         only: Vec<MachineName>,
     ) -> Result<Self, tree::RuleError> {
         selection.check()?;
-        Ok(Self { state, backend, selection, only, known: Mutex::default() })
+        Ok(Self { state, user, backend, selection, only, known: Mutex::default() })
     }
 
     /// All entries of Codchi's machine directory that are asked for, sorted, those with impossible names too.
-    pub fn found(&self) -> Result<Vec<Found>, codchi::Error> {
-        let mut found = self.state.machine_names()?;
+    pub fn found(&self) -> Result<Vec<Found>, Box<dyn std::error::Error>> {
+        let mut found = as_user(self.user, || self.state.machine_names())??;
         found.retain(|f| match f {
             Found::Machine(name) => self.wanted(name),
             Found::Invalid { .. } => self.only.is_empty(),
@@ -165,89 +174,148 @@ impl Machines {
         name: &MachineName,
         before: Option<(Arc<Machine>, Option<Origin>)>,
     ) -> (Option<Arc<Machine>>, Option<Origin>) {
-        let broken = |state, rootfs, why: String| {
+        let seen = as_user(self.user, || self.state.has(name).then(|| self.state.times(name)));
+        let times = match seen {
+            Ok(Some(times)) => times.map_err(|why| why.to_string()),
+            Ok(None) => return (None, None),
+            Err(why) => Err(format!("cannot act as uid {}: {why}", self.user.uid)),
+        };
+        let query = Query {
+            instance: &name.instance(),
+            uid: self.user.uid,
+            data_dir: &self.state.data_dir,
+        };
+        let (location, facts) = self.backend.locate(&query);
+        let broken = |status, location: Option<Location>, why: String| {
             let machine = Machine {
                 name: Arc::from(name.as_str()),
-                state,
+                state: status,
                 tree: Err(why),
                 exports: None,
-                rootfs,
-                home: self.state.home(name),
+                home: self.home(name, location.as_ref()),
+                location,
+                facts: Mutex::new(facts.clone()),
             };
             (Some(Arc::new(machine)), None)
         };
-        if !self.state.has(name) {
-            return (None, None);
-        }
-        let times = match self.state.times(name) {
+        let times = match times {
             Ok(times) => times,
-            Err(why) => return broken(Status::Broken, None, why.to_string()),
+            Err(why) => return broken(Status::Broken, location.ok(), why),
         };
-        let location = match self.backend.locate(&name.instance()) {
+        let location = match location {
             Ok(location) => location,
             Err(why @ LocateError::NotInstalled(_)) => {
                 return broken(Status::NotInstalled, None, why.to_string());
             }
             Err(why) => return broken(Status::Broken, None, why.to_string()),
         };
-        let home = self.state.home(name);
-        let rootfs = location.rootfs.clone();
-        let roots = [identity(&rootfs), identity(&home)];
+        let home = self.home(name, Some(&location));
+        let roots = [identity(&location.rootfs), identity(&home)];
         let origin = Origin { times, location, roots };
         if let Some((machine, Some(same))) = &before
             && *same == origin
         {
+            *machine.facts.lock() = facts;
             return (Some(Arc::clone(machine)), Some(origin));
         }
-        let config = match self.state.load(name) {
-            Ok(config) => config,
-            Err(why) => {
+        let location = Some(origin.location.clone());
+        let config = match as_user(self.user, || self.state.load(name)) {
+            Ok(Ok(config)) => config,
+            Ok(Err(why)) => {
                 return match before {
                     // Codchi is in the middle of writing it: the last good version still holds.
                     Some((machine, origin @ Some(_))) if why.is_busy() => (Some(machine), origin),
-                    _ => broken(Status::Broken, Some(rootfs), why.to_string()),
+                    _ => broken(Status::Broken, location, why.to_string()),
                 };
             }
+            Err(why) => return broken(Status::Broken, location, why.to_string()),
         };
-        match self.build(&config, &origin, home.clone()) {
+        match self.build(&config, &origin, &home) {
             Ok((tree, exports)) => {
                 let machine = Machine {
                     name: Arc::from(name.as_str()),
                     state: Status::Ready,
                     tree: Ok(tree),
                     exports: Some(exports),
-                    rootfs: Some(rootfs),
+                    location,
                     home,
+                    facts: Mutex::new(facts.clone()),
                 };
                 (Some(Arc::new(machine)), Some(origin))
             }
-            Err(why) => broken(Status::Broken, Some(rootfs), why),
+            Err(why) => broken(Status::Broken, location, why),
         }
+    }
+
+    /// The home that the instance has, else where Codchi puts it.
+    fn home(&self, name: &MachineName, location: Option<&Location>) -> PathBuf {
+        location.and_then(|l| l.home.clone()).unwrap_or_else(|| self.state.home(name))
     }
 
     fn build(
         &self,
         config: &MachineConfig,
         origin: &Origin,
-        home: PathBuf,
+        home: &Path,
     ) -> Result<(Arc<Tree>, Arc<Exports>), String> {
-        let generated = generated(config, &origin.location.rootfs).map_err(|e| e.to_string())?;
+        let location = &origin.location;
+        let rootfs = tree::open_layer(&location.rootfs)
+            .map_err(|e| cannot_open("root file system", &location.rootfs, e))?;
+        inside_map("root file system", &location.rootfs, &rootfs, location.maps.rootfs.as_ref())?;
+        let opened = self.open_home(home)?;
+        inside_map("home", home, &opened, location.maps.home.as_ref())?;
+        let generated = generated(config, &rootfs).map_err(|e| e.to_string())?;
         let mapped = |map: &Option<IdMap>, otherwise| match map {
             Some(map) => Owners::Mapped(map.clone()),
             None => otherwise,
         };
         let source = Source {
-            rootfs: origin.location.rootfs.clone(),
-            rootfs_owners: mapped(&origin.location.maps.rootfs, Owners::AsOnDisk),
-            home: Some(home),
-            home_owners: mapped(&origin.location.maps.home, Owners::All(1000, 100)),
+            rootfs,
+            rootfs_owners: mapped(&location.maps.rootfs, Owners::AsOnDisk),
+            home: Some(opened),
+            home_owners: mapped(&location.maps.home, Owners::All(1000, 100)),
         };
         let made = time(config.times.config_mtime);
         let tree =
-            Tree::open(source, &self.selection, generated, made).map_err(|e| e.to_string())?;
+            Tree::new(source, &self.selection, generated, made).map_err(|e| e.to_string())?;
         let tree = Arc::new(tree);
         let exports = Exports::new(Arc::clone(&tree), time(config.times.newest_ctime()));
         Ok((tree, Arc::new(exports)))
+    }
+
+    /// The way to a home is the user's, who may put links there: it is walked with the user's rights. Only the home
+    /// itself, which is shifted and 0700, is opened with more, and not if it is a link.
+    fn open_home(&self, home: &Path) -> Result<OwnedFd, String> {
+        let (Some(parent), Some(name)) = (home.parent(), home.file_name()) else {
+            return Err(format!("the home {} is no directory's path", home.display()));
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let parent = as_user(self.user, || rustix::fs::open(parent, flags, Mode::empty()))
+            .map_err(|e| e.to_string())?
+            .map_err(|e| cannot_open("way to the home", home, e))?;
+        tree::open_layer_at(&parent, name).map_err(|e| cannot_open("home", home, e))
+    }
+}
+
+fn cannot_open(what: &str, path: &Path, why: Errno) -> String {
+    let remedy = match why {
+        Errno::ACCESS | Errno::PERM => {
+            "; only root reads machines: run as root, or mount with `mount -t codchifs`"
+        }
+        _ => "",
+    };
+    format!("cannot open the {what} {}: {why}{remedy}", path.display())
+}
+
+/// A layer whose owner is nobody in the machine is not the machine's, however it got there.
+fn inside_map(what: &str, path: &Path, layer: &OwnedFd, map: Option<&IdMap>) -> Result<(), String> {
+    let (uid, _) = tree::layer_owner(layer).map_err(|e| cannot_open(what, path, e))?;
+    match map {
+        Some(map) if map.uid(uid).is_none() => Err(format!(
+            "refused: the {what} {} belongs to host uid {uid}, who is nobody in the machine",
+            path.display()
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -255,7 +323,7 @@ fn time(t: codchi::Time) -> Time {
     Time { sec: t.sec, nsec: t.nsec }
 }
 
-fn identity(path: &std::path::Path) -> (u64, u64) {
+fn identity(path: &Path) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt as _;
     path.symlink_metadata().map_or((0, 0), |m| (m.dev(), m.ino()))
 }
@@ -263,7 +331,7 @@ fn identity(path: &std::path::Path) -> (u64, u64) {
 /// The files that the export has over whatever the machine has there.
 fn generated(
     config: &MachineConfig,
-    rootfs: &std::path::Path,
+    rootfs: &OwnedFd,
 ) -> Result<Vec<GeneratedFile>, codchi::Error> {
     let file = |path: &'static str, text: String, perm, gid| GeneratedFile {
         path: path.as_bytes(),
@@ -287,6 +355,11 @@ fn generated(
 }
 
 impl Machine {
+    /// How fresh what the daemon said is, at the last look.
+    pub fn facts(&self) -> Facts {
+        self.facts.lock().clone()
+    }
+
     /// The bytes of `report.json`, made now. Never scans.
     pub fn report(&self) -> Vec<u8> {
         let mut report = json!({
@@ -299,6 +372,22 @@ impl Machine {
                 map.insert(key.into(), value);
             }
         };
+        if let Some(location) = &self.location {
+            set("driver", json!(location.driver));
+            set("pool", json!(location.pool));
+            set("running", json!(location.power.map(|p| p == Power::Running)));
+            let devices: Vec<_> = location
+                .foreign
+                .iter()
+                .map(|d| json!({"path": d.path, "source": d.source}))
+                .collect();
+            set("devices_not_exported", json!(devices));
+        }
+        let facts = self.facts.lock().clone();
+        if let Some(why) = facts.why {
+            let as_of = facts.online.map(|at| humantime::format_rfc3339_seconds(at).to_string());
+            set("daemon", json!({"silent": why, "facts_as_of": as_of}));
+        }
         match &self.tree {
             Err(why) => set("reason", json!(why)),
             Ok(_) => match self.exports.as_ref().and_then(|e| e.last()) {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 const RANKS: &[(&str, u32)] = &[
     ("error", 0),
     ("idmap", 1),
+    ("credentials", 1),
     ("codchi", 2),
     ("tar", 2),
     ("backend", 3),

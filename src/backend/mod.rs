@@ -1,12 +1,30 @@
 //! Where a machine's files are, and how its ids are shifted. Knows nothing of Codchi's configuration of it.
 
-mod backup;
+mod api;
 mod dir;
+mod lxd;
+mod record;
 
-pub use backup::{BackupError, IdMaps};
 pub use dir::Directories;
+pub use lxd::{Daemon, Kind};
+pub use record::{Device, IdMaps};
 
-use std::path::PathBuf;
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// Bytes of a backup.yaml that are read at most.
+const MOST_BACKUP: u64 = 4 << 20;
+
+/// Whether a machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// It runs: its files may change while they are read.
+    Running,
+    /// It does not, as far as is known.
+    Stopped,
+}
 
 /// A machine's directories.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +33,49 @@ pub struct Location {
     pub rootfs: PathBuf,
     /// How ids are shifted on the disk.
     pub maps: IdMaps,
+    /// Whether the rootfs is shifted on the disk.
+    pub shifted: bool,
+    /// `dir`, `lxd` or `incus`.
+    pub driver: &'static str,
+    /// `None` where nobody knows.
+    pub power: Option<Power>,
+    /// The storage pool.
+    pub pool: Option<String>,
+    /// What the instance has at `/home/codchi`, where that is recorded.
+    pub home: Option<PathBuf>,
+    /// Further disk devices: their content is not in the export.
+    pub foreign: Vec<Device>,
+}
+
+/// How fresh a daemon's facts are.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// When the daemon last told; `None`: backup.yaml did, or there is no daemon.
+    pub online: Option<SystemTime>,
+    /// Why the daemon did not tell now.
+    pub why: Option<String>,
+    /// Why even the disk did not.
+    pub disk: Option<String>,
+}
+
+/// Which instance, and whose.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// `codchi-NAME`.
+    pub instance: &'a str,
+    /// The user whose machine it must be.
+    pub uid: u32,
+    /// That user's data dir, where the home must lie.
+    pub data_dir: &'a Path,
+}
+
+/// Where machines are looked for.
+#[derive(Debug)]
+pub enum Backend {
+    /// Plain directories.
+    Directories(Directories),
+    /// Every LXD and Incus of this host.
+    Daemons(Vec<Daemon>),
 }
 
 /// Why a machine's files cannot be found.
@@ -22,21 +83,131 @@ pub struct Location {
 pub enum LocateError {
     /// There is no instance of that name.
     #[error("not installed: there is no {0}; `codchi rebuild NAME` makes it")]
-    NotInstalled(PathBuf),
+    NotInstalled(String),
+    /// The instance's volume is not there.
+    #[error(
+        "there is no {path}: the volume (pool {pool}) is not mounted while the machine is stopped; `{start}` mounts it"
+    )]
+    Unmounted {
+        /// Where its rootfs would be.
+        path: PathBuf,
+        /// The pool or its driver.
+        pool: String,
+        /// What starts it.
+        start: String,
+    },
+    /// All instances of that name are somebody else's.
+    #[error(
+        "{instance} belongs to somebody else: its record does not map uid {uid} to its root, or its home is not in {data_dir}"
+    )]
+    NotYours {
+        /// The instance.
+        instance: String,
+        /// Whose state it is.
+        uid: u32,
+        /// Where the home would have to be.
+        data_dir: PathBuf,
+    },
+    /// More than one is the user's.
+    #[error(
+        "there are {count} instances {instance}; delete or rename all but one, or choose with --driver or --lxd-dir"
+    )]
+    Ambiguous {
+        /// The instance.
+        instance: String,
+        /// How many.
+        count: usize,
+    },
+    /// Its record is unusable: no file's owner would be known.
+    #[error("cannot use the record of {instance}: {why}")]
+    Record {
+        /// The instance.
+        instance: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Nobody could be asked.
+    #[error("cannot find out where {instance} is: {why}")]
+    Unknown {
+        /// The instance.
+        instance: String,
+        /// What each of those who were asked said.
+        why: String,
+    },
     /// Something on the way cannot be read.
-    #[error("cannot look at {path}: {source}; codchifs must run as root to read a machine")]
+    #[error(
+        "cannot look at {path}: {source}; only root reads machines: run as root, or mount with `mount -t codchifs`"
+    )]
     Look {
         /// What was looked at.
         path: PathBuf,
         /// The system's answer.
         source: std::io::Error,
     },
-    /// The id maps are unreadable: no file's owner would be known.
-    #[error("cannot use {path}: {source}")]
-    Backup {
-        /// The instance's backup.yaml.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: BackupError,
-    },
+}
+
+impl Backend {
+    /// Finds a machine's directories. Waits for a daemon at most once, and then not longer than a few seconds.
+    pub fn locate(&self, query: &Query<'_>) -> (Result<Location, LocateError>, Facts) {
+        let daemons = match self {
+            Self::Directories(dirs) => return (dirs.locate(query.instance), Facts::default()),
+            Self::Daemons(daemons) => daemons,
+        };
+        let instance = query.instance.to_owned();
+        if daemons.is_empty() {
+            let why = "neither LXD nor Incus is on this host; --lxd-dir or --rootfs-dir say where machines are".into();
+            return (Err(LocateError::Unknown { instance, why }), Facts::default());
+        }
+        let (mut found, mut facts, mut others, mut silent) =
+            (Vec::new(), Facts::default(), 0, Vec::new());
+        for daemon in daemons {
+            let (here, told, not_mine) = daemon.find(query);
+            others += not_mine;
+            if let (Some(why), Some(disk)) = (&told.why, &told.disk) {
+                silent.push(format!("{why}; {disk}"));
+            }
+            if !here.is_empty() || facts.why.is_none() {
+                facts = told;
+            }
+            found.extend(here);
+        }
+        let result = match (found.len(), others) {
+            (1, _) => found.pop().unwrap_or(Err(LocateError::NotInstalled(instance))),
+            (0, 0) if !silent.is_empty() => {
+                Err(LocateError::Unknown { instance, why: silent.join("; ") })
+            }
+            (0, 0) => Err(LocateError::NotInstalled(format!("instance {instance}"))),
+            (0, _) => Err(LocateError::NotYours {
+                instance,
+                uid: query.uid,
+                data_dir: query.data_dir.into(),
+            }),
+            (count, _) => Err(LocateError::Ambiguous { instance, count }),
+        };
+        (result, facts)
+    }
+}
+
+/// Whether a disk device is part of how Codchi runs a machine: its root, its home, and what is never exported anyway
+/// (the store, sockets of the host below /run and /tmp).
+fn is_codchis_own(path: &str) -> bool {
+    let path = path.trim_end_matches('/');
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    matches!(path, "" | "/home/codchi")
+        || matches!(first, "nix" | "run" | "tmp" | "dev" | "sys" | "proc" | ".files")
+}
+
+/// Reads a small regular file of the daemon, never through a link, and when it was written.
+fn read_small(path: &Path) -> std::io::Result<(String, SystemTime)> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(std::io::Error::other("not a regular file"));
+    }
+    let mut text = String::new();
+    if file.take(MOST_BACKUP + 1).read_to_string(&mut text)? as u64 > MOST_BACKUP {
+        return Err(ErrorKind::FileTooLarge.into());
+    }
+    Ok((text, meta.modified()?))
 }

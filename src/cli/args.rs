@@ -58,12 +58,22 @@ pub(super) struct Global {
     #[arg(
         long,
         value_enum,
-        default_value = "dir",
+        default_value = "auto",
         env = "CODCHIFS_DRIVER",
         global = true,
         help_heading = "Machines"
     )]
     pub(super) driver: Driver,
+    /// The base directory of LXD or Incus [default: $LXD_DIR, $INCUS_DIR, where they are installed]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "CODCHIFS_LXD_DIR",
+        hide_env_values = true,
+        global = true,
+        help_heading = "Machines"
+    )]
+    pub(super) lxd_dir: Option<PathBuf>,
     /// The directory that holds codchi-NAME/rootfs
     #[arg(
         long,
@@ -84,6 +94,12 @@ pub(super) struct Global {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Driver {
+    /// Every LXD and Incus of this host; plain directories where --rootfs-dir is given
+    Auto,
+    /// LXD
+    Lxd,
+    /// Incus
+    Incus,
     /// Plain directories
     Dir,
 }

@@ -3,6 +3,7 @@
 use super::args::{Export, Global};
 use super::progress::{Progress, size};
 use super::{Context, Failure, Outcome, complain};
+use crate::backend::Power;
 use crate::export::{Generation, StreamError, write_all};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::fs::{File, OpenOptions};
@@ -24,6 +25,11 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
         (Err(why), _) => return Err(format!("export {name}: {why}").into()),
         (Ok(_), None) => return Err(format!("export {name}: nothing to export").into()),
     };
+    if machine.location.as_ref().is_some_and(|l| l.power == Some(Power::Running)) {
+        complain(&format!(
+            "{name} runs: what changes during the export makes it incomplete; stop the machine first"
+        ));
+    }
     let output = export.output.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.tar")));
     let to_stdout = output == Path::new("-");
     if to_stdout && io::stdout().is_terminal() {

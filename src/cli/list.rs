@@ -2,16 +2,48 @@
 
 use super::args::{Global, List};
 use super::{Context, Failure, Outcome};
+use crate::backend::{Facts, Location, Power};
 use crate::codchi::Found;
+use crate::machine::{Machine, Status};
 use serde_json::{Value, json};
 use std::io::Write as _;
 
 struct Row {
     name: String,
     state: &'static str,
-    rootfs: Option<String>,
+    location: Option<Location>,
     home: Option<String>,
+    size: Option<u64>,
     reason: Option<String>,
+    facts: Facts,
+}
+
+impl Row {
+    fn rootfs(&self) -> Option<String> {
+        self.location.as_ref().map(|l| l.rootfs.display().to_string())
+    }
+
+    fn driver(&self) -> Option<&'static str> {
+        self.location.as_ref().map(|l| l.driver)
+    }
+
+    fn pool(&self) -> Option<&str> {
+        self.location.as_ref()?.pool.as_deref()
+    }
+
+    fn shifted(&self) -> Option<bool> {
+        self.location.as_ref().map(|l| l.shifted)
+    }
+
+    /// How old what is known of it is, where its daemon is silent.
+    fn stale(&self) -> Option<String> {
+        let why = self.facts.why.as_ref()?;
+        let source = match self.facts.online {
+            Some(at) => format!("as of {}", humantime::format_rfc3339_seconds(at)),
+            None => "from backup.yaml".into(),
+        };
+        Some(format!("{source}: {why}"))
+    }
 }
 
 pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
@@ -25,8 +57,10 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
                 let Some(machine) = machines.get(name.as_str().as_bytes()) else { continue };
                 rows.push(Row {
                     name: name.to_string(),
-                    state: machine.state.as_str(),
-                    rootfs: machine.rootfs.as_ref().map(|p| p.display().to_string()),
+                    state: state(&machine),
+                    location: machine.location.clone(),
+                    size: machine.exports.as_ref().and_then(|e| e.last()).map(|g| g.size()),
+                    facts: machine.facts(),
                     home: Some(machine.home.display().to_string()),
                     reason: machine.tree.as_ref().err().cloned(),
                 });
@@ -34,8 +68,10 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
             Found::Invalid { name, reason } => rows.push(Row {
                 name: name.to_string_lossy().escape_debug().to_string(),
                 state: "broken",
-                rootfs: None,
+                location: None,
                 home: None,
+                size: None,
+                facts: Facts::default(),
                 reason: Some(reason.to_string()),
             }),
         }
@@ -46,8 +82,8 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
             .iter()
             .map(|r| {
                 json!({
-                    "name": r.name, "state": r.state, "driver": "dir",
-                    "rootfs": r.rootfs, "home": r.home, "reason": r.reason,
+                    "name": r.name, "state": r.state, "driver": r.driver(), "pool": r.pool(), "shifted": r.shifted(), "size": r.size,
+                    "rootfs": r.rootfs(), "facts": r.stale(), "home": r.home, "reason": r.reason,
                 })
             })
             .collect();
@@ -60,15 +96,37 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
     }
     let width =
         |text: fn(&Row) -> usize, least| rows.iter().map(text).max().unwrap_or(0).max(least);
+    let pool_width = width(|r| r.pool().map_or(1, str::len), 4);
     let name_width = width(|r| r.name.chars().count(), 4);
     let state_width = width(|r| r.state.len(), 5);
-    writeln!(out, "{:name_width$}  {:state_width$}  DRIVER  ROOTFS", "NAME", "STATE")?;
+    writeln!(
+        out,
+        "{:name_width$}  {:state_width$}  DRIVER  {:pool_width$}  SHIFTED  ROOTFS",
+        "NAME", "STATE", "POOL"
+    )?;
     for r in &rows {
-        let rootfs = r.rootfs.as_deref().unwrap_or("-");
-        writeln!(out, "{:name_width$}  {:state_width$}  dir     {rootfs}", r.name, r.state)?;
-        if let Some(reason) = &r.reason {
-            writeln!(out, "{:name_width$}  {reason}", "")?;
+        let shifted = r.shifted().map_or("-", |s| if s { "yes" } else { "no" });
+        writeln!(
+            out,
+            "{:name_width$}  {:state_width$}  {:6}  {:pool_width$}  {shifted:7}  {}",
+            r.name,
+            r.state,
+            r.driver().unwrap_or("-"),
+            r.pool().unwrap_or("-"),
+            r.rootfs().as_deref().unwrap_or("-")
+        )?;
+        for line in r.reason.iter().chain(&r.stale()) {
+            writeln!(out, "{:name_width$}  {line}", "")?;
         }
     }
     Ok(Outcome::Done)
+}
+
+/// Running or stopped where that is known.
+fn state(machine: &Machine) -> &'static str {
+    match (machine.state, machine.location.as_ref().and_then(|l| l.power)) {
+        (Status::Ready, Some(Power::Running)) => "running",
+        (Status::Ready, Some(Power::Stopped)) => "stopped",
+        (state, _) => state.as_str(),
+    }
 }

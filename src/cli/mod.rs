@@ -7,13 +7,15 @@ mod list;
 mod mount;
 mod progress;
 
-use args::{Args, Command, Global};
+use args::{Args, Command, Driver, Global};
 use clap::Parser as _;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::backend::Directories;
+use crate::backend::{Backend, Daemon, Directories, Kind};
 use crate::codchi::{MachineName, State, dirs};
+use crate::credentials::{User, as_user};
 use crate::machine::Machines;
 use crate::tree::Selection;
 
@@ -82,9 +84,9 @@ fn start_logging(global: &Global) {
 
 /// Whose machines, and where.
 struct Context {
-    owner: dirs::Owner,
+    user: User,
     state: State,
-    backend: Directories,
+    backend: Backend,
 }
 
 impl Context {
@@ -93,19 +95,49 @@ impl Context {
         let passwd = std::fs::read("/etc/passwd").unwrap_or_default();
         let caller = rustix::process::getuid().as_raw();
         let owner = dirs::owner(caller, global.user.as_deref(), &env, &passwd)?;
-        let absolute = |path: &Option<std::path::PathBuf>| {
-            path.as_deref().map(std::path::absolute).transpose()
-        };
+        let gid = owner.gid.unwrap_or_else(|| rustix::process::getgid().as_raw());
+        let user = User { uid: owner.uid, gid };
+        let absolute =
+            |path: &Option<PathBuf>| path.as_deref().map(std::path::absolute).transpose();
         let config_dir = absolute(&global.config_dir)?;
         let data_dir = absolute(&global.data_dir)?;
-        let state = State::locate(&owner, config_dir.as_deref(), data_dir.as_deref(), &env)?;
-        let rootfs_dir = absolute(&global.rootfs_dir)?.ok_or(
-            "where are the machines? --rootfs-dir DIR names the directory that holds codchi-NAME/rootfs",
-        )?;
-        Ok(Self { owner, state, backend: Directories::new(rootfs_dir) })
+        let state = as_user(user, || {
+            State::locate(&owner, config_dir.as_deref(), data_dir.as_deref(), &env)
+        })??;
+        let rootfs_dir = absolute(&global.rootfs_dir)?;
+        let lxd_dir = absolute(&global.lxd_dir)?;
+        Ok(Self { user, state, backend: backend(global.driver, rootfs_dir, lxd_dir, &env)? })
     }
 
     fn machines(self, selection: Selection, only: Vec<MachineName>) -> Result<Machines, Failure> {
-        Ok(Machines::new(self.state, self.backend, selection, only)?)
+        Ok(Machines::new(self.state, self.user, self.backend, selection, only)?)
+    }
+}
+
+fn backend(
+    driver: Driver,
+    rootfs_dir: Option<PathBuf>,
+    lxd_dir: Option<PathBuf>,
+    env: &dyn Fn(&str) -> Option<std::ffi::OsString>,
+) -> Result<Backend, Failure> {
+    let daemons = |kind| match &lxd_dir {
+        Some(dir) => vec![Daemon::at(kind, dir.clone())],
+        None => Daemon::discover(kind, env),
+    };
+    match (driver, rootfs_dir) {
+        (Driver::Dir | Driver::Auto, Some(dir)) => Ok(Backend::Directories(Directories::new(dir))),
+        (Driver::Dir, None) => {
+            Err("--driver dir: where are the machines? --rootfs-dir DIR holds codchi-NAME/rootfs"
+                .into())
+        }
+        (_, Some(_)) => Err("--rootfs-dir goes with --driver dir".into()),
+        (Driver::Lxd, None) => Ok(Backend::Daemons(daemons(Kind::Lxd))),
+        (Driver::Incus, None) => Ok(Backend::Daemons(daemons(Kind::Incus))),
+        (Driver::Auto, None) if lxd_dir.is_some() => Ok(Backend::Daemons(daemons(Kind::Lxd))),
+        (Driver::Auto, None) => {
+            let mut all = daemons(Kind::Lxd);
+            all.extend(daemons(Kind::Incus));
+            Ok(Backend::Daemons(all))
+        }
     }
 }

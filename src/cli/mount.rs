@@ -23,8 +23,8 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     let options = MountOptions {
         mountpoint: mount.mountpoint.clone(),
-        uid: context.owner.uid,
-        gid: context.owner.gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
+        uid: context.user.uid,
+        gid: context.user.gid,
         allow_other: mount.options.contains(&MountWord::AllowOther),
         allow_root: mount.options.contains(&MountWord::AllowRoot),
         threads: 2,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::tree::{GeneratedFile, Owners, Selection, Source};
+use crate::tree::{GeneratedFile, Owners, Selection, Source, open_layer};
 use std::fs;
 use std::path::PathBuf;
 
@@ -21,9 +21,9 @@ impl Sample {
 
     fn exports(&self) -> Exports {
         let source = Source {
-            rootfs: self.dir.path().join("rootfs"),
+            rootfs: open_layer(&self.dir.path().join("rootfs")).unwrap(),
             rootfs_owners: Owners::AsOnDisk,
-            home: Some(self.dir.path().join("home")),
+            home: Some(open_layer(&self.dir.path().join("home")).unwrap()),
             home_owners: Owners::All(1000, 100),
         };
         let env = GeneratedFile {
@@ -33,7 +33,7 @@ impl Sample {
             uid: 0,
             gid: 0,
         };
-        let tree = Tree::open(source, &Selection::default(), vec![env], Time::default()).unwrap();
+        let tree = Tree::new(source, &Selection::default(), vec![env], Time::default()).unwrap();
         Exports::new(Arc::new(tree), Time::default())
     }
 }

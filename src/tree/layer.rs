@@ -27,11 +27,8 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    /// Opens a layer's root. The path is the caller's to vouch for; only its last component is not followed.
-    pub(crate) fn open(path: &Path) -> Result<Self, Errno> {
-        let root = read_quietly(|flags| {
-            fs::open(path, flags | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
-        })?;
+    /// Everything on the mount that `root` is on.
+    pub(crate) fn new(root: OwnedFd) -> Result<Self, Errno> {
         let st = stat_fd(&root)?;
         Ok(Self { root, mount: st.stx_mnt_id, subvol: subvol(&st) })
     }
@@ -55,6 +52,13 @@ impl Layer {
             (None, _) => xxhash_rust::xxh3::xxh3_64_with_seed(name, parent.0) | 1,
         }
     }
+}
+
+/// Opens the directory `path`, not following its last component.
+pub(crate) fn open_root(dir: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
+    read_quietly(|flags| {
+        fs::openat(&dir, path, flags | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+    })
 }
 
 fn subvol(st: &Statx) -> Option<u64> {

@@ -20,7 +20,7 @@ use rules::{RuleId, Rules, Verdict};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::Statx;
 use rustix::io::Errno;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Index of the rootfs among the layers.
@@ -82,26 +82,14 @@ pub enum LeftOut {
 /// Where a machine's files are, and whose.
 #[derive(Debug)]
 pub struct Source {
-    /// The container's root directory on the host.
-    pub rootfs: PathBuf,
+    /// The container's root directory on the host, opened by whoever may.
+    pub rootfs: OwnedFd,
     /// Whose the rootfs's files are.
     pub rootfs_owners: Owners,
     /// The directory that Codchi mounts at `/home/codchi`.
-    pub home: Option<PathBuf>,
+    pub home: Option<OwnedFd>,
     /// Whose the home's files are.
     pub home_owners: Owners,
-}
-
-/// A layer that cannot be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot open the {what} {path}: {source}")]
-pub struct OpenError {
-    /// `root file system` or `home`.
-    pub what: &'static str,
-    /// Its path on the host.
-    pub path: PathBuf,
-    /// The system's answer.
-    pub source: Errno,
 }
 
 /// Figures of the machine's storage for statfs(2).
@@ -132,18 +120,15 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Opens a machine's directories. `made` is the mtime of everything generated.
-    pub fn open(
+    /// Joins a machine's directories. `made` is the mtime of everything generated.
+    pub fn new(
         source: Source,
         selection: &Selection,
         generated: Vec<GeneratedFile>,
         made: Time,
     ) -> Result<Self, TreeError> {
-        let open = |what, path: &Path| {
-            Layer::open(path).map_err(|source| OpenError { what, path: path.into(), source })
-        };
-        let rootfs = open("root file system", &source.rootfs)?;
-        let home = source.home.as_deref().map(|path| open("home", path)).transpose()?;
+        let rootfs = Layer::new(source.rootfs)?;
+        let home = source.home.map(Layer::new).transpose()?;
         let rules = Rules::new(selection, &generated, home.is_some())?;
         Ok(Self {
             rootfs,
@@ -484,21 +469,35 @@ impl Found {
     }
 }
 
-/// Permission bits of the regular file `path` (absolute, in the machine) below `rootfs`, if it is one.
-pub fn file_perm(rootfs: &Path, path: &str) -> Option<u16> {
+/// Opens a directory that becomes a layer. Its path is the caller's to vouch for; only its last component is not followed.
+pub fn open_layer(path: &Path) -> Result<OwnedFd, Errno> {
+    layer::open_root(rustix::fs::CWD, path)
+}
+
+/// As [`open_layer`], below a directory that somebody with fewer rights has opened.
+pub fn open_layer_at(parent: &OwnedFd, name: &std::ffi::OsStr) -> Result<OwnedFd, Errno> {
+    layer::open_root(parent, Path::new(name))
+}
+
+/// The owner of an opened layer, on the host.
+pub fn layer_owner(layer: &OwnedFd) -> Result<(u32, u32), Errno> {
+    layer::stat_fd(layer).map(|st| (st.stx_uid, st.stx_gid))
+}
+
+/// Permission bits of the regular file `path` (absolute, in the machine) below a layer, if it is one.
+pub fn file_perm(layer: &OwnedFd, path: &str) -> Option<u16> {
     let (dir, name) = path.trim_start_matches('/').rsplit_once('/')?;
-    let layer = Layer::open(rootfs).ok()?;
-    let dir = layer::open_dir(layer.root(), dir.as_bytes()).ok()?;
+    let dir = layer::open_dir(layer, dir.as_bytes()).ok()?;
     let st = layer::stat_at(&dir, name.as_bytes()).ok()?;
     (Kind::of(&st) == Kind::File).then_some(st.stx_mode & 0o777)
 }
 
-/// A tree that cannot be opened.
+/// A tree that cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
     /// A directory of the machine.
-    #[error(transparent)]
-    Open(#[from] OpenError),
+    #[error("cannot look at the machine's directories: {0}")]
+    Layer(#[from] Errno),
     /// The user's selection.
     #[error(transparent)]
     Rule(#[from] RuleError),

@@ -1,6 +1,7 @@
 use super::*;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::PathBuf;
 
 struct Sample {
     _dir: tempfile::TempDir,
@@ -42,9 +43,9 @@ fn sample() -> Sample {
 
 fn open(s: &Sample, selection: Selection) -> Tree {
     let source = Source {
-        rootfs: s.root.clone(),
+        rootfs: open_layer(&s.root).unwrap(),
         rootfs_owners: Owners::AsOnDisk,
-        home: Some(s.home.clone()),
+        home: Some(open_layer(&s.home).unwrap()),
         home_owners: Owners::All(1000, 100),
     };
     let made = GeneratedFile {
@@ -54,7 +55,7 @@ fn open(s: &Sample, selection: Selection) -> Tree {
         uid: 0,
         gid: 0,
     };
-    Tree::open(source, &selection, vec![made], Time { sec: 7, nsec: 0 }).unwrap()
+    Tree::new(source, &selection, vec![made], Time { sec: 7, nsec: 0 }).unwrap()
 }
 
 fn walk(tree: &Tree, dir: &Dir, out: &mut Vec<String>) {

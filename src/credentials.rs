@@ -1,0 +1,67 @@
+//! Looking at what a user controls with that user's rights.
+//!
+//! codchifs runs as root to read machines, but Codchi's state belongs to a user who may plant links in it. What that
+//! user could not read must not be read on their behalf.
+
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+/// A user's ids on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The user.
+    pub uid: u32,
+    /// The user's main group, the only one that counts.
+    pub gid: u32,
+}
+
+/// Runs `look` with the rights of `user` and nothing more; as whoever runs this, where that is not root.
+///
+/// A thread of its own: changing the ids of this one could not be taken back safely, and dropping uid 0 takes all
+/// effective capabilities along (capabilities(7), "Effect of user ID changes on capabilities"). Without the change,
+/// nothing runs.
+pub fn as_user<T: Send>(user: User, look: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    if !rustix::process::geteuid().is_root() || user.uid == 0 {
+        return Ok(look());
+    }
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("codchifs-user".into()).spawn_scoped(
+            scope,
+            move || {
+                let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+                set_thread_groups(&[gid])?;
+                set_thread_res_gid(gid, gid, gid)?;
+                set_thread_res_uid(uid, uid, uid)?;
+                Ok(look())
+            },
+        )?;
+        match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_reads_what_the_user_may() {
+        assert!(rustix::process::geteuid().is_root(), "run the tests as root");
+        let nobody = User { uid: 65534, gid: 65534 };
+        let status = as_user(nobody, || std::fs::read_to_string("/proc/thread-self/status"))
+            .unwrap()
+            .unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(name)).unwrap();
+            line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(field("Uid:"), ["65534"; 4]);
+        assert_eq!(field("Gid:"), ["65534"; 4]);
+        assert_eq!(field("Groups:"), ["65534"]);
+        assert_eq!(field("CapEff:"), ["0000000000000000"]);
+        assert!(as_user(nobody, || std::fs::File::open("/etc/shadow")).unwrap().is_err());
+        assert!(std::fs::File::open("/etc/shadow").is_ok(), "this thread keeps its rights");
+    }
+}
