@@ -114,12 +114,13 @@ impl Machines {
         Ok(found)
     }
 
-    /// Names of all machines, sorted. Reads Codchi's config directory; never scans.
-    pub fn names(&self) -> Vec<Arc<str>> {
-        let found = self.found().unwrap_or_else(|why| {
+    /// Names of all machines, sorted. Reads Codchi's config directory; never scans. An error is EIO, and never an empty
+    /// list: whoever mirrors the mount would delete what is missing.
+    pub fn names(&self) -> Result<Vec<Arc<str>>, Errno> {
+        let found = self.found().map_err(|why| {
             tracing::warn!(%why, "cannot list the machines");
-            Vec::new()
-        });
+            Errno::IO
+        })?;
         let names: Vec<MachineName> = found
             .into_iter()
             .filter_map(|f| match f {
@@ -129,7 +130,7 @@ impl Machines {
             .collect();
         // What Codchi has forgotten must not be held open by us.
         self.known.lock().retain(|name, _| names.contains(name));
-        names.iter().map(|name| Arc::from(name.as_str())).collect()
+        Ok(names.iter().map(|name| Arc::from(name.as_str())).collect())
     }
 
     /// The machine of that name: the same `Arc` while nothing it was made from changed, else made anew.
@@ -174,10 +175,20 @@ impl Machines {
         name: &MachineName,
         before: Option<(Arc<Machine>, Option<Origin>)>,
     ) -> (Option<Arc<Machine>>, Option<Origin>) {
-        let seen = as_user(self.user, || self.state.has(name).then(|| self.state.times(name)));
+        let seen = as_user(self.user, || Ok(self.state.has(name)?.then(|| self.state.times(name))));
         let times = match seen {
-            Ok(Some(times)) => times.map_err(|why| why.to_string()),
-            Ok(None) => return (None, None),
+            Ok(Ok(Some(times))) => times.map_err(|why| why.to_string()),
+            Ok(Ok(None)) => return (None, None),
+            Ok(Err(why)) => {
+                let why: codchi::Error = why;
+                match before {
+                    Some((machine, origin)) => {
+                        tracing::warn!(machine = %name, %why, "serving what was known before");
+                        return (Some(machine), origin);
+                    }
+                    None => Err(why.to_string()),
+                }
+            }
             Err(why) => Err(format!("cannot act as uid {}: {why}", self.user.uid)),
         };
         let query = Query {

@@ -246,41 +246,43 @@ impl Call {
         Ok(bytes)
     }
 
-    /// The client says what happened in words of its own, which change: they are sorted into ours.
+    /// Sorts out what the client says: the connection broke, or what came over it is not HTTP.
     fn failed(&self, error: &(dyn Error + 'static)) -> ApiError {
         let lost = |source| ApiError::Lost { socket: self.socket.clone(), source };
-        let eof = || lost(io::ErrorKind::UnexpectedEof.into());
         let mut ended = false;
+        let mut words = String::new();
         for cause in std::iter::successors(Some(error), |e| (*e).source()) {
             if let Some(e) = cause.downcast_ref::<io::Error>() {
-                match e.raw_os_error() {
-                    Some(code) => return lost(io::Error::from_raw_os_error(code)),
-                    None if e.kind() == io::ErrorKind::UnexpectedEof => return eof(),
-                    None => ended = false,
+                if let Some(code) = e.raw_os_error() {
+                    return lost(io::Error::from_raw_os_error(code));
                 }
+                ended = e.kind() == io::ErrorKind::UnexpectedEof;
             } else if let Some(e) = cause.downcast_ref::<hyper::Error>() {
-                if false {
-                    return self.garbage("the header is too large");
-                }
-                // The last word counts: the request is canceled, too, because of what came before it was sent.
                 ended = e.is_incomplete_message() || e.is_closed() || e.is_canceled();
+            } else {
+                continue;
             }
+            // The last cause counts: "canceled" is also what a request is that met garbage on its way out.
+            words = cause.to_string();
         }
-        if ended { eof() } else { self.garbage("not HTTP") }
+        if ended {
+            lost(io::ErrorKind::UnexpectedEof.into())
+        } else {
+            self.garbage(&format!("not HTTP: {words}"))
+        }
     }
 
     /// Takes the metadata out of the envelope.
     fn open(&self, status: StatusCode, body: &[u8]) -> Result<Value, ApiError> {
-        let parsed = serde_json::from_slice(body);
+        let parsed = serde_json::from_slice::<Value>(body);
         let refused = |code: u16, text: &str| ApiError::Status {
             socket: self.socket.clone(),
             code,
             text: clipped(text),
         };
-        let field = |key: &str| parsed.as_ref().ok().and_then(|v: &Value| v.get(key));
+        let field = |key| parsed.as_ref().ok().and_then(|v| v.get(key));
         let kind = field("type").and_then(Value::as_str).map(str::to_owned);
-        let kind = kind.as_deref();
-        if kind == Some("error") {
+        if kind.as_deref() == Some("error") {
             let code = field("error_code").and_then(Value::as_u64).and_then(|c| c.try_into().ok());
             let text = field("error").and_then(Value::as_str).unwrap_or("no reason given");
             return Err(refused(code.filter(|c| *c != 0).unwrap_or(status.as_u16()), text));
@@ -291,7 +293,7 @@ impl Call {
             let text = if text.trim().is_empty() { reason } else { text.trim() };
             return Err(refused(status.as_u16(), text));
         }
-        match (kind, parsed) {
+        match (kind.as_deref(), parsed) {
             (_, Err(e)) => Err(self.garbage(&format!("the body is no JSON: {e}"))),
             (Some("sync"), Ok(Value::Object(mut envelope))) => envelope
                 .remove("metadata")
@@ -323,4 +325,4 @@ fn clipped(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

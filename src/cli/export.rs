@@ -5,10 +5,12 @@ use super::progress::{Progress, size};
 use super::{Context, Failure, Outcome, complain};
 use crate::backend::Power;
 use crate::export::{Generation, StreamError, write_all};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, IsTerminal as _, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,7 +43,24 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
         signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stopped))?;
         signal_hook::flag::register(signal, Arc::clone(&stopped))?;
     }
-    let generation = exports.lookup_or_why().map_err(|why| format!("export {name}: {why}"))?;
+    // Before the scan: what is in the way shows at once.
+    let target =
+        match to_stdout {
+            true => None,
+            false => Some(Target::create(&output).map_err(|why| {
+                format!("export {name}: cannot write {}: {why}", output.display())
+            })?),
+        };
+    let own = machine.location.iter().map(|l| &l.rootfs).chain([&machine.home]);
+    if let Some(target) = target.as_ref().filter(|t| own.into_iter().any(|dir| t.is_below(dir))) {
+        target.discard();
+        let output = output.display();
+        return Err(format!("export {name}: {output} lies in the machine itself, and would be in its own archive; write it elsewhere").into());
+    }
+    let generation = exports.lookup_or_why().map_err(|why| {
+        target.iter().for_each(Target::discard);
+        format!("export {name}: {why}")
+    })?;
     let started = Instant::now();
     let mut progress = Progress::new(generation.size(), export.quiet);
     let mut copy = |out: &mut dyn Write| {
@@ -55,7 +74,7 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
         progress.end();
         result
     };
-    if to_stdout {
+    let Some(target) = target else {
         match copy(&mut io::stdout().lock()) {
             Err(StreamError::Write(e)) if e.kind() == io::ErrorKind::BrokenPipe => {
                 return Err(e.into());
@@ -63,9 +82,7 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
             other => other.map_err(|why| format!("export {name}: stdout: {why}"))?,
         }
         return Ok(verdict(name, &generation, None));
-    }
-    let target = Target::create(&output)
-        .map_err(|why| format!("export {name}: cannot write {}: {why}", output.display()))?;
+    };
     if let Err(why) = copy(&mut &target.file) {
         let what = format!("export {name}: {}: {why}", output.display());
         let hint = match &why {
@@ -133,22 +150,65 @@ impl Target {
             let file = OpenOptions::new().write(true).open(output)?;
             return Ok(Self { file, output: output.into(), partial: None });
         }
+        // Through a link to the file that is meant.
+        let output = output.canonicalize().unwrap_or_else(|_| output.into());
         let mut partial = output.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
-        // It holds a person's secrets: for nobody else from its first byte on, and never through somebody's link.
-        match std::fs::remove_file(&partial) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW);
+        // Another export may finish between the open and the lock, and take the name away.
+        let file = loop {
+            let file = options.open(&partial)?;
+            flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|why| match why {
+                Errno::WOULDBLOCK => {
+                    io::Error::other(format!("another export is writing {}", partial.display()))
+                }
+                why => why.into(),
+            })?;
+            let (ours, named) = (file.metadata()?, partial.symlink_metadata());
+            if named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())) {
+                break file;
+            }
+        };
+        // It holds a person's secrets: for nobody else from its first byte on.
+        let meta = file.metadata()?;
+        if meta.uid() != rustix::process::geteuid().as_raw() || meta.nlink() != 1 {
+            return Err(io::Error::other(format!(
+                "{} is there and not ours; remove it",
+                partial.display()
+            )));
         }
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
-        Ok(Self { file, output: output.into(), partial: Some(partial) })
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.set_len(0)?;
+        Ok(Self { file, output, partial: Some(partial) })
+    }
+
+    /// Whether it lies in one of the machine's own directories, and so would be in its own archive.
+    fn is_below(&self, directory: &Path) -> bool {
+        self.partial.is_some()
+            && directory.canonicalize().is_ok_and(|directory| {
+                let parent = self.output.parent().filter(|p| !p.as_os_str().is_empty());
+                parent
+                    .unwrap_or(Path::new("."))
+                    .canonicalize()
+                    .is_ok_and(|p| p.starts_with(directory))
+            })
     }
 
     fn finish(self) -> io::Result<()> {
-        let Some(partial) = self.partial else { return Ok(()) };
-        self.file.sync_all()?;
-        std::fs::rename(&partial, &self.output)?;
+        let Some(partial) = &self.partial else { return Ok(()) };
+        let named = self.file.sync_all().and_then(|()| std::fs::rename(partial, &self.output));
+        if let Err(why) = named {
+            self.discard();
+            return Err(why);
+        }
         // The rename is on the disk when its directory is.
         let dir = self.output.parent().filter(|d| !d.as_os_str().is_empty());
         File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
@@ -160,8 +220,8 @@ impl Target {
         Ok(self.partial.unwrap_or(self.output))
     }
 
-    fn discard(self) {
-        if let Some(partial) = self.partial {
+    fn discard(&self) {
+        if let Some(partial) = &self.partial {
             let _ = std::fs::remove_file(partial);
         }
     }

@@ -3,7 +3,7 @@
 use super::args::{Global, Mount, MountWord, Unmount};
 use super::{Context, Failure, Outcome, complain};
 use crate::fuse::{self, MountOptions};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Command, Stdio};
@@ -35,11 +35,14 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
             complain(&format!("{name}: no such machine yet; it shows when Codchi has it"));
         }
     }
+    // Before anything is mounted: what cannot be opened must end this with an error that somebody reads.
+    let outputs = match global.background_child {
+        true => Some(Outputs::open(mount)?),
+        false => None,
+    };
     let ready = || {
-        if global.background_child
-            && let Err(why) = let_go(mount)
-        {
-            complain(&format!("cannot let go of the terminal: {why}"));
+        if let Some(Err(why)) = outputs.map(Outputs::let_go) {
+            tracing::error!(%why, "cannot let go of the terminal");
         }
     };
     fuse::serve(machines, &options, ready)
@@ -75,21 +78,35 @@ fn in_background(mount: &Mount) -> Result<Outcome, Failure> {
     }
 }
 
-/// Tells the waiting parent, and gives up every descriptor of the terminal.
-fn let_go(mount: &Mount) -> Result<(), Failure> {
-    let mut log = OpenOptions::new();
-    let log = match &mount.log_file {
-        Some(path) => log.create(true).append(true).mode(0o600).open(path)?,
-        None => log.write(true).open("/dev/null")?,
-    };
-    let null = OpenOptions::new().write(true).open("/dev/null")?;
-    std::env::set_current_dir("/")?;
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{READY}")?;
-    out.flush()?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&log)?;
-    Ok(())
+/// What stands in for the terminal in the background.
+struct Outputs {
+    log: File,
+    null: File,
+}
+
+impl Outputs {
+    fn open(mount: &Mount) -> Result<Self, Failure> {
+        let null = || OpenOptions::new().write(true).open("/dev/null");
+        let log = match &mount.log_file {
+            Some(path) => {
+                let log = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+                log.map_err(|why| format!("--log-file {}: {why}", path.display()))?
+            }
+            None => null()?,
+        };
+        Ok(Self { log, null: null()? })
+    }
+
+    /// Tells the waiting parent, and gives up every descriptor of the terminal.
+    fn let_go(self) -> Result<(), Failure> {
+        std::env::set_current_dir("/")?;
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{READY}")?;
+        out.flush()?;
+        rustix::stdio::dup2_stdout(&self.null)?;
+        rustix::stdio::dup2_stderr(&self.log)?;
+        Ok(())
+    }
 }
 
 pub(super) fn unmount(unmount: &Unmount) -> Result<Outcome, Failure> {

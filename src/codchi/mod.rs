@@ -170,10 +170,15 @@ impl State {
     }
 
     /// Whether [`Self::machine_names`] would name the machine.
-    pub fn has(&self, name: &MachineName) -> bool {
+    pub fn has(&self, name: &MachineName) -> Result<bool, Error> {
+        let path = self.config_dir.join("machine");
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(self.config_dir.join("machine"), flags, Mode::empty());
-        dir.is_ok_and(|dir| is_machine(&dir, OsStr::new(name.as_str())))
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(dir) => Ok(is_machine(&dir, OsStr::new(name.as_str()))),
+            Err(Errno::NOENT) => Ok(false),
+            // A backup that deletes what it no longer sees must not take this for "no machines".
+            Err(cause) => Err(Error::List { path, cause: cause.into() }),
+        }
     }
 
     /// Reads one machine. Waits for at most half a second, for Codchi to release its lock.

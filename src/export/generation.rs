@@ -129,7 +129,7 @@ impl Generation {
             served: (0..words).map(|_| AtomicU64::new(0)).collect(),
             changes: Mutex::default(),
             changed: AtomicBool::new(false),
-            torn: AtomicBool::new(scan.incomplete),
+            torn: AtomicBool::new(false),
             layout: scan.layout,
         }
     }
@@ -188,7 +188,14 @@ impl Generation {
     }
 
     /// A member could not be served as promised: every close answers EIO, the next lookup makes another generation.
+    ///
+    /// True from the start for one whose scan could not read everything: no copy of it may pass for whole.
     pub fn torn(&self) -> bool {
+        self.incomplete || self.spoiled()
+    }
+
+    /// Torn by a change under a reader: another scan may give a better one.
+    pub(super) fn spoiled(&self) -> bool {
         self.torn.load(Ordering::SeqCst)
     }
 

@@ -171,7 +171,7 @@ impl Exports {
 
 impl State {
     fn retire_torn(&mut self) {
-        for g in self.alive.values().filter_map(Weak::upgrade).filter(|g| g.torn()) {
+        for g in self.alive.values().filter_map(Weak::upgrade).filter(|g| g.spoiled()) {
             self.torn.insert(g.id());
         }
     }
@@ -179,7 +179,7 @@ impl State {
     fn fresh(&mut self) -> Option<Arc<Generation>> {
         let now = Instant::now();
         let current = self.current.as_mut()?;
-        if current.generation.torn() && !(current.generation.incomplete() && current.held(now)) {
+        if current.generation.spoiled() {
             self.retire_torn();
             return None;
         }

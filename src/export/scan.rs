@@ -106,7 +106,10 @@ impl Walk<'_> {
             if let Some(number) = queue.pending.pop() {
                 queue.busy += 1;
                 drop(queue);
-                let done = self.list(number);
+                // A panic here would leave the others waiting for work that never ends.
+                let list = std::panic::AssertUnwindSafe(|| self.list(number));
+                let done = std::panic::catch_unwind(list)
+                    .unwrap_or_else(|_| (Vec::new(), Note::default(), Some(Errno::IO)));
                 queue = self.queue.lock();
                 self.merge(&mut queue, number, done);
                 queue.busy -= 1;

@@ -77,7 +77,9 @@ fn statx(dir: impl AsFd, name: &[u8], flags: AtFlags) -> Result<Statx, Errno> {
 
 /// statx(2) of the entry `name`, never following it.
 pub(crate) fn stat_at(dir: impl AsFd, name: &[u8]) -> Result<Statx, Errno> {
-    statx(dir, name, AtFlags::empty())
+    // What is mounted in the machine may be a dead network, or this very mount: it must not be asked. Disks have
+    // nothing to sync with.
+    statx(dir, name, AtFlags::STATX_DONT_SYNC)
 }
 
 /// statx(2) of an open descriptor.

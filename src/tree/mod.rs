@@ -163,22 +163,36 @@ impl Tree {
         self.find(dir, name, &mut |_| ()).map(|found| found.attr)
     }
 
-    /// All entries, sorted by bytes.
+    /// All entries, sorted by bytes. An error if one of them cannot be looked at: a listing without it would be taken
+    /// for the whole.
     pub fn read_dir(&self, dir: &Dir) -> Result<Vec<Entry>, Errno> {
-        self.scan_dir(dir, |_, _| ())
+        match self.list(dir, |_, _| ())? {
+            (entries, None) => Ok(entries),
+            (_, Some(error)) => Err(error),
+        }
     }
 
-    /// As [`Self::read_dir`], and tells of everything on the disk that is not as it was there.
+    /// What of a directory can be looked at, sorted by bytes; `left_out` hears of everything on the disk that is not
+    /// as it was there.
     pub fn scan_dir(
         &self,
         dir: &Dir,
-        mut left_out: impl FnMut(&[u8], LeftOut),
+        left_out: impl FnMut(&[u8], LeftOut),
     ) -> Result<Vec<Entry>, Errno> {
+        self.list(dir, left_out).map(|(entries, _)| entries)
+    }
+
+    fn list(
+        &self,
+        dir: &Dir,
+        mut left_out: impl FnMut(&[u8], LeftOut),
+    ) -> Result<(Vec<Entry>, Option<Errno>), Errno> {
         let mut entries = Vec::new();
-        let mut add = |name: &[u8]| {
-            if let Ok(found) = self.find(dir, name, &mut |why| left_out(name, why)) {
-                entries.push(Entry { name: name.into(), attr: found.attr });
-            }
+        let mut failed = None;
+        let mut add = |name: &[u8]| match self.find(dir, name, &mut |why| left_out(name, why)) {
+            Ok(found) => entries.push(Entry { name: name.into(), attr: found.attr }),
+            Err(Errno::NOENT) => {}
+            Err(e) => failed = Some(e),
         };
         for name in self.rules.children(dir.0.rule) {
             add(name);
@@ -191,7 +205,7 @@ impl Tree {
             })?;
         }
         entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        Ok(entries)
+        Ok((entries, failed))
     }
 
     /// Opens the subdirectory `name`.

@@ -168,6 +168,13 @@ impl Rules {
         if !selection.exclude.is_empty() {
             let mut builder = GitignoreBuilder::new("/");
             for pattern in &selection.exclude {
+                // gitignore's comments and blanks: whoever types one here means something else.
+                if pattern.trim().is_empty() || pattern.starts_with('#') || pattern == "!" {
+                    return Err(RuleError::Pattern {
+                        pattern: pattern.clone(),
+                        why: "it matches nothing; a leading # is written \\#".into(),
+                    });
+                }
                 builder.add_line(None, pattern).map_err(|e| RuleError::Pattern {
                     pattern: pattern.clone(),
                     why: e.to_string(),

@@ -52,7 +52,9 @@ impl Dirs {
                 }
                 Object::Tree(id) => {
                     let place = at.place()?;
-                    if let Some(dir) = self.cached(tree, at.ino, Some(id), Some(&place)) {
+                    if let Some(dir) = self.cached(tree, at.ino, Some(id), Some(&place))
+                        && is_at(&at, dir.path())
+                    {
                         break dir;
                     }
                     let parent = Arc::clone(&place.parent);
@@ -105,6 +107,23 @@ impl Dirs {
         let open = Open { tree: Arc::clone(tree), id, place, dir: dir.clone() };
         let evicted = self.open.lock().push(ino, open);
         drop(evicted);
+    }
+}
+
+/// Whether `path` is where `node` is now: the rules below a directory hang on all of its path, and what moved may be far
+/// above it.
+fn is_at(node: &Arc<Node>, mut path: &[u8]) -> bool {
+    let mut at = Arc::clone(node);
+    loop {
+        match at.key.object {
+            Object::Rootfs => return path.is_empty(),
+            _ => {
+                let Ok(place) = at.place() else { return false };
+                let Some(rest) = path.strip_suffix(&*place.name) else { return false };
+                let Some(rest) = rest.strip_suffix(b"/") else { return false };
+                (path, at) = (rest, place.parent);
+            }
+        }
     }
 }
 

@@ -33,8 +33,11 @@ impl Vfs {
                 if generation.torn() && !self.is_current(&node, &generation) {
                     return Err(Errno::STALE);
                 }
+                // Pages are shared by readers of one time, not kept for later ones: a file that is written through mmap(2)
+                // changes without any sign until it is written back.
+                let shared = self.handles.of_inode(node.ino).is_some();
                 let handle = self.handles.add(Handle::Export { node, generation });
-                Ok(Opened { handle, cache: Cache::Keep })
+                Ok(Opened { handle, cache: if shared { Cache::Keep } else { Cache::Drop } })
             }
             Object::Report => {
                 let machine = self.machines.get(node.key.machine.as_bytes());
@@ -156,13 +159,17 @@ impl Vfs {
     }
 }
 
+/// Seconds after which a file's ctime tells of every change to it, with room for a slow writeback.
+const SETTLED: i64 = 60;
+
 /// Whether the pages that the kernel has of this file are of the content that was opened now.
 ///
 /// Size and mtime alone do not tell: npm dates every file 1985, `cp -p` keeps mtimes. The ctime
-/// does, unless it is so recent that another write may yet get the same one.
+/// does, unless it is so recent that another write may yet get the same one: a store through mmap(2) into a page that is
+/// dirty already moves no ctime, and pages stay dirty for half a minute (proc_sys_vm(5), dirty_expire_centisecs).
 fn cached_as(node: &Node, attr: &tree::Attr) -> Cache {
     let stamp = Stamp { ctime: attr.ctime, mtime: attr.mtime, size: attr.size };
-    let settled = attr.ctime.sec < now().sec.saturating_sub(1);
+    let settled = attr.ctime.sec < now().sec.saturating_sub(SETTLED);
     let mut known = node.stamp.lock();
     let same = settled && *known == Some(stamp);
     *known = settled.then_some(stamp);
