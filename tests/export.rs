@@ -337,3 +337,30 @@ fn patterns_and_includes_change_what_is_exported() {
     let done = fixture.run([["export", "m", "-o", "-"].as_slice(), &arguments].concat()).ok();
     assert!(done.stdout == fs::read(&archive).unwrap(), "export with the same patterns differs");
 }
+
+#[test]
+fn two_exports_into_one_file_do_not_mix() {
+    let fixture = Fixture::new();
+    fixture.sample("m");
+    let output = fixture.path().join("m.tar");
+    let partial = fixture.path().join("m.tar.partial");
+    let other = fs::File::create(&partial).unwrap();
+    rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let done = fixture.run(["export", "m", "-o", output.to_str().unwrap()]).exits(1);
+    assert!(done.err().contains("another export is writing"), "{}", done.err());
+    assert!(!output.exists());
+    drop(other);
+    // Left behind by one that was killed: not in the way.
+    fixture.run(["export", "m", "-o", output.to_str().unwrap()]).ok();
+    assert!(output.exists() && !partial.exists());
+}
+
+#[test]
+fn an_export_into_the_machine_itself_is_refused() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    let output = place.home.join("m.tar");
+    let done = fixture.run(["export", "m", "-o", output.to_str().unwrap()]).exits(1);
+    assert!(done.err().contains("lies in the machine itself"), "{}", done.err());
+    assert!(!output.exists() && !place.home.join("m.tar.partial").exists());
+}

@@ -195,3 +195,20 @@ fn the_report_holds_no_secret() {
         assert!(!report.contains(secret), "the report holds a secret: {report}");
     }
 }
+
+#[test]
+fn what_is_excluded_stays_so_when_its_directories_move() {
+    let fixture = Fixture::new();
+    let place = fixture.empty("m");
+    fs::create_dir_all(place.rootfs.join("opt/d/sub")).unwrap();
+    fs::create_dir_all(place.rootfs.join("srv")).unwrap();
+    fs::write(place.rootfs.join("opt/d/sub/secret"), "s").unwrap();
+    let mounted = Mounted::with(&fixture, &["--exclude", "/srv/d/sub/secret"]);
+    let root = mounted.rootfs("m");
+    assert!(root.join("opt/d/sub/secret").exists());
+    fs::rename(place.rootfs.join("opt/d"), place.rootfs.join("srv/d")).unwrap();
+    common::wait_until("the moved directory", std::time::Duration::from_secs(20), || {
+        root.join("srv/d/sub").exists() && !root.join("opt/d").exists()
+    });
+    assert!(fs::read(root.join("srv/d/sub/secret")).is_err(), "an excluded file is shown");
+}

@@ -478,3 +478,64 @@ fn a_directory_can_be_read_again_from_any_entry() {
         assert_eq!(entry.ino(), stat.st_ino, "{entry:?}");
     }
 }
+
+#[test]
+fn a_state_that_cannot_be_read_is_an_error_and_no_empty_mount() {
+    let fixture = Fixture::new();
+    fixture.sample("m");
+    let mounted = Mounted::new(&fixture);
+    assert_eq!(listing(mounted.point()), ["m"]);
+    let machines = fixture.config().join("machine");
+    fs::rename(&machines, machines.with_extension("away")).unwrap();
+    fs::write(&machines, "no directory").unwrap();
+    let list = || fs::read_dir(mounted.point())?.collect::<Result<Vec<_>, _>>();
+    wait_until("the broken state to show", LIMIT, || list().is_err());
+    assert!(mounted.tar("m").exists(), "what was known before is not served any more");
+    fs::remove_file(&machines).unwrap();
+    fs::rename(machines.with_extension("away"), &machines).unwrap();
+    wait_until("the repaired state", LIMIT, || list().is_ok());
+    assert_eq!(listing(mounted.point()), ["m"]);
+}
+
+#[test]
+fn a_log_file_that_cannot_be_opened_ends_the_mount_with_an_error() {
+    let fixture = Fixture::new();
+    fixture.sample("m");
+    let point = fixture.mount_point();
+    let done =
+        fixture.run(["mount", "--log-file", "/nonexistent/log", point.to_str().unwrap()]).exits(1);
+    assert!(done.err().contains("/nonexistent/log"), "{}", done.err());
+    assert!(mounts_on(&point).is_empty());
+}
+
+#[test]
+fn a_mount_inside_a_machine_does_not_wait_for_itself() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    let inside = place.home.join("mnt");
+    fs::create_dir(&inside).unwrap();
+    let text = inside.to_str().unwrap().to_owned();
+    fixture.run(["mount", &text]).ok();
+    let listed = within("listings of the home", LIMIT, {
+        let home = inside.join("m/rootfs/home/codchi");
+        move || {
+            let one = |home: PathBuf| {
+                fs::read_dir(home)
+                    .unwrap()
+                    .filter(|e| e.as_ref().unwrap().metadata().is_ok())
+                    .count()
+            };
+            let threads: Vec<_> = (0..20)
+                .map(|_| {
+                    std::thread::spawn({
+                        let home = home.clone();
+                        move || one(home)
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).min()
+        }
+    });
+    fixture.run(["unmount", &text]).ok();
+    assert!(listed.is_some_and(|count| count > 1));
+}
