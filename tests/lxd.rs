@@ -145,9 +145,21 @@ fn a_machine_made_while_mounted_and_a_foreign_device_show() {
     assert_eq!(seen(&open.rootfs("new")), expected());
     lxd.lxc(&["delete", "codchi-new"]).ok();
     wait_until("its end", SHOWS, || open.report("new")["state"] == "not installed");
+    // The same in a project of its own.
+    let features = ["-c", "features.images=false", "-c", "features.profiles=false"];
+    lxd.lxc(&[&["project", "create", "work"][..], &features].concat()).ok();
+    lxd.lxc(&["project", "switch", "work"]).ok();
+    lxd.create("elsewhere");
+    plant(&lxd.host.home("elsewhere"), HOME, shifted);
+    wait_until("the other project", SHOWS, || open.report("elsewhere")["state"] == "ready");
     lxd.kill_daemon();
     let offline = lxd.host.mount("offline");
     assert_eq!(offline.report("demo")["devices_not_exported"], named);
+    assert_eq!(seen(&offline.rootfs("elsewhere")), expected());
+    lxd.start_daemon();
+    lxd.lxc(&["delete", "codchi-elsewhere"]).ok();
+    lxd.lxc(&["project", "switch", "default"]).ok();
+    lxd.lxc(&["project", "delete", "work"]).ok();
 }
 
 #[test]
@@ -223,9 +235,11 @@ fn links_of_the_user_lead_to_nothing_that_the_user_may_not_read() {
         clean(what, &export);
         assert_ne!(export.code, Some(0), "{what}: exported");
         assert!(!export.stderr.is_empty(), "{what}: no reason");
+        list.out() + &list.err() + &export.err()
     };
     let (config, data) = (host.config(), host.data());
     let machine = config.join("machine/demo");
+    host.run(&["export", "demo", "-q", "-o", "-"]).ok();
 
     let linked = host.path().join("config-link");
     symlink(secret.path(), &linked).unwrap();
@@ -245,7 +259,8 @@ fn links_of_the_user_lead_to_nothing_that_the_user_may_not_read() {
     for target in [secret.path().join("machine/demo"), "/root".into(), "/etc/shadow".into()] {
         fs::rename(&home, &kept).unwrap();
         symlink(&target, &home).unwrap();
-        attempt("home", &config, Some(&data));
+        let said = attempt("home", &config, Some(&data));
+        assert!(said.contains("cannot open the home"), "{said}");
         fs::remove_file(&home).unwrap();
         fs::rename(&kept, &home).unwrap();
     }
@@ -261,7 +276,8 @@ fn links_of_the_user_lead_to_nothing_that_the_user_may_not_read() {
             let at = machine.join(file);
             let _ = fs::rename(&at, machine.join("kept"));
             symlink(&target, &at).unwrap();
-            attempt(file, &config, Some(&data));
+            let said = attempt(file, &config, Some(&data));
+            assert!(said.contains(file), "{said}");
             fs::remove_file(&at).unwrap();
             let _ = fs::rename(machine.join("kept"), &at);
         }
@@ -270,7 +286,8 @@ fn links_of_the_user_lead_to_nothing_that_the_user_may_not_read() {
     let toml = config.join("config.toml");
     for target in ["/etc/shadow".into(), secret.path().join("config.toml")] {
         symlink(&target, &toml).unwrap();
-        attempt("config.toml", &config, None);
+        let said = attempt("config.toml", &config, None);
+        assert!(said.contains("config.toml"), "{said}");
         fs::remove_file(&toml).unwrap();
     }
     fs::write(&toml, format!("data_dir = {:?}\n", secret.path())).unwrap();
