@@ -173,7 +173,11 @@ impl Daemon {
             shifted: maps.rootfs.is_some(),
             maps,
             driver: self.kind.as_str(),
-            power: Some(if instance.status == "Running" { Power::Running } else { Power::Stopped }),
+            power: match instance.status.as_str() {
+                "" => None,
+                "Running" => Some(Power::Running),
+                _ => Some(Power::Stopped),
+            },
             pool: Some(pool),
             home: instance.home.clone(),
             foreign,
@@ -291,7 +295,8 @@ fn from_disk(base: &Path) -> Result<Vec<(Instance, SystemTime)>, String> {
             let Ok((text, written)) = read_small(&path) else { continue };
             match Instance::from_backup(&text) {
                 Ok(mut instance) => {
-                    instance.status = "Stopped".into();
+                    // As of when it was written: a machine outlives its daemon.
+                    instance.status.clear();
                     if instance.pool.is_none() {
                         instance.pool = pool.file_name().into_string().ok();
                     }

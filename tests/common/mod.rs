@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub(crate) mod fixture;
+pub(crate) mod lxd;
 pub(crate) mod mounted;
 pub(crate) mod readers;
 pub(crate) mod snapshot;

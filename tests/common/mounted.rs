@@ -6,7 +6,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 /// For a mount to appear, to answer, to go.
@@ -62,7 +62,16 @@ impl Mounted {
 
     /// The same with more arguments for `mount`. Returns when the mount is in the table and answers.
     pub(crate) fn with(fixture: &Fixture, args: &[&str]) -> Self {
-        let mut mounted = Self::spawn(fixture, args);
+        Self::spawn(fixture, args).ready()
+    }
+
+    /// Of any command that ends in `mount --foreground ...`; the mount point is appended.
+    pub(crate) fn of(command: Command, point: PathBuf, log: PathBuf) -> Self {
+        Self::start(command, point, log).ready()
+    }
+
+    fn ready(self) -> Self {
+        let mut mounted = self;
         wait_until("the mount", LIMIT, || {
             if let Some(status) = mounted.child.try_wait().unwrap() {
                 panic!("codchifs mount ended: {status}\n{}", mounted.log());
@@ -76,11 +85,14 @@ impl Mounted {
 
     /// Starts it and waits for nothing.
     pub(crate) fn spawn(fixture: &Fixture, args: &[&str]) -> Self {
-        let (point, log) = (fixture.mount_point(), fixture.path().join("log"));
+        let mut command = fixture.command(["mount", "--foreground"]);
+        command.args(args);
+        Self::start(command, fixture.mount_point(), fixture.path().join("log"))
+    }
+
+    fn start(mut command: Command, point: PathBuf, log: PathBuf) -> Self {
         let output = File::options().append(true).create(true).open(&log).unwrap();
-        let child = fixture
-            .command(["mount", "--foreground"])
-            .args(args)
+        let child = command
             .arg(&point)
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())

@@ -1,0 +1,334 @@
+//! A real LXD with one code machine as Codchi makes it, in a temporary directory, without a network.
+
+use super::mounted::{Mounted, mounts_below};
+use super::{Done, program, require_root, run, wait_until};
+use rustix::mount::{UnmountFlags, unmount};
+use std::fs::{self, File};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// One daemon at a time: two would share the names of cgroups.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The host user whose machines they are.
+pub(crate) const UID: u32 = 1000;
+
+/// A file of the machine: path, uid and gid inside, mode, content (`None`: a directory).
+pub(crate) type Entry = (&'static str, u32, u32, u32, Option<&'static str>);
+
+/// What the image holds beside a busybox.
+pub(crate) const FILES: &[Entry] = &[
+    ("srv/root", 0, 0, 0o644, Some("root's\n")),
+    ("srv/user", 1000, 100, 0o640, Some("the user's\n")),
+    ("srv/service", 71, 71, 0o700, None),
+    ("srv/service/data", 71, 71, 0o600, Some("a service's\n")),
+    ("srv/nobody", 65534, 65534, 0o444, Some("nobody's\n")),
+    ("srv/setuid", 0, 0, 0o4755, Some("setuid\n")),
+    ("srv/setgid", 0, 71, 0o2755, Some("setgid\n")),
+    ("srv/both", 1000, 71, 0o6711, Some("both\n")),
+    ("srv/shared", 71, 100, 0o3775, None),
+];
+
+/// What is in its home.
+pub(crate) const HOME: &[Entry] = &[
+    ("home/codchi/project", 1000, 100, 0o755, None),
+    ("home/codchi/project/README", 1000, 100, 0o640, Some("hello\n")),
+    ("home/codchi/root", 0, 0, 0o600, Some("root's in the home\n")),
+    ("home/codchi/service", 71, 71, 0o4750, Some("a service's in the home\n")),
+];
+
+/// The host's id of one inside, by Codchi's raw.idmap.
+pub(crate) fn shifted(id: u32) -> u32 {
+    if id == 0 { UID } else { 100_000 + id }
+}
+
+/// The name of the user with [`UID`], who is made if there is none.
+pub(crate) fn user() -> String {
+    let find = || {
+        let passwd = fs::read_to_string("/etc/passwd").unwrap();
+        let mut lines = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+        lines.find(|f| f.get(2) == Some(&"1000")).map(|f| f[0].to_owned())
+    };
+    find().unwrap_or_else(|| {
+        run(program("useradd", ["--uid", "1000", "--no-create-home", "codchi-tester"])).ok();
+        find().unwrap()
+    })
+}
+
+/// Codchi's state of one user, and a mount point, without any daemon.
+#[derive(Debug)]
+pub(crate) struct Host {
+    temp: TempDir,
+    /// Of `LXD_DIR`.
+    pub(crate) lxd: PathBuf,
+    /// Of `INCUS_DIR`.
+    pub(crate) incus: PathBuf,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for point in mounts_below(self.path()) {
+            let _ = unmount(&point, UnmountFlags::DETACH);
+        }
+    }
+}
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        require_root();
+        let temp = tempfile::Builder::new().prefix("codchifs-lxd-").tempdir().unwrap();
+        // The user looks at the state with the user's rights.
+        fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        let (lxd, incus) = (temp.path().join("lxd"), temp.path().join("incus"));
+        let host = Self { temp, lxd, incus };
+        for directory in ["config/machine", "data/machine", "mnt"] {
+            fs::create_dir_all(host.path().join(directory)).unwrap();
+        }
+        host
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.temp.path()
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.path().join("data")
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.path().join("config")
+    }
+
+    pub(crate) fn home(&self, machine: &str) -> PathBuf {
+        self.data().join("machine").join(machine)
+    }
+
+    /// Writes the machine's config and an empty home of the user.
+    pub(crate) fn configure(&self, machine: &str) {
+        let config = self.config().join("machine").join(machine);
+        fs::create_dir_all(&config).unwrap();
+        let json = r#"{"nixpkgs_from":null,"modules":{},"secrets":{}}"#;
+        fs::write(config.join("config.json"), json).unwrap();
+        fs::create_dir_all(self.home(machine)).unwrap();
+        for path in [
+            self.config(),
+            self.config().join("machine"),
+            config.join("config.json"),
+            config,
+            self.data(),
+            self.data().join("machine"),
+            self.home(machine),
+        ] {
+            chown(&path, Some(UID), Some(UID)).unwrap();
+        }
+    }
+
+    /// codchifs as root, for a user, with nothing said about where machines are.
+    pub(crate) fn command_of(&self, user: &str, config: &Path, data: Option<&Path>) -> Command {
+        let mut command = program(env!("CARGO_BIN_EXE_codchifs"), std::iter::empty::<&str>());
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("CODCHI") {
+                command.env_remove(name);
+            }
+        }
+        command.env("LXD_DIR", &self.lxd).env("INCUS_DIR", &self.incus);
+        command.args(["--user", user, "--driver", "auto", "--config-dir"]).arg(config);
+        if let Some(data) = data {
+            command.arg("--data-dir").arg(data);
+        }
+        command
+    }
+
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.command_of(&user(), &self.config(), Some(&self.data()));
+        command.args(args);
+        command
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Done {
+        run(&mut self.command(args))
+    }
+
+    pub(crate) fn mount(&self, point: &str) -> Mounted {
+        let at = self.path().join(point);
+        fs::create_dir_all(&at).unwrap();
+        let log = self.path().join(format!("{point}.log"));
+        Mounted::of(self.command(&["mount", "--foreground", "-o", "allow_root"]), at, log)
+    }
+
+    /// The row of a machine in `list --json`.
+    pub(crate) fn row(&self, machine: &str) -> serde_json::Value {
+        let out = self.run(&["list", "--json"]).ok().out();
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&out).unwrap();
+        rows.into_iter()
+            .find(|r| r["name"] == machine)
+            .unwrap_or_else(|| panic!("{machine}: {out}"))
+    }
+}
+
+/// Makes the files below `top`, with their ids moved by `ids`.
+pub(crate) fn plant(top: &Path, files: &[Entry], ids: fn(u32) -> u32) {
+    for (path, uid, gid, mode, content) in files {
+        let path = top.join(path.strip_prefix("home/codchi/").unwrap_or(path));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        match content {
+            Some(text) => fs::write(&path, text).unwrap(),
+            None => fs::create_dir_all(&path).unwrap(),
+        }
+        chown(&path, Some(ids(*uid)), Some(ids(*gid))).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
+    }
+}
+
+/// A host with a real LXD; codchi-demo is made and not started.
+#[derive(Debug)]
+pub(crate) struct Lxd {
+    pub(crate) host: Host,
+    daemon: Option<Child>,
+    // The last to be dropped.
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Lxd {
+    /// With a pool of this driver.
+    pub(crate) fn new(driver: &str) -> Self {
+        let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let host = Host::new();
+        fs::create_dir_all(&host.lxd).unwrap();
+        // newuidmap refuses Codchi's raw.idmap otherwise.
+        for path in ["/etc/subuid", "/etc/subgid"] {
+            let mut text = fs::read_to_string(path).unwrap_or_default();
+            if !text.lines().any(|line| line == "root:1000:1") {
+                text.push_str("root:1000:1\n");
+                fs::write(path, text).unwrap();
+            }
+        }
+        let mut lxd = Self { host, daemon: None, _turn: turn };
+        lxd.start_daemon();
+        let size = if driver == "btrfs" { ", config: {size: 2GiB}" } else { "" };
+        let preseed = format!(
+            "storage_pools: [{{name: default, driver: {driver}{size}}}]\n\
+             profiles: [{{name: default, devices: {{root: {{path: /, pool: default, type: disk}}}}}}]\n"
+        );
+        let file = lxd.host.path().join("preseed");
+        fs::write(&file, preseed).unwrap();
+        run(lxd.env(program("sh", ["-c", "lxd init --preseed <\"$0\"", file.to_str().unwrap()])))
+            .ok();
+        lxd.import();
+        lxd.create("demo");
+        plant(&lxd.host.home("demo"), HOME, shifted);
+        lxd
+    }
+
+    fn env(&self, mut command: Command) -> Command {
+        command.env("LXD_DIR", &self.host.lxd).env("LXD_CONF", self.host.path().join("client"));
+        command
+    }
+
+    /// LXD's client.
+    pub(crate) fn lxc(&self, args: &[&str]) -> Done {
+        run(self.env(program("lxc", ["-q"])).args(args))
+    }
+
+    pub(crate) fn start_daemon(&mut self) {
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.host.path().join("lxd.log"))
+            .unwrap();
+        let mut command = self.env(program("lxd", ["--group", "lxd"]));
+        let child =
+            command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
+        self.daemon = Some(child.unwrap());
+        run(self.env(program("lxd", ["waitready", "--timeout=60"]))).ok();
+    }
+
+    /// SIGKILL, as a crash does: the machines go on.
+    pub(crate) fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().unwrap();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+
+    fn import(&self) {
+        let image = self.host.path().join("image");
+        let rootfs = image.join("rootfs");
+        for directory in ["bin", "sbin", "etc"] {
+            fs::create_dir_all(rootfs.join(directory)).unwrap();
+        }
+        fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
+        std::os::unix::fs::symlink("busybox", rootfs.join("bin/sh")).unwrap();
+        let init = rootfs.join("sbin/init");
+        fs::write(&init, "#!/bin/sh\nwhile :; do /bin/busybox sleep 1; done\n").unwrap();
+        fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(rootfs.join("etc/hostname"), "demo\n").unwrap();
+        plant(&rootfs, FILES, |id| id);
+        fs::write(image.join("metadata.yaml"), r#"{"architecture":"x86_64","creation_date":1}"#)
+            .unwrap();
+        let archive = self.host.path().join("image.tar.gz");
+        run(program("tar", ["--numeric-owner", "-czf"])
+            .arg(&archive)
+            .arg("-C")
+            .arg(&image)
+            .arg("."))
+        .ok();
+        self.lxc(&["image", "import", archive.to_str().unwrap(), "--alias", "machine"]).ok();
+    }
+
+    /// An instance as Codchi makes it, without starting it.
+    pub(crate) fn create(&self, machine: &str) {
+        self.host.configure(machine);
+        let instance = format!("codchi-{machine}");
+        let source = format!("source={}", self.host.home(machine).display());
+        self.lxc(&["init", "machine", &instance]).ok();
+        self.lxc(&["config", "set", &instance, "security.nesting=true"]).ok();
+        self.lxc(&["config", "set", &instance, "raw.idmap=uid 1000 0\ngid 1000 0"]).ok();
+        let device = ["home/codchi", "disk", &source, "path=/home/codchi"];
+        self.lxc(&[&["config", "device", "add", &instance][..], &device].concat()).ok();
+    }
+
+    pub(crate) fn rootfs(&self, machine: &str) -> PathBuf {
+        self.host.lxd.join(format!("storage-pools/default/containers/codchi-{machine}/rootfs"))
+    }
+}
+
+impl Drop for Lxd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.host.path().join("lxd.log")).unwrap_or_default();
+            eprintln!("log of LXD:\n{log}");
+        }
+        if self.daemon.is_none() {
+            self.start_daemon();
+        }
+        let names = self.lxc(&["list", "--format", "csv", "--columns", "n"]).out();
+        for name in names.lines() {
+            let _ = self.lxc(&["delete", "-f", name]);
+        }
+        let _ = self.lxc(&["image", "delete", "machine"]);
+        let _ = self.lxc(&["profile", "device", "remove", "default", "root"]);
+        let _ = self.lxc(&["storage", "delete", "default"]);
+        let _ = run(self.env(program("lxd", ["shutdown", "--timeout", "20"])));
+        if let Some(mut daemon) = self.daemon.take() {
+            let mut ended = false;
+            if !std::thread::panicking() {
+                wait_until("the end of LXD", Duration::from_secs(20), || {
+                    ended = daemon.try_wait().unwrap().is_some();
+                    ended
+                });
+            }
+            if !ended {
+                let _ = daemon.kill();
+                let _ = daemon.wait();
+            }
+        }
+        // shmounts, devlxd.
+        for point in mounts_below(self.host.path()) {
+            let _ = unmount(&point, UnmountFlags::DETACH);
+        }
+    }
+}
