@@ -106,11 +106,6 @@ impl Daemon {
         kind.bases(env).into_iter().filter(exists).map(|base| Self::at(kind, base)).collect()
     }
 
-    /// Where this daemon's base directory is.
-    pub fn base(&self) -> &Path {
-        &self.base
-    }
-
     /// All instances of that name which are the user's; the others are counted.
     pub(super) fn find(
         &self,

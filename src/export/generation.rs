@@ -36,15 +36,12 @@ pub(super) struct Tag {
     pub(super) layer: u8,
 }
 
-/// Where an entry comes from, for its [`Tag`].
-pub(super) fn layer_of(tree: &Tree, attr: &Attr, name: &[u8]) -> (u8, u64) {
+/// Where an entry comes from, for its [`Tag`]. The index of a made directory means nothing: it has no body.
+pub(super) fn layer_of(tree: &Tree, attr: &Attr) -> (u8, u64) {
     match attr.id {
         ObjectId::Disk { layer, ino, .. } => (layer, ino),
-        ObjectId::Generated(_) => {
-            let index = tree
-                .generated()
-                .iter()
-                .position(|g| g.path.rsplit(|b| *b == b'/').next() == Some(name));
+        made @ ObjectId::Generated(_) => {
+            let index = tree.generated().iter().position(|g| ObjectId::generated(g.path) == made);
             (GENERATED, index.unwrap_or(0) as u64)
         }
     }

@@ -61,6 +61,8 @@ struct Queue {
     dirs: Vec<Directory>,
     left_out: Note,
     incomplete: bool,
+    /// The root directory itself could not be listed: there is nothing to export.
+    no_root: Option<Errno>,
 }
 
 struct Walk<'a> {
@@ -74,7 +76,6 @@ struct Walk<'a> {
 /// Scans `tree` on `threads` threads.
 pub(super) fn scan(tree: &Tree, options: tar::Options, threads: usize) -> Result<Scan, ScanError> {
     let (root, _) = tree.root().map_err(ScanError::Root)?;
-    tree.read_dir(&root).map_err(ScanError::Root)?;
     let walk = Walk {
         tree,
         root,
@@ -93,6 +94,9 @@ pub(super) fn scan(tree: &Tree, options: tar::Options, threads: usize) -> Result
         walk.run();
     });
     let queue = walk.queue.into_inner();
+    if let Some(why) = queue.no_root {
+        return Err(ScanError::Root(why));
+    }
     let mut newest = tree.newest_root_ctime().map_err(ScanError::Root)?;
     let mut left_out = queue.left_out;
     let layout = assemble(tree, queue.dirs, options, &mut newest, &mut left_out)?;
@@ -166,6 +170,9 @@ impl Walk<'_> {
 
     fn merge(&self, queue: &mut Queue, number: u32, done: (Vec<Found>, Note, Option<Errno>)) {
         let (mut found, mut note, failed) = done;
+        if number == 0 {
+            queue.no_root = failed;
+        }
         if let Some(e) = failed {
             // Deleted while it was walked towards is no loss; anything else is a part of the machine that is missing.
             if e != Errno::NOENT {
@@ -256,7 +263,7 @@ fn assemble(
             (None, Kind::Fifo) => (tar::Kind::Fifo, Link::None),
             (None, Kind::Socket) => continue,
         };
-        let (layer, ino) = layer_of(tree, attr, &found.name);
+        let (layer, ino) = layer_of(tree, attr);
         let pushed = builder.push(&Member {
             parent: *parent,
             name: &found.name,

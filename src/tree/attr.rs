@@ -60,6 +60,13 @@ pub enum ObjectId {
     Generated(u64),
 }
 
+impl ObjectId {
+    /// That of what is made at `path` (absolute, in the machine).
+    pub fn generated(path: &[u8]) -> Self {
+        Self::Generated(xxhash_rust::xxh3::xxh3_64(path))
+    }
+}
+
 /// Attributes of an entry, with the machine's ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -131,7 +138,7 @@ impl Attr {
     /// A directory or file of ours; all three times are `time`, so that equal input gives equal bytes.
     pub(super) fn made(path: &[u8], kind: Kind, perm: u16, size: u64, time: Time) -> Self {
         Self {
-            id: ObjectId::Generated(xxhash_rust::xxh3::xxh3_64(path)),
+            id: ObjectId::generated(path),
             kind,
             perm,
             uid: 0,
