@@ -7,6 +7,7 @@
 pub(crate) mod fixture;
 pub(crate) mod lxd;
 pub(crate) mod mounted;
+pub(crate) mod played;
 pub(crate) mod readers;
 pub(crate) mod snapshot;
 
