@@ -136,7 +136,7 @@ impl Host {
             }
         }
         command.env("LXD_DIR", &self.lxd).env("INCUS_DIR", &self.incus);
-        command.args(["--user", user, "--driver", "auto", "--config-dir"]).arg(config);
+        command.args(["--user", user, "--config-dir"]).arg(config);
         if let Some(data) = data {
             command.arg("--data-dir").arg(data);
         }

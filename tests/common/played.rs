@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a daemon that is none answers: the bytes of a whole response, or nothing, ever.
 pub(crate) fn pretend(socket: &Path, response: Option<Vec<u8>>) {
@@ -57,6 +57,11 @@ pub(crate) fn record(host: &Host, machine: &str, status: &str, last_state: &str)
     })
 }
 
+/// Where `base` keeps an instance.
+pub(crate) fn directory(base: &Path, machine: &str) -> PathBuf {
+    base.join(format!("storage-pools/default/containers/codchi-{machine}"))
+}
+
 /// A machine on disk, whose backup.yaml says the same as [`record`].
 pub(crate) fn on_disk(
     host: &Host,
@@ -66,7 +71,7 @@ pub(crate) fn on_disk(
     ids: fn(u32) -> u32,
 ) {
     host.configure(machine);
-    let dir = base.join(format!("storage-pools/default/containers/codchi-{machine}"));
+    let dir = directory(base, machine);
     let rootfs = dir.join("rootfs");
     fs::create_dir_all(&rootfs).unwrap();
     chown(&rootfs, Some(ids(0)), Some(ids(0))).unwrap();
