@@ -104,6 +104,7 @@ const SPOILT: &[Spoil] = &[
         |at| symlink("../codchi-demo/backup.yaml", at).unwrap(),
         "Too many levels of symbolic links",
     ),
+    ("ranges", |at| fs::write(at, many()).unwrap(), "volatile.last_state.idmap: the id map is"),
     ("gone", |_| (), "`lxc start codchi-gone` mounts it"),
 ];
 
@@ -122,6 +123,12 @@ fn laughs() -> String {
         "container: {{name: codchi-laughs}}\na0: &a0 lol\n{}",
         (1..12).map(ten).collect::<String>()
     )
+}
+
+/// A small file, and a map that is too large.
+fn many() -> String {
+    let config = json!({"raw.idmap": "uid 1000 0", "volatile.last_state.idmap": ranges(10_000)});
+    json!({"container": {"name": "codchi-ranges", "config": config}}).to_string()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! LXD and Incus: from their API while the daemon answers, else from the `backup.yaml` that it keeps beside each rootfs.
 
 use super::api;
-use super::record::{Instance, LAST_STATE};
+use super::record::Instance;
 use super::{Facts, Found, LocateError, Location, Power, Query, read_small};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeSet;
@@ -142,12 +142,7 @@ impl Daemon {
 
     fn location(&self, instance: &Instance) -> Result<Location, LocateError> {
         let unusable = |why: String| LocateError::Record { instance: instance.name.clone(), why };
-        let maps = instance.maps.clone().map_err(|e| unusable(e.to_string()))?;
-        if !instance.mapped {
-            return Err(unusable(format!(
-                "it has no {LAST_STATE}: nobody knows who owns its files"
-            )));
-        }
+        let maps = instance.maps().map_err(unusable)?;
         let (pool, directory) = instance
             .directory()
             .ok_or_else(|| unusable("its pool, project or name is no directory's name".into()))?;

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 /// Where Codchi mounts the home.
 const HOME: &str = "/home/codchi";
 /// The key of the rootfs's map.
-pub(super) const LAST_STATE: &str = "volatile.last_state.idmap";
+const LAST_STATE: &str = "volatile.last_state.idmap";
 
 /// How a machine's ids are shifted on the disk. `None`: not shifted, or nothing is recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,9 +39,9 @@ pub(super) struct Instance {
     /// The pool's driver, where the record says it (backup.yaml).
     pub(super) pool_driver: Option<String>,
     raw_idmap: String,
-    pub(super) maps: Result<IdMaps, MapError>,
-    /// Whether the map of the rootfs is recorded, if only as `[]`. It always is; where it is not, the record is cut off.
-    pub(super) mapped: bool,
+    maps: Result<IdMaps, MapError>,
+    /// Whether the map of the rootfs is recorded, if only as `[]`.
+    mapped: bool,
     pub(super) home: Option<PathBuf>,
     pub(super) disks: Vec<Device>,
 }
@@ -135,6 +135,15 @@ impl Instance {
             && self.home.as_ref().is_none_or(|home| plain(home) && home.starts_with(data_dir))
     }
 
+    /// How its ids are shifted; an error says why nobody knows. A daemon always records the map of the rootfs: where there
+    /// is none, the record was cut off.
+    pub(super) fn maps(&self) -> Result<IdMaps, String> {
+        if !self.mapped {
+            return Err(format!("it has no {LAST_STATE}: nobody knows who owns its files"));
+        }
+        self.maps.clone().map_err(|e| e.to_string())
+    }
+
     /// Directory of the instance in its pool; `None` where the record's names are no names.
     pub(super) fn directory(&self) -> Option<(String, String)> {
         let name = |s: &str| !s.is_empty() && s != "." && s != ".." && !s.contains(['/', '\0']);
@@ -184,14 +193,15 @@ mod tests {
                 "container:\n  name: x\n  config:\n    volatile.last_state.idmap: '{last}'\n    volatile.idmap.current: '{current}'\n    volatile.idmap.next: '{next}'\n"
             )
         };
-        let maps = |text: &str| Instance::from_backup(text).unwrap().maps.unwrap();
+        let maps = |text: &str| Instance::from_backup(text).unwrap().maps().unwrap();
         let all = maps(&text(&entry(10), &entry(20), &entry(30)));
         assert_eq!(all.rootfs.unwrap().uid(11), Some(1));
         assert_eq!(all.home.unwrap().uid(22), Some(2));
         let never_started = maps(&text("[]", "", &entry(30)));
         assert_eq!(never_started.rootfs, None);
         assert_eq!(never_started.home.unwrap().uid(30), Some(0));
-        assert_eq!(maps("instance: {name: x, config: {}}"), IdMaps::default());
+        let cut = Instance::from_backup("instance: {name: x, config: {}}").unwrap().maps();
+        assert!(cut.unwrap_err().starts_with("it has no volatile.last_state.idmap"));
     }
 
     #[test]
@@ -208,7 +218,7 @@ mod tests {
             Instance::from_backup("container: {name: x, config: {volatile.last_state.idmap: '{'}}")
                 .unwrap();
         assert_eq!(
-            bad.maps.unwrap_err().to_string(),
+            bad.maps().unwrap_err(),
             "volatile.last_state.idmap: the id map is not a JSON list of ranges (line 1, column 0)"
         );
     }
