@@ -302,7 +302,7 @@ impl Generation {
         let line = ChangeLine { path: printable(&path), reason: change, torn };
         // Before the flag: whoever sees it looks for the reason.
         if self.status.changes.set(member.0, line) {
-            tracing::warn!(path = %printable(&path), ?change, torn, "changed under a reader");
+            tracing::warn!(path = %printable(&path), ?change, torn, "not served as it was scanned");
         }
         self.changed.store(true, Ordering::SeqCst);
         if torn {
