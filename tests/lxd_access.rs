@@ -147,7 +147,9 @@ fn whoever_may_not_look_is_told_what_was_denied_and_what_to_do() {
         }
         let said = ask(&host, Who::User, "");
         denied(&said, named);
-        assert_eq!(said.row["facts"].is_string(), shut[0].0 == socket, "{said:?}");
+        // Once, wherever it is said.
+        let silent = said.row.to_string().matches("unix.socket: Permission denied").count();
+        assert_eq!(silent, usize::from(shut[0].0 == socket), "{said:?}");
         for (at, _) in shut {
             mode(at, if *at == socket { 0o666 } else { 0o755 });
             chown(at, Some(UID), None).unwrap();

@@ -37,8 +37,8 @@ impl Row {
 
     /// How old what is known of it is, where its daemon is silent.
     fn stale(&self) -> Option<String> {
-        // Without a place nothing is known that could be old, and the reason has it all.
-        let why = self.facts.why.as_ref().filter(|_| self.location.is_some())?;
+        let told = |why: &&String| self.reason.as_ref().is_some_and(|r| r.contains(why.as_str()));
+        let why = self.facts.why.as_ref().filter(|why| !told(why))?;
         let source = match self.facts.online {
             Some(at) => format!("as of {}", humantime::format_rfc3339_seconds(at)),
             None => "from backup.yaml".into(),
