@@ -40,10 +40,6 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        Self::with(&[])
-    }
-
-    fn with(arguments: &[&str]) -> Self {
         let fixture = Fixture::new();
         // The first is longer than what the kernel reads ahead, so that the second is not read with it.
         let files = [
@@ -55,7 +51,7 @@ impl Machine {
         for (name, content) in &files {
             Maker::new(&home).file(*name, content);
         }
-        let mounted = Mounted::with(&fixture, arguments);
+        let mounted = Mounted::new(&fixture);
         Self { fixture, mounted, files }
     }
 
@@ -156,20 +152,6 @@ fn every_program_is_told_that_what_it_read_is_torn() {
         machine.check(client, client.name, done, &to, size);
         torn = ino;
     }
-}
-
-#[test]
-fn a_strict_mount_ends_the_copy_at_the_file_that_changed() {
-    let mut machine = Machine::with(&["--on-change=fail"]);
-    let (_, size) = machine.restored(300, 0);
-    machine.shrink();
-    let to = machine.fixture.path().join("copy");
-    run(program("cp", [machine.mounted.tar("m"), to.clone()])).exits(1);
-    let copied = fs::metadata(&to).unwrap().len();
-    let after = machine.files[2].1.len() as u64;
-    assert!(copied < size - after, "{copied} bytes of {size}, with what comes after the fault");
-    let report = machine.mounted.report("m");
-    assert_eq!(report["changed"][0]["path"], format!("/{TORN}"), "{report}");
 }
 
 /// Reads all of `file` in pieces; zeros where it is refused.
