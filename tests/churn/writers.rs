@@ -227,7 +227,7 @@ pub(crate) fn churn(
     for count in 0.. {
         (writer.change)(top, &mut random, count);
         done.fetch_add(1, Ordering::Relaxed);
-        let hurry = start.elapsed().as_millis() / PHASE % 2 == 0;
+        let hurry = (start.elapsed().as_millis() / PHASE).is_multiple_of(2);
         let pause = Duration::from_millis(random.below(if hurry { 30 } else { 1500 }));
         let told = stop.recv_timeout(pause) != Err(RecvTimeoutError::Timeout);
         if told || over.load(Ordering::Relaxed) {
