@@ -5,9 +5,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub(crate) mod clients;
+pub(crate) mod docker;
 pub(crate) mod fixture;
 pub(crate) mod lxd;
 pub(crate) mod mounted;
+pub(crate) mod played;
 pub(crate) mod readers;
 pub(crate) mod snapshot;
 pub(crate) mod ssh;
