@@ -136,9 +136,9 @@ fn reported(mounted: &Mounted) -> BTreeMap<String, Changes> {
 fn complained(done: &Done) -> Changes {
     let err = done.err();
     let lines = err.lines().filter_map(|line| {
-        let line = line.strip_prefix("codchifs: m: ")?.strip_suffix(" while it was exported")?;
-        let (path, reason) = line.rsplit_once(": ")?;
-        Some((path.to_owned(), !["changed", "grew"].contains(&reason)))
+        let (path, what) = line.strip_prefix("codchifs: m: ")?.split_once(": ")?;
+        let whole = ["changed", "grew"].iter().any(|reason| what.starts_with(reason));
+        path.starts_with('/').then(|| (path.to_owned(), !whole))
     });
     lines.collect()
 }
