@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+pub(crate) mod clients;
 pub(crate) mod docker;
 pub(crate) mod fixture;
 pub(crate) mod lxd;
@@ -11,6 +12,7 @@ pub(crate) mod mounted;
 pub(crate) mod played;
 pub(crate) mod readers;
 pub(crate) mod snapshot;
+pub(crate) mod ssh;
 
 use std::borrow::BorrowMut;
 use std::ffi::OsStr;
@@ -123,7 +125,13 @@ impl Done {
 /// Runs to the end, or kills it at the deadline and fails. Output goes through files, so a background child that
 /// keeps them open blocks nobody.
 #[track_caller]
-pub(crate) fn run(mut command: impl BorrowMut<Command>) -> Done {
+pub(crate) fn run(command: impl BorrowMut<Command>) -> Done {
+    run_while(command, || ())
+}
+
+/// As [`run`], calling `meanwhile` every now and then.
+#[track_caller]
+pub(crate) fn run_while(mut command: impl BorrowMut<Command>, mut meanwhile: impl FnMut()) -> Done {
     let command = command.borrow_mut();
     let line = format!("{command:?}");
     let (mut stdout, mut stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
@@ -142,6 +150,7 @@ pub(crate) fn run(mut command: impl BorrowMut<Command>) -> Done {
             let _ = child.kill();
             panic!("{line}: hangs\n{}", String::from_utf8_lossy(&read_back(&mut stderr)));
         }
+        meanwhile();
         std::thread::sleep(POLL);
     };
     let (stdout, stderr) = (read_back(&mut stdout), read_back(&mut stderr));

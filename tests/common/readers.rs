@@ -31,21 +31,53 @@ with tarfile.open(sys.argv[1], 'r:', errorlevel=2) as archive:
 impl Reader {
     /// Names of all members in order, raw, without the leading `./` and a directory's last slash.
     pub(crate) fn list(self, archive: &Path, locale: &str) -> Vec<Vec<u8>> {
+        let (members, warnings) = self.list_and_warnings(archive, locale);
+        assert_eq!(warnings, "", "warnings of {self:?} in {locale}");
+        members
+    }
+
+    /// Fails unless `copy`, of an archive of `size` bytes, lacks no more than the last page, and every reader gets to its
+    /// end. Returns its members; puts the page, which is all zeros, in its place.
+    #[track_caller]
+    pub(crate) fn check_torn(copy: &Path, size: u64) -> Vec<Vec<u8>> {
+        let copied = std::fs::metadata(copy).unwrap().len();
+        let last_page = (size / 4096 - 1) * 4096;
+        assert!([size, last_page].contains(&copied), "{copied} bytes of {size} were copied");
+        let members = Self::check_listed(copy);
+        std::fs::File::options().write(true).open(copy).unwrap().set_len(size).unwrap();
+        members
+    }
+
+    /// Fails unless every reader gets to the end of an archive that may lack its last page, and meets the same members.
+    #[track_caller]
+    pub(crate) fn check_listed(copy: &Path) -> Vec<Vec<u8>> {
+        let lists = READERS.map(|reader| {
+            let (members, warnings) = reader.list_and_warnings(copy, "C");
+            // The other zero block was in the page.
+            let lone = |line: &str| line.starts_with("tar: A lone zero block at ");
+            assert!(warnings.lines().all(lone), "{reader:?}: {warnings}");
+            members
+        });
+        assert!(lists.iter().all(|list| *list == lists[0]), "the readers list different members");
+        lists[0].clone()
+    }
+
+    fn list_and_warnings(self, archive: &Path, locale: &str) -> (Vec<Vec<u8>>, String) {
         let mut command = match self {
             Self::Gnu => program("tar", ["--quoting-style=escape", "-tf"]),
             Self::Bsd => program("bsdtar", ["-tf"]),
             Self::Python => program("python3", ["-c", PYTHON_LIST]),
         };
         let done = run(command.arg(archive).env("LC_ALL", locale)).ok();
-        assert_eq!(done.err(), "", "warnings of {self:?} in {locale}");
         let lines = done.stdout.split(|b| *b == b'\n').filter(|line| !line.is_empty());
-        lines
+        let members = lines
             .map(|line| if self == Self::Python { unhex(line) } else { unescape(line) })
             .map(|name| {
                 let name = name.strip_suffix(b"/").unwrap_or(&name);
                 name.strip_prefix(b"./").unwrap_or(name).to_vec()
             })
-            .collect()
+            .collect();
+        (members, done.err())
     }
 
     /// Extracts everything, with owners and modes.

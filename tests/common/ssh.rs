@@ -1,0 +1,86 @@
+//! A real sshd on 127.0.0.1 with keys and a configuration of its own.
+
+use super::fixture::Fixture;
+use super::{program, run, wait_until};
+use std::fs::{self, File};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Where Debian has it.
+const SFTP_SERVER: &str = "/usr/lib/openssh/sftp-server";
+
+/// Ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Sshd {
+    child: Child,
+    directory: PathBuf,
+    port: u16,
+}
+
+impl Sshd {
+    /// Starts one that runs its sftp server below `wrapper`.
+    pub(crate) fn start(fixture: &Fixture, wrapper: &[String]) -> Self {
+        let directory = tempfile::tempdir_in(fixture.path()).unwrap().keep();
+        for key in ["host", "user"] {
+            let mut keygen = program("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f"]);
+            run(keygen.arg(directory.join(key))).silent();
+        }
+        fs::copy(directory.join("user.pub"), directory.join("authorized")).unwrap();
+        let at = directory.display();
+        let server = [wrapper, &[SFTP_SERVER.to_owned()]].concat().join(" ");
+        let text = format!(
+            "HostKey {at}/host\nAuthorizedKeysFile {at}/authorized\nPidFile none\nUsePAM no\n\
+             StrictModes no\nPermitRootLogin prohibit-password\nSubsystem sftp {server}\n"
+        );
+        fs::write(directory.join("sshd_config"), text).unwrap();
+        // Where sshd locks itself in; its service makes it.
+        fs::create_dir_all("/run/sshd").unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let log = File::create(directory.join("sshd.log")).unwrap();
+        let child = program("/usr/sbin/sshd", ["-D", "-e", "-o", "ListenAddress=127.0.0.1", "-p"])
+            .arg(port.to_string())
+            .arg("-f")
+            .arg(directory.join("sshd_config"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut sshd = Self { child, directory, port };
+        wait_until("sshd", Duration::from_secs(20), || {
+            assert!(sshd.child.try_wait().unwrap().is_none(), "sshd ended: {}", sshd.log());
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
+        sshd
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("sshd.log")).unwrap_or_default()
+    }
+
+    /// `ssh`, `scp` or `sftp` with what leads to this server, but for the host and the rest.
+    pub(crate) fn client(&self, name: &str) -> Command {
+        let mut command = program(name, ["-F", "none", "-q", "-o", "BatchMode=yes"]);
+        command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
+        command.args(["-o", "IdentitiesOnly=yes", "-i"]).arg(self.directory.join("user"));
+        command.arg("-o").arg(format!("Port={}", self.port)).env_remove("SSH_AUTH_SOCK");
+        command
+    }
+
+    /// A path as scp and sftp name it.
+    pub(crate) fn remote(path: &Path) -> String {
+        format!("root@127.0.0.1:{}", path.display())
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("log of sshd:\n{}", self.log());
+        }
+    }
+}
