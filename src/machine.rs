@@ -1,25 +1,34 @@
 //! Every machine of one user: Codchi's state joined with where its files are.
 
-use crate::backend::{Backend, Facts, LocateError, Location, Power, Query};
-use crate::codchi::{self, Found, MachineConfig, MachineName, State, Times, flake};
+mod build;
+mod report;
+
+use crate::backend::{Backend, Facts, LocateError, Location, Query};
+use crate::codchi::{self, Found, MachineName, State, Times};
 use crate::credentials::{User, as_user};
-use crate::export::Exports;
-use crate::idmap::IdMap;
-use crate::tree::{self, GeneratedFile, Owners, Selection, Source, Time, Tree};
+use crate::export::{self, Exports};
+use crate::tree::{self, Selection, Tree};
+use build::identity;
 use parking_lot::Mutex;
-use rustix::fd::OwnedFd;
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use serde_json::json;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long what was found of a machine is believed: a change of Codchi's state shows within a second.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// The version of `report.json`'s shape.
-const REPORT_SCHEMA: u32 = 1;
+
+/// What the user wants of every export.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// What to leave out and what to keep.
+    pub selection: Selection,
+    /// How the archive is made.
+    pub options: export::Options,
+    /// No secret that Codchi knows: for an export that is handed to somebody else.
+    pub redact: bool,
+}
 
 /// How a machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +67,19 @@ pub struct Machine {
     pub location: Option<Location>,
     /// The home directory on the host.
     pub home: PathBuf,
+    /// Without the secrets that Codchi knows; their names are what the receiver must fill in.
+    pub redacted: Option<Redacted>,
     /// How fresh what the daemon said is, at the last look.
     facts: Mutex<Facts>,
+}
+
+/// What an export for somebody else lacks.
+#[derive(Clone, Debug, Default)]
+pub struct Redacted {
+    /// Names of the variables in codchi-env that have no value.
+    pub secrets: Vec<String>,
+    /// Modules whose URL has no token.
+    pub modules: Vec<String>,
 }
 
 /// What a machine was made from: where this is unchanged, so is the machine.
@@ -84,7 +104,7 @@ pub struct Machines {
     state: State,
     user: User,
     backend: Backend,
-    selection: Selection,
+    settings: Settings,
     /// Only these, where there are any.
     only: Vec<MachineName>,
     known: Mutex<HashMap<MachineName, Known>>,
@@ -97,11 +117,16 @@ impl Machines {
         state: State,
         user: User,
         backend: Backend,
-        selection: Selection,
+        settings: Settings,
         only: Vec<MachineName>,
     ) -> Result<Self, tree::RuleError> {
-        selection.check()?;
-        Ok(Self { state, user, backend, selection, only, known: Mutex::default() })
+        settings.selection.check()?;
+        Ok(Self { state, user, backend, settings, only, known: Mutex::default() })
+    }
+
+    /// The name of every machine's tar: one without secrets is never taken for a whole one.
+    pub fn export_name(&self) -> &'static str {
+        if self.settings.redact { "export-redacted.tar" } else { "export.tar" }
     }
 
     /// All entries of Codchi's machine directory that are asked for, sorted, those with impossible names too.
@@ -205,6 +230,7 @@ impl Machines {
                 exports: None,
                 home: self.home(name, location.as_ref()),
                 location,
+                redacted: None,
                 facts: Mutex::new(facts.clone()),
             };
             (Some(Arc::new(machine)), None)
@@ -241,7 +267,18 @@ impl Machines {
             }
             Err(why) => return broken(Status::Broken, location, why.to_string()),
         };
-        match self.build(&config, &origin, &home) {
+        let history =
+            before.and_then(|(machine, _)| Some(Arc::clone(machine.exports.as_ref()?.history())));
+        let redacted = self.settings.redact.then(|| Redacted {
+            secrets: config.secrets.keys().cloned().collect(),
+            modules: config
+                .modules
+                .iter()
+                .filter(|(_, url)| url.has_token())
+                .map(|(n, _)| n.clone())
+                .collect(),
+        });
+        match self.build(&config, &origin, &home, history.unwrap_or_default()) {
             Ok((tree, exports)) => {
                 let machine = Machine {
                     name: Arc::from(name.as_str()),
@@ -250,6 +287,7 @@ impl Machines {
                     exports: Some(exports),
                     location,
                     home,
+                    redacted,
                     facts: Mutex::new(facts.clone()),
                 };
                 (Some(Arc::new(machine)), Some(origin))
@@ -257,180 +295,11 @@ impl Machines {
             Err(why) => broken(Status::Broken, location, why),
         }
     }
-
-    /// The home that the instance has, else where Codchi puts it.
-    fn home(&self, name: &MachineName, location: Option<&Location>) -> PathBuf {
-        location.and_then(|l| l.home.clone()).unwrap_or_else(|| self.state.home(name))
-    }
-
-    fn build(
-        &self,
-        config: &MachineConfig,
-        origin: &Origin,
-        home: &Path,
-    ) -> Result<(Arc<Tree>, Arc<Exports>), String> {
-        let location = &origin.location;
-        let rootfs = tree::open_layer(&location.rootfs)
-            .map_err(|e| cannot_open("root file system", &location.rootfs, e))?;
-        inside_map("root file system", &location.rootfs, &rootfs, location.maps.rootfs.as_ref())?;
-        let opened = self.open_home(home)?;
-        inside_map("home", home, &opened, location.maps.home.as_ref())?;
-        let generated = generated(config, &rootfs).map_err(|e| e.to_string())?;
-        let mapped = |map: &Option<IdMap>, otherwise| match map {
-            Some(map) => Owners::Mapped(map.clone()),
-            None => otherwise,
-        };
-        let source = Source {
-            rootfs,
-            rootfs_owners: mapped(&location.maps.rootfs, Owners::AsOnDisk),
-            home: Some(opened),
-            home_owners: mapped(&location.maps.home, Owners::All(1000, 100)),
-        };
-        let made = time(config.times.config_mtime);
-        let tree =
-            Tree::new(source, &self.selection, generated, made).map_err(|e| e.to_string())?;
-        let tree = Arc::new(tree);
-        let exports = Exports::new(Arc::clone(&tree), time(config.times.newest_ctime()));
-        Ok((tree, Arc::new(exports)))
-    }
-
-    /// The way to a home is the user's, who may put links there: it is walked with the user's rights. Only the home
-    /// itself, which is shifted and 0700, is opened with more, and not if it is a link.
-    fn open_home(&self, home: &Path) -> Result<OwnedFd, String> {
-        let (Some(parent), Some(name)) = (home.parent(), home.file_name()) else {
-            return Err(format!("the home {} is no directory's path", home.display()));
-        };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let parent = as_user(self.user, || rustix::fs::open(parent, flags, Mode::empty()))
-            .map_err(|e| e.to_string())?
-            .map_err(|e| cannot_open("way to the home", home, e))?;
-        tree::open_layer_at(&parent, name).map_err(|e| cannot_open("home", home, e))
-    }
-}
-
-fn cannot_open(what: &str, path: &Path, why: Errno) -> String {
-    let remedy = match why {
-        Errno::ACCESS | Errno::PERM => {
-            "; only root reads machines: run as root, or mount with `mount -t codchifs`"
-        }
-        _ => "",
-    };
-    format!("cannot open the {what} {}: {why}{remedy}", path.display())
-}
-
-/// A layer whose owner is nobody in the machine is not the machine's, however it got there.
-fn inside_map(what: &str, path: &Path, layer: &OwnedFd, map: Option<&IdMap>) -> Result<(), String> {
-    let (uid, _) = tree::layer_owner(layer).map_err(|e| cannot_open(what, path, e))?;
-    match map {
-        Some(map) if map.uid(uid).is_none() => Err(format!(
-            "refused: the {what} {} belongs to host uid {uid}, who is nobody in the machine",
-            path.display()
-        )),
-        _ => Ok(()),
-    }
-}
-
-fn time(t: codchi::Time) -> Time {
-    Time { sec: t.sec, nsec: t.nsec }
-}
-
-fn identity(path: &Path) -> (u64, u64) {
-    use std::os::unix::fs::MetadataExt as _;
-    path.symlink_metadata().map_or((0, 0), |m| (m.dev(), m.ino()))
-}
-
-/// The files that the export has over whatever the machine has there.
-fn generated(
-    config: &MachineConfig,
-    rootfs: &OwnedFd,
-) -> Result<Vec<GeneratedFile>, codchi::Error> {
-    let file = |path: &'static str, text: String, perm, gid| GeneratedFile {
-        path: path.as_bytes(),
-        content: Arc::from(text.into_bytes()),
-        perm,
-        uid: 0,
-        gid,
-    };
-    // A token in a URL is a password; nix copies it into the world-readable store all the same.
-    let (perm, gid) = if config.has_token() { (0o640, 100) } else { (0o644, 0) };
-    let mut files =
-        vec![file("/etc/nixos/flake.nix", flake::render(config, flake::System::host()), perm, gid)];
-    if let Some(lock) = codchi::lock::rewrite(config)? {
-        files.push(file("/etc/nixos/flake.lock", lock, perm, gid));
-    }
-    const ENV: &str = "/etc/codchi-env";
-    // Services of any user source it; the machine's own mode says who may.
-    let perm = tree::file_perm(rootfs, ENV).unwrap_or(0o644);
-    files.push(file(ENV, codchi::env::render(config), perm, 0));
-    Ok(files)
 }
 
 impl Machine {
     /// How fresh what the daemon said is, at the last look.
     pub fn facts(&self) -> Facts {
         self.facts.lock().clone()
-    }
-
-    /// The bytes of `report.json`, made now. Never scans.
-    pub fn report(&self) -> Vec<u8> {
-        let mut report = json!({
-            "schema": REPORT_SCHEMA,
-            "machine": *self.name,
-            "state": self.state.as_str(),
-        });
-        let mut set = |key: &str, value| {
-            if let Some(map) = report.as_object_mut() {
-                map.insert(key.into(), value);
-            }
-        };
-        if let Some(location) = &self.location {
-            set("driver", json!(location.driver));
-            set("pool", json!(location.pool));
-            set("running", json!(location.power.map(|p| p == Power::Running)));
-            let devices: Vec<_> = location
-                .foreign
-                .iter()
-                .map(|d| json!({"path": d.path, "source": d.source}))
-                .collect();
-            set("devices_not_exported", json!(devices));
-        }
-        let facts = self.facts.lock().clone();
-        if let Some(why) = facts.why {
-            let as_of = facts.online.map(|at| humantime::format_rfc3339_seconds(at).to_string());
-            set("daemon", json!({"silent": why, "facts_as_of": as_of}));
-        }
-        match &self.tree {
-            Err(why) => set("reason", json!(why)),
-            Ok(_) => match self.exports.as_ref().and_then(|e| e.last()) {
-                None => {
-                    let failed = self.exports.as_ref().and_then(|e| e.failed());
-                    let note = failed.map_or_else(
-                        || "not scanned yet: the first look at export.tar scans".into(),
-                        |why| format!("the last scan failed: {why}"),
-                    );
-                    set("note", json!(note));
-                }
-                Some(g) => {
-                    let (at, took) = g.scanned();
-                    set(
-                        "generation",
-                        json!({
-                            "id": format!("{:016x}", g.id()),
-                            "size": g.size(),
-                            "members": g.members(),
-                            "scanned": humantime::format_rfc3339_seconds(at).to_string(),
-                            "scan_seconds": took.as_secs_f64(),
-                            "torn": g.torn(),
-                            "complete": !g.incomplete(),
-                        }),
-                    );
-                    set("left_out", json!(g.left_out()));
-                    set("changed", json!(g.changes()));
-                }
-            },
-        }
-        let mut text = serde_json::to_vec_pretty(&report).unwrap_or_default();
-        text.push(b'\n');
-        text
     }
 }

@@ -25,11 +25,24 @@ pub(crate) const EX_FAIL: u8 = 32;
 const OWN_STATE: &[u8] = b"codchi";
 
 /// Options with a value that `codchifs` has under the same name. Sorted.
-const WITH_VALUE: &[&str] =
-    &["config-dir", "data-dir", "driver", "exclude", "include", "machine", "rootfs-dir", "user"];
+const WITH_VALUE: &[&str] = &[
+    "config-dir",
+    "data-dir",
+    "driver",
+    "exclude",
+    "include",
+    "lxd-dir",
+    "machine",
+    "mtime",
+    "on-change",
+    "rootfs-dir",
+    "secrets",
+    "sparse",
+    "user",
+];
 
 /// Those of them that stand before the word `mount`. Sorted.
-const GLOBAL: &[&str] = &["config-dir", "data-dir", "driver", "rootfs-dir", "user"];
+const GLOBAL: &[&str] = &["config-dir", "data-dir", "driver", "lxd-dir", "rootfs-dir", "user"];
 
 /// Words that `codchifs mount -o` takes as they are. Sorted.
 const FORWARDED: &[&str] = &["allow_other", "allow_root"];
@@ -82,8 +95,9 @@ usage: mount.codchifs SOURCE DIRECTORY [-sfnv] [-o OPTION[,OPTION]...] [-t codch
 SOURCE     a user's name: that user's machines; codchi: the caller's
 -f         do everything but mount
 -n         ignored, there is no mtab
--o         options: config-dir= data-dir= driver= rootfs-dir= user= machine= exclude= include=
-           allow_other allow_root, and the words of fstab(5), which are ignored
+-o         options: config-dir= data-dir= driver= lxd-dir= rootfs-dir= user= machine= exclude=
+           include= secrets= sparse= mtime= on-change= allow_other allow_root, and the words of
+           fstab(5), which are ignored
 -s         leave out unknown options instead of failing
 -t         codchifs or fuse.codchifs
 -v         say what is run

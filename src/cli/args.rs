@@ -1,6 +1,8 @@
 //! What can be typed.
 
 use crate::codchi::MachineName;
+use crate::export::Options;
+use crate::machine::Settings;
 use crate::tree::Selection;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -128,9 +130,73 @@ pub(super) struct Select {
     pub(super) include: Vec<String>,
 }
 
-impl From<Select> for Selection {
-    fn from(select: Select) -> Self {
-        Self { exclude: select.exclude, include: select.include }
+/// What of a machine is taken along, and how.
+#[derive(Clone, Debug, ClapArgs)]
+pub(super) struct Wishes {
+    #[command(flatten)]
+    pub(super) select: Select,
+    /// `omit`: no secret that Codchi knows, for an export that is handed to somebody else
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "include")]
+    pub(super) secrets: Secrets,
+    /// `no`: write holes out; busybox reads no sparse files
+    #[arg(long, value_enum, value_name = "YES|NO", default_value = "yes")]
+    pub(super) sparse: Sparse,
+    /// Times of files in whole seconds or in nanoseconds
+    #[arg(long, value_enum, value_name = "UNIT", default_value = "s")]
+    pub(super) mtime: Mtime,
+    /// `fail`: end a read at the first file that is not as it was scanned
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "report")]
+    pub(super) on_change: OnChange,
+}
+
+/// Whether values of secrets are in the export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Secrets {
+    /// As Codchi does
+    Include,
+    /// Names without values; URLs without tokens
+    Omit,
+}
+
+/// Whether files with holes become sparse members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Sparse {
+    /// Those with holes of 1 MiB or more
+    Yes,
+    /// Never
+    No,
+}
+
+/// How exact times are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Mtime {
+    /// Seconds
+    S,
+    /// Nanoseconds
+    Ns,
+}
+
+/// What happens when a file is not as it was scanned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum OnChange {
+    /// Go on, name it in report.json, and fail at the end if bytes are missing
+    Report,
+    /// An error at once
+    Fail,
+}
+
+impl From<Wishes> for Settings {
+    fn from(wishes: Wishes) -> Self {
+        let Select { exclude, include } = wishes.select;
+        Self {
+            selection: Selection { exclude, include },
+            options: Options {
+                mtime_ns: wishes.mtime == Mtime::Ns,
+                sparse: wishes.sparse == Sparse::Yes,
+                strict: wishes.on_change == OnChange::Fail,
+            },
+            redact: wishes.secrets == Secrets::Omit,
+        }
     }
 }
 
@@ -151,7 +217,7 @@ pub(super) struct Mount {
     #[arg(long, value_name = "FILE")]
     pub(super) log_file: Option<PathBuf>,
     #[command(flatten)]
-    pub(super) select: Select,
+    pub(super) wishes: Wishes,
 }
 
 /// A word of `-o`.
@@ -185,14 +251,14 @@ pub(super) struct List {
 pub(super) struct Export {
     /// The machine's name
     pub(super) name: MachineName,
-    /// Where to; `-` is stdout [default: NAME.tar]
+    /// Where to; `-` is stdout [default: NAME.tar, without secrets NAME-redacted.tar]
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
     /// No progress
     #[arg(short, long)]
     pub(super) quiet: bool,
     #[command(flatten)]
-    pub(super) select: Select,
+    pub(super) wishes: Wishes,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,6 +1,6 @@
 //! `codchifs export`: a machine's tar without a mount.
 
-use super::args::{Export, Global};
+use super::args::{Export, Global, Secrets};
 use super::progress::{Progress, size};
 use super::{Context, Failure, Outcome, complain};
 use crate::backend::Power;
@@ -18,7 +18,7 @@ use std::time::Instant;
 
 pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> {
     let name = export.name.as_str();
-    let machines = Context::new(global)?.machines(export.select.clone().into(), Vec::new())?;
+    let machines = Context::new(global)?.machines(export.wishes.clone().into(), Vec::new())?;
     let machine = machines
         .get(name.as_bytes())
         .ok_or_else(|| format!("export {name}: no such machine; `codchifs list` names them"))?;
@@ -32,7 +32,9 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
             "{name} runs: what changes during the export makes it incomplete; stop the machine first"
         ));
     }
-    let output = export.output.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.tar")));
+    let redacted = if export.wishes.secrets == Secrets::Omit { "-redacted" } else { "" };
+    let output = export.output.clone();
+    let output = output.unwrap_or_else(|| PathBuf::from(format!("{name}{redacted}.tar")));
     let to_stdout = output == Path::new("-");
     if to_stdout && io::stdout().is_terminal() {
         return Err("export: a tar on a terminal helps nobody; -o FILE, or a pipe".into());
@@ -84,6 +86,7 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
         return Ok(verdict(name, &generation, None));
     };
     if let Err(why) = copy(&mut &target.file) {
+        verdict(name, &generation, None);
         let what = format!("export {name}: {}: {why}", output.display());
         let hint = match &why {
             StreamError::Write(e) if e.kind() == io::ErrorKind::StorageFull => {
@@ -115,13 +118,12 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
 
 /// Says what is not as the scan saw it. A torn export has failed, however many of its bytes are right.
 fn verdict(name: &str, generation: &Generation, kept: Option<&Path>) -> Outcome {
-    for change in generation.changes() {
-        let what = serde_json::to_value(change.reason).unwrap_or_default();
-        complain(&format!(
-            "{name}: {}: {} while it was exported",
-            change.path,
-            what.as_str().unwrap_or("changed")
-        ));
+    let (changes, more) = generation.status().changes().lines();
+    for change in changes {
+        complain(&format!("{name}: {}: {} while it was exported", change.path, change.reason));
+    }
+    if more > 0 {
+        complain(&format!("{name}: {more} more changed while it was exported"));
     }
     if !generation.torn() {
         return Outcome::Done;

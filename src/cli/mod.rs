@@ -16,8 +16,7 @@ use std::process::ExitCode;
 use crate::backend::{Backend, Daemon, Directories, Kind};
 use crate::codchi::{MachineName, State, dirs};
 use crate::credentials::{User, as_user};
-use crate::machine::Machines;
-use crate::tree::Selection;
+use crate::machine::{Machines, Settings};
 
 /// A failure as a person reads it: what was attempted, why it failed, what to do.
 type Failure = Box<dyn std::error::Error>;
@@ -109,8 +108,8 @@ impl Context {
         Ok(Self { user, state, backend: backend(global.driver, rootfs_dir, lxd_dir, &env)? })
     }
 
-    fn machines(self, selection: Selection, only: Vec<MachineName>) -> Result<Machines, Failure> {
-        Ok(Machines::new(self.state, self.user, self.backend, selection, only)?)
+    fn machines(self, settings: Settings, only: Vec<MachineName>) -> Result<Machines, Failure> {
+        Ok(Machines::new(self.state, self.user, self.backend, settings, only)?)
     }
 }
 

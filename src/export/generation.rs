@@ -1,9 +1,10 @@
 //! One frozen layout of one machine, and the bytes of it.
 
-use super::report::{Change, ChangeLine, Note, printable};
+use super::Options;
+use super::report::{Change, ChangeLine, Changes, Note, printable};
 use super::scan::Scan;
 use crate::tar::{self, Layout, MemberId};
-use crate::tree::{Attr, Dir, File, ObjectId, Time, Tree};
+use crate::tree::{Attr, DataRun, Dir, File, ObjectId, Time, Tree, is_hole_outside};
 use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::fd::OwnedFd;
@@ -41,7 +42,7 @@ pub(super) fn layer_of(tree: &Tree, attr: &Attr) -> (u8, u64) {
     match attr.id {
         ObjectId::Disk { layer, ino, .. } => (layer, ino),
         made @ ObjectId::Generated(_) => {
-            let index = tree.generated().iter().position(|g| ObjectId::generated(g.path) == made);
+            let index = tree.generated().iter().position(|g| g.id() == made);
             (GENERATED, index.unwrap_or(0) as u64)
         }
     }
@@ -60,11 +61,13 @@ struct Stamp {
 pub struct Generation {
     tree: Arc<Tree>,
     layout: Layout<Tag>,
-    id: u64,
+    options: Options,
+    status: Arc<Status>,
     mtime: Time,
-    left_out: Note,
+    /// The text of codchi-owners.
+    owners: Arc<[u8]>,
+    left_out: Mutex<Arc<Note>>,
     incomplete: bool,
-    scanned: Mutex<(SystemTime, Duration)>,
     dirs: Mutex<LruCache<MemberId, Dir>>,
     files: Mutex<LruCache<MemberId, Arc<(OwnedFd, Attr)>>>,
     /// One bit a member: bytes of the state that the scan saw were served.
@@ -72,13 +75,49 @@ pub struct Generation {
     /// Members not served as the scan saw them: what happened, and the state that is served instead.
     changes: Mutex<BTreeMap<MemberId, (Change, Option<Stamp>)>>,
     changed: AtomicBool,
+}
+
+/// What of a generation is told when it is gone.
+#[derive(Debug)]
+pub struct Status {
+    id: u64,
+    size: u64,
+    scanned: Mutex<(SystemTime, Duration)>,
     torn: AtomicBool,
+    changes: Changes,
+}
+
+impl Status {
+    /// That of the generation.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Exact size of the archive in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// When the scan that this layout stands for ended (the last one that found nothing changed), and how long it took.
+    pub fn scanned(&self) -> (SystemTime, Duration) {
+        *self.scanned.lock()
+    }
+
+    /// Whether it was torn by a change under a reader.
+    pub fn torn(&self) -> bool {
+        self.torn.load(Ordering::SeqCst)
+    }
+
+    /// What was not served as the scan saw it.
+    pub fn changes(&self) -> &Changes {
+        &self.changes
+    }
 }
 
 impl std::fmt::Debug for Generation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Generation")
-            .field("id", &format_args!("{:016x}", self.id))
+            .field("id", &format_args!("{:016x}", self.id()))
             .field("size", &self.size())
             .finish_non_exhaustive()
     }
@@ -90,6 +129,7 @@ impl Generation {
         scan: Scan,
         mtime: Time,
         took: Duration,
+        options: Options,
         avoid: impl Fn(u64) -> bool,
     ) -> Self {
         let digest = scan.layout.digest(|tag, hash| {
@@ -101,9 +141,10 @@ impl Generation {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         hash.update(&digest.to_le_bytes());
         for file in tree.generated() {
+            let content = file.content.as_ref().unwrap_or(&scan.owners);
             hash.update(file.path);
-            hash.update(&(file.content.len() as u64).to_le_bytes());
-            hash.update(&file.content);
+            hash.update(&(content.len() as u64).to_le_bytes());
+            hash.update(content);
         }
         let mut id = hash.digest();
         // A torn generation is never served again, and its inode has pages in the kernel's cache that are not the file's.
@@ -111,34 +152,54 @@ impl Generation {
             hash.update(b"again");
             id = hash.digest();
         }
-        let mut left_out = scan.left_out;
-        left_out.sort();
         let words = scan.layout.len().div_ceil(64);
+        let status = Status {
+            id,
+            size: scan.layout.size(),
+            scanned: Mutex::new((SystemTime::now(), took)),
+            torn: AtomicBool::new(false),
+            changes: Changes::default(),
+        };
         Self {
             tree,
-            id,
+            options,
+            status: Arc::new(status),
             mtime,
-            left_out,
+            owners: scan.owners,
+            left_out: Mutex::new(Arc::new(scan.left_out)),
             incomplete: scan.incomplete,
-            scanned: Mutex::new((SystemTime::now(), took)),
             dirs: Mutex::new(LruCache::new(OPEN_DIRS)),
             files: Mutex::new(LruCache::new(OPEN_FILES)),
             served: (0..words).map(|_| AtomicU64::new(0)).collect(),
             changes: Mutex::default(),
             changed: AtomicBool::new(false),
-            torn: AtomicBool::new(false),
             layout: scan.layout,
         }
     }
 
     /// Stable id: the same tree gives the same id after any remount.
     pub fn id(&self) -> u64 {
-        self.id
+        self.status.id
+    }
+
+    /// What is told of it when it is gone.
+    pub fn status(&self) -> &Arc<Status> {
+        &self.status
     }
 
     /// Exact size of the archive in bytes.
     pub fn size(&self) -> u64 {
         self.layout.size()
+    }
+
+    /// Bytes of memory that it takes, whoever reads.
+    pub fn heap_bytes(&self) -> usize {
+        self.layout.heap_bytes() + self.served.len() * size_of::<AtomicU64>()
+    }
+
+    /// The text of codchi-owners.
+    pub fn owners(&self) -> &Arc<[u8]> {
+        &self.owners
     }
 
     /// Number of members.
@@ -151,37 +212,22 @@ impl Generation {
         self.mtime
     }
 
-    /// ctime of export.tar.
+    /// ctime of export.tar: another one for every generation, also where the newest ctime of what it is made of is the
+    /// same as before, since the clock was set back. A backup that trusts times would else keep the old bytes.
     pub fn ctime(&self) -> Time {
-        self.mtime
+        // Below 10^9, which fits.
+        Time { sec: self.mtime.sec, nsec: (self.id() % 1_000_000_000) as u32 }
     }
 
-    /// When the scan that this layout stands for ended (the last one that found nothing changed), and how long it took.
-    pub fn scanned(&self) -> (SystemTime, Duration) {
-        *self.scanned.lock()
-    }
-
-    pub(super) fn confirm(&self, took: Duration) {
-        *self.scanned.lock() = (SystemTime::now(), took);
+    /// A later scan found the same layout. What is left out may have changed all the same.
+    pub(super) fn confirm(&self, same: Self, took: Duration) {
+        *self.status.scanned.lock() = (SystemTime::now(), took);
+        *self.left_out.lock() = same.left_out.into_inner();
     }
 
     /// What is on the disk and not in the export.
-    pub fn left_out(&self) -> &Note {
-        &self.left_out
-    }
-
-    /// What was not served as the scan saw it, by path.
-    pub fn changes(&self) -> Vec<ChangeLine> {
-        let changes = self.changes.lock().clone();
-        let mut path = Vec::new();
-        changes
-            .into_iter()
-            .map(|(member, (reason, _))| {
-                self.layout.path(member, &mut path);
-                path.insert(0, b'/');
-                ChangeLine { path: printable(&path), reason, torn: reason.tears() }
-            })
-            .collect()
+    pub fn left_out(&self) -> Arc<Note> {
+        Arc::clone(&self.left_out.lock())
     }
 
     /// A member could not be served as promised: every close answers EIO, the next lookup makes another generation.
@@ -193,7 +239,7 @@ impl Generation {
 
     /// Torn by a change under a reader: another scan may give a better one.
     pub(super) fn spoiled(&self) -> bool {
-        self.torn.load(Ordering::SeqCst)
+        self.status.torn()
     }
 
     /// A part of the machine could not be read by the scan; [`Self::left_out`] names it.
@@ -247,15 +293,21 @@ impl Generation {
         if change.tears() && !entry.0.tears() {
             *entry = (change, stamp);
         }
+        let change = entry.0;
         drop(changes);
-        self.changed.store(true, Ordering::SeqCst);
-        let tears = change.tears();
-        if tears {
-            self.torn.store(true, Ordering::SeqCst);
-        }
+        let torn = change.tears() || self.options.strict;
         let mut path = Vec::new();
         self.layout.path(member, &mut path);
-        tracing::warn!(path = %printable(&path), ?change, tears, "changed under a reader");
+        path.insert(0, b'/');
+        let line = ChangeLine { path: printable(&path), reason: change, torn };
+        // Before the flag: whoever sees it looks for the reason.
+        if self.status.changes.set(member.0, line) {
+            tracing::warn!(path = %printable(&path), ?change, torn, "changed under a reader");
+        }
+        self.changed.store(true, Ordering::SeqCst);
+        if torn {
+            self.status.torn.store(true, Ordering::SeqCst);
+        }
     }
 
     /// Opens the directory that `member` is in.
@@ -346,7 +398,7 @@ impl Generation {
             }
             // Two looks around one read that agree: the bytes are of that state.
             if before == Some(stamp) {
-                self.serve_other(member, promised, stamp, short);
+                self.serve_other(member, &file, promised, stamp, short);
                 settled = true;
                 break;
             }
@@ -361,6 +413,7 @@ impl Generation {
         }
     }
 
+    /// Whether something happened to a member.
     fn known(&self, member: MemberId) -> bool {
         self.changes.lock().contains_key(&member)
     }
@@ -377,7 +430,14 @@ impl Generation {
     }
 
     /// Bytes of another state than the scan saw are about to be served.
-    fn serve_other(&self, member: MemberId, promised: Stamp, stamp: Stamp, short: bool) {
+    fn serve_other(
+        &self,
+        member: MemberId,
+        file: &(OwnedFd, Attr),
+        promised: Stamp,
+        stamp: Stamp,
+        short: bool,
+    ) {
         if short {
             return self.note(member, Change::Shrank, None);
         }
@@ -391,6 +451,15 @@ impl Generation {
                     std::cmp::Ordering::Equal => Change::Changed,
                     std::cmp::Ordering::Less => Change::Shrank,
                 };
+                // What was written into a hole since the scan has no place in the archive.
+                let filled = self.layout.extents(member).is_some_and(|extents| {
+                    let run = |e: &tar::Extent| DataRun { offset: e.offset, len: e.len };
+                    let runs: Vec<_> = extents.iter().map(run).collect();
+                    !is_hole_outside(&file.0, &runs, promised.size).unwrap_or(false)
+                });
+                if filled {
+                    return self.note(member, Change::Rewritten, Some(stamp));
+                }
                 self.note(member, change, Some(stamp));
                 let (word, bit) = match self.served(member) {
                     Some(served) => served,
@@ -428,12 +497,15 @@ impl tar::Source<Tag> for Generation {
         if tag.layer == GENERATED {
             let file = usize::try_from(tag.ino).ok().and_then(|i| self.tree.generated().get(i));
             let from = usize::try_from(offset).ok();
-            let bytes =
-                file.zip(from).and_then(|(f, at)| f.content.get(at..at.checked_add(buf.len())?));
+            let content = file.map(|file| file.content.as_ref().unwrap_or(&self.owners));
+            let bytes = content.zip(from).and_then(|(c, at)| c.get(at..at.checked_add(buf.len())?));
             buf.copy_from_slice(bytes.ok_or(Errno::IO)?);
             return Ok(());
         }
         self.read_disk(member, offset, buf);
-        Ok(())
+        match self.options.strict && self.known(member) {
+            true => Err(Errno::IO),
+            false => Ok(()),
+        }
     }
 }

@@ -1,8 +1,12 @@
 //! What is not in an export, and what changed under a reader: the lines of `report.json`.
 
 use crate::tar::LayoutError;
-use crate::tree::LeftOut;
+use crate::tree::{LeftOut, Weight};
+use parking_lot::Mutex;
+use rustix::io::Errno;
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
 
 /// Lines kept of each kind: a machine with a million sockets must not fill the memory with their names.
 const MOST_LINES: usize = 10_000;
@@ -14,11 +18,22 @@ pub struct LeftOutLine {
     pub path: String,
     /// What it is, for programs.
     pub reason: &'static str,
-    /// What it means, for people.
+    /// What it means and what to do about it, for people.
     pub text: String,
+    /// How many files it stands for, where that is more than the one at `path`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<u64>,
+    /// Bytes of those that are regular files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
 }
 
 impl LeftOutLine {
+    fn new(path: &[u8], reason: &'static str, text: String) -> Self {
+        Self { path: printable(path), reason, text, files: None, bytes: None }
+    }
+
+    /// What a scan hears of one entry.
     pub(super) fn of(path: &[u8], why: LeftOut) -> Self {
         let (reason, text) = match why {
             LeftOut::Socket => ("socket", "a socket; no archive can hold one".into()),
@@ -26,21 +41,76 @@ impl LeftOutLine {
                 "mount-point",
                 "another file system is mounted here; what is on it is not exported".into(),
             ),
-            LeftOut::ByUser => ("excluded", "left out by --exclude".into()),
+            LeftOut::ByUser => ("excluded-by-user", "left out by --exclude".into()),
+            LeftOut::BuiltIn => (
+                "excluded",
+                format!(
+                    "the target has its own, or makes it anew; --include {} takes it along",
+                    printable(path)
+                ),
+            ),
+            LeftOut::BelowHome => (
+                "below-home",
+                "hidden: the machine's home directory is shown in its place".into(),
+            ),
             LeftOut::Unreadable(e) => ("unreadable", format!("cannot be read: {e}")),
             LeftOut::ForeignOwner => (
                 "foreign-owner",
                 "its owner is outside the machine's id map; exported as 65534".into(),
             ),
+            LeftOut::ForeignId => (
+                "foreign-owner",
+                "an id in its ACL or capability is outside the machine's id map; exported as 65534"
+                    .into(),
+            ),
+            LeftOut::Xattr(kind) => {
+                ("attribute", format!("extended attributes {kind} are not exported"))
+            }
+            LeftOut::Xattrs(Errno::TOOBIG) => (
+                "attribute",
+                "the names of its extended attributes exceed 64 KiB, which the kernel tells nobody: \
+                 none of them is exported"
+                    .into(),
+            ),
+            LeftOut::Xattrs(e) => {
+                ("unreadable", format!("its extended attributes cannot be read: {e}"))
+            }
         };
-        Self { path: printable(path), reason, text }
+        Self::new(path, reason, text)
     }
-}
 
-impl LeftOutLine {
+    /// A name that is left out with all that is below it.
+    pub(super) fn hidden(path: &[u8], why: LeftOut, weight: Weight) -> Self {
+        let mut line = Self::of(path, why);
+        if weight.unseen > 0 {
+            line.text.push_str(&format!(
+                "; {} director{} in it could not be counted",
+                weight.unseen,
+                if weight.unseen == 1 { "y" } else { "ies" }
+            ));
+        }
+        Self { files: Some(weight.files), bytes: Some(weight.bytes), ..line }
+    }
+
+    /// A file of /etc that the system did not make.
+    pub(super) fn stray(path: &[u8]) -> Self {
+        let text = format!(
+            "made by hand or by a program, not by the system's configuration; --include {} takes it along",
+            printable(path)
+        );
+        Self::new(path, "etc", text)
+    }
+
+    /// A path that most readers cannot make.
+    pub(super) fn long_path(path: &[u8]) -> Self {
+        let text =
+            "its path is longer than 4095 bytes: it is in the archive, and only bsdtar extracts it";
+        Self::new(path, "long-path", text.into())
+    }
+
     /// A member that the archive format cannot express; the error names it.
-    pub(super) fn unarchivable(why: &LayoutError) -> Self {
-        Self { path: String::new(), reason: "unarchivable", text: why.to_string() }
+    pub(super) fn unarchivable(path: &[u8], why: &LayoutError) -> Self {
+        Self::new(path, "unarchivable", why.to_string())
     }
 }
 
@@ -51,6 +121,9 @@ pub struct Note {
     pub lines: Vec<LeftOutLine>,
     /// How many more there were.
     pub more: u64,
+    /// By kind of extended attribute, the first path that has one in byte order, and how many have.
+    #[serde(skip)]
+    attributes: BTreeMap<&'static str, (Vec<u8>, u64)>,
     #[serde(skip)]
     pub(super) incomplete: bool,
 }
@@ -64,16 +137,36 @@ impl Note {
         }
     }
 
+    /// Counts an extended attribute that is left out: a whole machine may be labelled, and one line says so.
+    pub(super) fn attribute(&mut self, kind: &'static str, path: &[u8]) {
+        self.attributes_of(kind, path, 1);
+    }
+
+    fn attributes_of(&mut self, kind: &'static str, path: &[u8], count: u64) {
+        let (first, files) = self.attributes.entry(kind).or_insert_with(|| (path.to_vec(), 0));
+        *files = files.saturating_add(count);
+        if path < &**first {
+            *first = path.to_vec();
+        }
+    }
+
     pub(super) fn append(&mut self, other: Self) {
         self.more = self.more.saturating_add(other.more);
         for line in other.lines {
             self.push(line);
         }
+        for (kind, (path, files)) in other.attributes {
+            self.attributes_of(kind, &path, files);
+        }
     }
 
-    /// Sorted, so that the report does not depend on which thread came first.
-    pub(super) fn sort(&mut self) {
-        self.lines.sort_by(|a, b| (&a.path, a.reason).cmp(&(&b.path, b.reason)));
+    /// Sorted, so that the report does not depend on which thread came first; one line for each kind of attribute.
+    pub(super) fn finish(&mut self) {
+        for (kind, (path, files)) in std::mem::take(&mut self.attributes) {
+            let line = LeftOutLine::of(&path, LeftOut::Xattr(kind));
+            self.push(LeftOutLine { files: Some(files), ..line });
+        }
+        self.lines.sort_by(|a, b| (&a.path, a.reason, &a.text).cmp(&(&b.path, b.reason, &b.text)));
     }
 }
 
@@ -86,6 +179,37 @@ pub struct ChangeLine {
     pub reason: Change,
     /// What of the member's bytes cannot be trusted.
     pub torn: bool,
+}
+
+/// What changed under the readers of one generation. It outlives the generation: a copy that failed wants its reason.
+#[derive(Debug, Default)]
+pub struct Changes {
+    lines: Mutex<(BTreeMap<u32, ChangeLine>, u64)>,
+}
+
+impl Changes {
+    /// Notes what happened to a member; a later word on the same one counts. Whether it is news.
+    pub(super) fn set(&self, member: u32, line: ChangeLine) -> bool {
+        let mut lines = self.lines.lock();
+        if lines.0.len() < MOST_LINES || lines.0.contains_key(&member) {
+            let news = lines.0.get(&member) != Some(&line);
+            lines.0.insert(member, line);
+            return news;
+        }
+        lines.1 = lines.1.saturating_add(1);
+        false
+    }
+
+    /// The lines in the order of the archive, and how many more there were.
+    pub fn lines(&self) -> (Vec<ChangeLine>, u64) {
+        let lines = self.lines.lock();
+        (lines.0.values().cloned().collect(), lines.1)
+    }
+
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.lines.lock().0.is_empty()
+    }
 }
 
 /// What happened to a file between the scan and a reader, or between two reads.
@@ -110,6 +234,19 @@ impl Change {
     /// Whether the member holds bytes that the file never had.
     pub fn tears(self) -> bool {
         !matches!(self, Self::Changed | Self::Grew)
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Changed => "changed",
+            Self::Grew => "grew",
+            Self::Shrank => "shrank",
+            Self::Vanished => "vanished",
+            Self::Unreadable => "unreadable",
+            Self::Rewritten => "rewritten",
+        })
     }
 }
 

@@ -1,17 +1,24 @@
-//! A walk over a tree's metadata that freezes its layout. No regular file is opened.
+//! A walk over a tree's metadata that freezes its layout. No regular file is opened but to find holes.
 
 use super::generation::{Tag, layer_of};
+use super::owners::Ids;
+use super::records::records;
 use super::report::{LeftOutLine, Note};
-use crate::tar::{self, Layout, LayoutBuilder, LayoutError, Link, Member, MemberId};
-use crate::tree::{Attr, Dir, Kind, LeftOut, ObjectId, Time, Tree};
+use super::{OWNERS, Options};
+use crate::tar::{self, Extent, Layout, LayoutBuilder, LayoutError, Link, Member, MemberId};
+use crate::tree::{Dir, Kind, LeftOut, ObjectId, Scanned, Time, Tree, Weight};
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 /// Directories kept open at once, so that neither depth nor width of a tree can use up the descriptors.
 const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
+/// Bytes of the longest path that a system call takes (linux/limits.h, `PATH_MAX`, less its NUL).
+const LONGEST_PATH: u32 = 4095;
 
 /// Why there is no layout.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +29,15 @@ pub enum ScanError {
     /// More than an archive can hold.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// Layouts that somebody reads fill the memory that they may have.
+    #[error(
+        "{open} older layouts of this machine are being read, which takes all the memory they may \
+         have: let a copy end, or stop one, then try again"
+    )]
+    Held {
+        /// How many.
+        open: usize,
+    },
     /// More directories than numbers for them.
     #[error("the machine has more than 2^32 directories")]
     TooMany,
@@ -35,13 +51,12 @@ pub(super) struct Scan {
     pub(super) left_out: Note,
     /// Something of the tree could not be read at all: the export is not the whole machine.
     pub(super) incomplete: bool,
+    /// The text of codchi-owners.
+    pub(super) owners: Arc<[u8]>,
 }
 
 struct Found {
-    name: Box<[u8]>,
-    attr: Attr,
-    /// Target of a link.
-    target: Box<[u8]>,
+    entry: Scanned,
     /// Number of a directory.
     dir: Option<u32>,
 }
@@ -67,6 +82,7 @@ struct Queue {
 
 struct Walk<'a> {
     tree: &'a Tree,
+    holes: bool,
     root: Dir,
     queue: Mutex<Queue>,
     work: Condvar,
@@ -74,10 +90,11 @@ struct Walk<'a> {
 }
 
 /// Scans `tree` on `threads` threads.
-pub(super) fn scan(tree: &Tree, options: tar::Options, threads: usize) -> Result<Scan, ScanError> {
+pub(super) fn scan(tree: &Tree, options: Options, threads: usize) -> Result<Scan, ScanError> {
     let (root, _) = tree.root().map_err(ScanError::Root)?;
     let walk = Walk {
         tree,
+        holes: options.sparse,
         root,
         queue: Mutex::new(Queue {
             pending: vec![0],
@@ -99,8 +116,30 @@ pub(super) fn scan(tree: &Tree, options: tar::Options, threads: usize) -> Result
     }
     let mut newest = tree.newest_root_ctime().map_err(ScanError::Root)?;
     let mut left_out = queue.left_out;
-    let layout = assemble(tree, queue.dirs, options, &mut newest, &mut left_out)?;
-    Ok(Scan { layout, newest_ctime: newest, left_out, incomplete: queue.incomplete })
+    if !sees_trusted() {
+        left_out.attribute("trusted.* (only root sees them)", b"/");
+    }
+    let owners: Arc<[u8]> = owners(tree, &queue.dirs).into_bytes().into();
+    let options = tar::Options { mtime_ns: options.mtime_ns };
+    let layout = assemble(tree, queue.dirs, options, &owners, &mut newest, &mut left_out)?;
+    left_out.finish();
+    Ok(Scan { layout, newest_ctime: newest, left_out, incomplete: queue.incomplete, owners })
+}
+
+/// Whether the kernel shows this process attributes `trusted.*` at all: it leaves them out without a word (xattr(7)).
+fn sees_trusted() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+/// The text of codchi-owners for everything that was found.
+fn owners(tree: &Tree, dirs: &[Directory]) -> String {
+    let mut ids = Ids::default();
+    for found in dirs.iter().flat_map(|dir| &dir.found) {
+        ids.add(found.entry.attr.uid, found.entry.attr.gid);
+    }
+    let names = |path| tree.system_file(path).unwrap_or_default();
+    ids.render(&names("etc/passwd"), &names("etc/group"))
 }
 
 impl Walk<'_> {
@@ -134,38 +173,52 @@ impl Walk<'_> {
             Err(e) => return (Vec::new(), note, Some(e)),
         };
         let at = |name: &[u8]| [dir.path(), b"/", name].concat();
-        let mut unreadable = None;
-        let listed = self.tree.scan_dir(&dir, |name, why| {
-            if let LeftOut::Unreadable(e) = why {
-                unreadable = Some(e);
+        let mut hidden = Vec::new();
+        let listed = self.tree.scan_dir(&dir, self.holes, &mut |name, why| match why {
+            LeftOut::ByUser | LeftOut::BuiltIn | LeftOut::BelowHome => {
+                hidden.push((name.to_vec(), why));
             }
-            note.push(LeftOutLine::of(&at(name), why));
+            LeftOut::Xattr(kind) => note.attribute(kind, &at(name)),
+            why => {
+                let unreadable = matches!(why, LeftOut::Unreadable(_) | LeftOut::Xattrs(_));
+                // What nobody can read is no failure of this export.
+                note.incomplete |= unreadable && why != LeftOut::Xattrs(Errno::TOOBIG);
+                note.push(LeftOutLine::of(&at(name), why));
+            }
         });
-        let entries = match listed {
-            Ok(entries) => entries,
-            Err(e) => return (Vec::new(), note, Some(e)),
-        };
-        let mut found = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let mut target = Box::default();
-            if entry.attr.kind == Kind::Symlink {
-                match self.tree.read_link(&dir, &entry.name) {
-                    Ok(t) => target = t.into_boxed_slice(),
-                    // Gone between the look and this one: it is not in the machine any more.
-                    Err(Errno::NOENT | Errno::INVAL) => continue,
-                    Err(e) => {
-                        unreadable = Some(e);
-                        note.push(LeftOutLine::of(&at(&entry.name), LeftOut::Unreadable(e)));
-                        continue;
-                    }
-                }
+        for (name, why) in hidden {
+            self.weigh(&dir, &name, why, &mut note);
+        }
+        match listed {
+            Ok(entries) => {
+                let found = |entry| Found { entry, dir: None };
+                (entries.into_iter().map(found).collect(), note, None)
             }
-            found.push(Found { name: entry.name, attr: entry.attr, target, dir: None });
+            Err(e) => (Vec::new(), note, Some(e)),
         }
-        if unreadable.is_some() {
-            note.incomplete = true;
+    }
+
+    /// Notes what is hidden at `name`, if that is anything.
+    fn weigh(&self, dir: &Dir, name: &[u8], why: LeftOut, note: &mut Note) {
+        let path = [dir.path(), b"/", name].concat();
+        let etc = path == b"/etc" && why == LeftOut::BuiltIn;
+        let made = if etc { self.tree.system_file("etc/.clean") } else { None }.unwrap_or_default();
+        let made: HashSet<&[u8]> = made.split(|byte| *byte == b'\n').collect();
+        let weight = self.tree.weigh(dir, name, &mut |below| {
+            if etc && below != b".clean" && !made.contains(below) {
+                note.push(LeftOutLine::stray(&[&path, b"/".as_slice(), below].concat()));
+            }
+        });
+        match weight {
+            Ok(None) => {}
+            // An empty directory is no loss, unless the user asked for it to be one.
+            Ok(Some(weight)) if weight == Weight::default() && why != LeftOut::ByUser => {}
+            Ok(Some(weight)) => note.push(LeftOutLine::hidden(&path, why, weight)),
+            Err(_) => {
+                let unseen = Weight { unseen: 1, ..Weight::default() };
+                note.push(LeftOutLine::hidden(&path, why, unseen));
+            }
         }
-        (found, note, None)
     }
 
     fn merge(&self, queue: &mut Queue, number: u32, done: (Vec<Found>, Note, Option<Errno>)) {
@@ -181,9 +234,10 @@ impl Walk<'_> {
                 note.push(LeftOutLine::of(&path, LeftOut::Unreadable(e)));
             }
         }
-        for f in found.iter_mut().filter(|f| f.attr.kind == Kind::Directory) {
+        for f in found.iter_mut().filter(|f| f.entry.attr.kind == Kind::Directory) {
             let Ok(child) = u32::try_from(queue.dirs.len()) else { break };
-            queue.dirs.push(Directory { parent: number, name: f.name.clone(), found: Vec::new() });
+            let name = f.entry.name.clone();
+            queue.dirs.push(Directory { parent: number, name, found: Vec::new() });
             queue.pending.push(child);
             f.dir = Some(child);
         }
@@ -233,6 +287,7 @@ fn assemble(
     tree: &Tree,
     mut dirs: Vec<Directory>,
     options: tar::Options,
+    owners: &[u8],
     newest: &mut Time,
     left_out: &mut Note,
 ) -> Result<Layout<Tag>, ScanError> {
@@ -242,41 +297,62 @@ fn assemble(
         let found = dirs.get_mut(number as usize).map(|d| std::mem::take(&mut d.found));
         found.unwrap_or_default().into_iter()
     };
+    let owners_id = ObjectId::generated(OWNERS.as_bytes());
     let mut stack = vec![(None, take(0))];
     while let Some((parent, entries)) = stack.last_mut() {
         let Some(found) = entries.next() else {
             stack.pop();
             continue;
         };
-        let attr = &found.attr;
-        *newest = (*newest).max(attr.ctime);
-        let first = (attr.nlink > 1 && attr.kind != Kind::Directory)
-            .then(|| first_names.get(&attr.id).copied())
-            .flatten();
+        let Scanned { name, mut attr, target, xattrs, data } = found.entry;
+        match attr.id {
+            ObjectId::Disk { .. } => *newest = (*newest).max(attr.ctime),
+            made if made == owners_id => attr = attr.with_content(owners),
+            // Its sources have the times that count.
+            ObjectId::Generated(_) => {}
+        }
+        let linked = attr.nlink > 1 && attr.kind != Kind::Directory;
+        let first = linked.then(|| first_names.get(&attr.id).copied()).flatten();
         let (kind, link) = match (first, attr.kind) {
             (Some(first), _) => (tar::Kind::HardLink, Link::Hard(first)),
             (None, Kind::Directory) => (tar::Kind::Directory, Link::None),
             (None, Kind::File) => (tar::Kind::File, Link::None),
-            (None, Kind::Symlink) => (tar::Kind::Symlink, Link::Symlink(&found.target)),
+            (None, Kind::Symlink) => (tar::Kind::Symlink, Link::Symlink(&target)),
             (None, Kind::CharDevice) => (tar::Kind::CharDevice, Link::None),
             (None, Kind::BlockDevice) => (tar::Kind::BlockDevice, Link::None),
             (None, Kind::Fifo) => (tar::Kind::Fifo, Link::None),
             (None, Kind::Socket) => continue,
         };
-        let (layer, ino) = layer_of(tree, attr);
+        let records = match first {
+            // What an inode has is with its first name.
+            Some(_) => Vec::new(),
+            None => records(&xattrs),
+        };
+        let records: Vec<_> = records.iter().map(|(key, value)| (&**key, &**value)).collect();
+        let extent = |run: &crate::tree::DataRun| Extent { offset: run.offset, len: run.len };
+        let extents = data.map(|runs| runs.iter().map(extent).collect::<Vec<_>>());
+        let (layer, ino) = layer_of(tree, &attr);
         let pushed = builder.push(&Member {
             parent: *parent,
-            name: &found.name,
+            name: &name,
             kind,
             perm: attr.perm,
             uid: attr.uid,
             gid: attr.gid,
             size: attr.size,
+            extents: extents.as_deref(),
+            records: &records,
             mtime: (attr.mtime.sec, attr.mtime.nsec),
             link,
             rdev: attr.rdev,
             tag: Tag { ino, ctime_sec: attr.ctime.sec, ctime_nsec: attr.ctime.nsec, layer },
         });
+        let path_of = |builder: &LayoutBuilder<Tag>| {
+            let mut path = parent.map(|parent| builder.path(parent)).unwrap_or_default();
+            path.push(b'/');
+            path.extend_from_slice(&name);
+            path
+        };
         let id = match pushed {
             Ok(id) => id,
             // This one member is what no archive can hold (a device number out of range); the rest still can be.
@@ -285,12 +361,15 @@ fn assemble(
                 | LayoutError::Time { .. }
                 | LayoutError::Path { .. }),
             ) => {
-                left_out.push(LeftOutLine::unarchivable(&why));
+                left_out.push(LeftOutLine::unarchivable(&path_of(&builder), &why));
                 continue;
             }
             Err(why) => return Err(why.into()),
         };
-        if first.is_none() && attr.nlink > 1 && attr.kind != Kind::Directory {
+        if builder.path_len(id) > LONGEST_PATH {
+            left_out.push(LeftOutLine::long_path(&path_of(&builder)));
+        }
+        if first.is_none() && linked {
             first_names.insert(attr.id, id);
         }
         if let Some(number) = found.dir {

@@ -3,7 +3,7 @@
 use super::mounts::{self, Mounted, TYPE, mounted_at};
 use super::{Adaptor, Background, MountError};
 use crate::machine::Machines;
-use crate::vfs::{Access, Torn, Vfs};
+use crate::vfs::{Access, Notice, Vfs};
 use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -66,9 +66,9 @@ pub fn serve(
         others: options.allow_other,
         checked: options.allow_root,
     };
-    let (torn, torn_ones) = channel();
+    let (notices, noticed) = channel();
     let adaptor = Adaptor {
-        vfs: Arc::new(Vfs::new(machines, access, torn)),
+        vfs: Arc::new(Vfs::new(machines, access, notices)),
         background: Background::default(),
         only: options.allow_root.then_some(options.uid),
     };
@@ -80,7 +80,7 @@ pub fn serve(
     let notifier = session.notifier();
     let started = std::thread::Builder::new()
         .name("codchifs-notify".into())
-        .spawn(move || notify(&notifier, &torn_ones))
+        .spawn(move || notify(&notifier, &noticed))
         .and_then(|_| session.spawn());
     let background = match started {
         Ok(background) => background,
@@ -346,17 +346,23 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Tells the kernel about torn generations. A thread of its own: the kernel waits for reads of the
-/// page it is to drop, and those wait for the session's threads.
-fn notify(notifier: &Notifier, torn: &Receiver<Torn>) {
-    for torn in torn {
-        let offset = i64::try_from(torn.offset).unwrap_or(0);
-        if let Err(error) = notifier.inval_inode(INodeNo(torn.ino), offset, 0) {
-            tracing::warn!(%error, ino = torn.ino, "cannot drop the last page of a torn export");
-        }
-        let name = OsStr::new(torn.name);
-        if let Err(error) = notifier.inval_entry(INodeNo(torn.parent), name) {
-            tracing::warn!(%error, ino = torn.ino, "cannot drop the name of a torn export");
+/// Tells the kernel what it must forget. A thread of its own: the kernel waits for reads of the pages it is to drop, and
+/// those wait for the session's threads.
+fn notify(notifier: &Notifier, notices: &Receiver<Notice>) {
+    for notice in notices {
+        let told = match notice {
+            Notice::Pages { ino, offset } => {
+                notifier.inval_inode(INodeNo(ino), i64::try_from(offset).unwrap_or(0), 0)
+            }
+            Notice::Name { parent, name } => {
+                notifier.inval_entry(INodeNo(parent), OsStr::new(name))
+            }
+        };
+        match told {
+            // The kernel has forgotten it already.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(%error, ?notice, "cannot have the kernel forget"),
+            Ok(()) => {}
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One member's header blocks: GNU long records, a PAX header, the ustar block.
+//! One member's header blocks: GNU long records, a PAX header, the ustar block, a sparse file's map.
 //!
 //! Everything here is a pure function of the fields. [`length`] knows how long [`Header::encode`] will be without
 //! looking at the name's bytes, so a layout can be made from lengths alone.
@@ -36,8 +36,10 @@ pub(super) struct Fields {
     pub(super) perm: u16,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    /// Bytes of the body; 0 for everything but files.
+    /// Bytes after the ustar block: the body, for a sparse file its map too; 0 for everything but files.
     pub(super) size: u64,
+    /// Bytes of the file where `size` is not that: of a sparse one.
+    pub(super) real_size: Option<u64>,
     /// Seconds since the epoch, rounded down, and the nanoseconds above them. Nanoseconds other than 0 ask for a
     /// PAX header.
     pub(super) mtime: (i64, u32),
@@ -46,8 +48,8 @@ pub(super) struct Fields {
     pub(super) rdev: (u32, u32),
 }
 
-/// A PAX record beyond the numbers: its keyword and its raw value.
-pub(super) type Record<'a> = (&'a [u8], &'a [u8]);
+/// A PAX record beyond the numbers: its keyword (without `=`) and its raw value.
+pub type PaxRecord<'a> = (&'a [u8], &'a [u8]);
 
 /// All that decides a member's header blocks.
 #[derive(Clone, Copy, Debug)]
@@ -57,8 +59,10 @@ pub(super) struct Header<'a> {
     /// Symlink target or the name of the first hard link; else empty.
     pub(super) link: &'a [u8],
     pub(super) fields: Fields,
-    /// PAX records after those of the numbers (xattrs, ACLs, sparse maps); one is enough to ask for a PAX header.
-    pub(super) records: &'a [Record<'a>],
+    /// Encoded PAX records after those of the numbers (xattrs, ACLs); any ask for a PAX header.
+    pub(super) records: &'a [u8],
+    /// A sparse file's map; else empty.
+    pub(super) map: &'a [u8],
 }
 
 /// Whether a name of `len` bytes fits the ustar fields when it is split at a `/` at index `slash`.
@@ -79,15 +83,16 @@ pub(super) fn never_fits(len: usize) -> bool {
     len > PREFIX + 1 + NAME
 }
 
-/// Bytes of the header blocks; `None` if they exceed u64.
+/// Bytes of the header blocks but for a sparse file's map; `None` if they exceed u64.
 ///
-/// `path_fits` says that the name fits the ustar fields, whole or split; `path` and `link` are lengths in bytes.
+/// `path_fits` says that the name fits the ustar fields, whole or split; `path`, `link` and `records` (encoded) are
+/// lengths in bytes.
 pub(super) fn length(
     path: u64,
     path_fits: bool,
     link: u64,
     fields: &Fields,
-    records: &[Record<'_>],
+    records: u64,
 ) -> Option<u64> {
     let mut total = BLOCK;
     if !path_fits {
@@ -97,8 +102,8 @@ pub(super) fn length(
         total = total.checked_add(helper_length(link.checked_add(1)?)?)?;
     }
     if needs_pax(fields, records) {
-        let mut body = 0u64;
-        each_record(fields, records, |key, value| {
+        let mut body = records;
+        each_record(fields, |key, value| {
             body = body.saturating_add(record_length(key, value) as u64);
         });
         total = total.checked_add(helper_length(body)?)?;
@@ -112,16 +117,17 @@ fn helper_length(body: u64) -> Option<u64> {
 }
 
 /// Whether the member has a value that neither ustar fields nor long records hold.
-pub(super) fn needs_pax(fields: &Fields, records: &[Record<'_>]) -> bool {
+pub(super) fn needs_pax(fields: &Fields, records: u64) -> bool {
     fields.mtime.1 != 0
         || !(0..=OCTAL_11 as i64).contains(&fields.mtime.0)
         || fields.size > OCTAL_11
+        || fields.real_size.is_some()
         || [fields.uid, fields.gid].iter().any(|id| u64::from(*id) > OCTAL_7)
-        || !records.is_empty()
+        || records != 0
 }
 
-/// Calls `sink` with every record of a PAX header that is known to be needed, in archive order.
-fn each_record(fields: &Fields, records: &[Record<'_>], mut sink: impl FnMut(&[u8], &[u8])) {
+/// Calls `sink` with every record of a number in a PAX header that is known to be needed, in archive order.
+fn each_record(fields: &Fields, mut sink: impl FnMut(&[u8], &[u8])) {
     sink(b"mtime", pax_time(fields.mtime).as_bytes());
     if fields.size > OCTAL_11 {
         sink(b"size", fields.size.to_string().as_bytes());
@@ -132,9 +138,21 @@ fn each_record(fields: &Fields, records: &[Record<'_>], mut sink: impl FnMut(&[u
             sink(key, id.to_string().as_bytes());
         }
     }
-    for (key, value) in records {
-        sink(key, value);
+    if let Some(real_size) = fields.real_size {
+        sink(b"GNU.sparse.major", b"1");
+        sink(b"GNU.sparse.minor", b"0");
+        sink(b"GNU.sparse.realsize", real_size.to_string().as_bytes());
     }
+}
+
+/// Appends `LENGTH key=value\n`, where LENGTH counts its own digits too.
+pub(super) fn put_record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+    out.extend_from_slice(record_length(key, value).to_string().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(key);
+    out.push(b'=');
+    out.extend_from_slice(value);
+    out.push(b'\n');
 }
 
 /// A time as PAX writes it: a decimal fraction with the sign in front of all of it, so (-2, 500000000) is -1.5.
@@ -148,7 +166,7 @@ fn pax_time((sec, nsec): (i64, u32)) -> String {
     }
 }
 
-/// Length in bytes of `LENGTH key=value\n`, where LENGTH counts its own digits too.
+/// Length in bytes of what [`put_record`] appends.
 fn record_length(key: &[u8], value: &[u8]) -> usize {
     let rest = key.len() + value.len() + 3;
     let mut total = rest + 1;
@@ -181,7 +199,7 @@ impl Header<'_> {
             long_record(out, b'L', self.path);
             put(&mut block.name, self.path);
         }
-        if needs_pax(&self.fields, self.records) {
+        if needs_pax(&self.fields, self.records.len() as u64) {
             self.pax_header(out);
         }
         let fields = &self.fields;
@@ -193,22 +211,18 @@ impl Header<'_> {
         number(&mut block.dev_major, fields.rdev.0.into());
         number(&mut block.dev_minor, fields.rdev.1.into());
         seal(out, block);
+        out.extend_from_slice(self.map);
+        pad(out);
     }
 
     fn pax_header(&self, out: &mut Vec<u8>) {
-        let mut body = 0u64;
-        each_record(&self.fields, self.records, |key, value| {
-            body += record_length(key, value) as u64;
+        let mut body = self.records.len() as u64;
+        each_record(&self.fields, |key, value| {
+            body = body.saturating_add(record_length(key, value) as u64);
         });
         helper(out, b'x', PAX_NAME, body);
-        each_record(&self.fields, self.records, |key, value| {
-            out.extend_from_slice(record_length(key, value).to_string().as_bytes());
-            out.push(b' ');
-            out.extend_from_slice(key);
-            out.push(b'=');
-            out.extend_from_slice(value);
-            out.push(b'\n');
-        });
+        each_record(&self.fields, |key, value| put_record(out, key, value));
+        out.extend_from_slice(self.records);
         pad(out);
     }
 }

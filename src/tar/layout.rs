@@ -1,16 +1,18 @@
 //! Members and their places in the archive.
 
+use std::ops::Range;
+
 use xxhash_rust::xxh3::Xxh3;
 
-use super::Kind;
 use super::header::{BLOCK, Fields, Header};
+use super::{Extent, Kind};
 
 mod builder;
 mod record;
 
 pub use builder::{LayoutBuilder, LayoutError, Options};
 
-use record::{ROOT, Record, UNKNOWN, body_len, rdev};
+use record::{ROOT, Record, UNKNOWN, file_len, rdev};
 
 /// Bytes of a page; the trailer fills the last one.
 const PAGE: u64 = 4096;
@@ -21,9 +23,9 @@ pub struct MemberId(pub u32);
 /// What a run of the archive's bytes is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// All header blocks of a member: long records, PAX header, ustar block.
+    /// All header blocks of a member: long records, PAX header, ustar block, a sparse file's map.
     Header(MemberId),
-    /// A file's bytes.
+    /// A file's bytes, those of a sparse one without its holes.
     Body(MemberId),
     /// Zeros from the end of a file's bytes to the end of their last block.
     Padding(MemberId),
@@ -61,9 +63,36 @@ pub struct Layout<T> {
     tags: Vec<T>,
     names: Vec<u8>,
     owners: Vec<(u32, u32)>,
+    /// Members with PAX records of their own, ascending, and the index of those.
+    records_of: Vec<(u32, u32)>,
+    /// Encoded PAX records, each text once.
+    pax: Vec<Box<[u8]>>,
+    /// Ascending by member.
+    sparse: Vec<Sparse>,
+    /// Those of all sparse files.
+    pieces: Vec<Piece>,
     /// Offset after the last member.
     members_end: u64,
     size: u64,
+}
+
+/// A sparse file's data.
+#[derive(Clone, Debug)]
+struct Sparse {
+    member: u32,
+    /// Indexes into the layout's pieces.
+    pieces: Range<usize>,
+    /// Bytes of them all.
+    data: u64,
+}
+
+/// A run of data of a sparse file. It reaches to where the next one starts, the last one to the end of the data.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// Offset in the file.
+    offset: u64,
+    /// Offset in the file's data in the archive.
+    start: u64,
 }
 
 impl<T> Layout<T> {
@@ -121,9 +150,38 @@ impl<T> Layout<T> {
         self.record(member).perm.kind()
     }
 
-    /// Bytes of a member's body; 0 for everything but files.
+    /// Bytes of a member's file, with its holes; 0 for everything but files.
     pub fn size_of(&self, member: MemberId) -> u64 {
-        body_len(self.record(member))
+        file_len(self.record(member))
+    }
+
+    /// Where a sparse member has its data; `None` for every other.
+    pub fn extents(&self, member: MemberId) -> Option<Vec<Extent>> {
+        let sparse = self.sparse_of(member)?;
+        let pieces = self.pieces.get(sparse.pieces.clone()).unwrap_or_default();
+        let ends = pieces.iter().skip(1).map(|piece| piece.start).chain([sparse.data]);
+        let extent = |(piece, end): (&Piece, u64)| Extent {
+            offset: piece.offset,
+            len: end.saturating_sub(piece.start),
+        };
+        Some(pieces.iter().zip(ends).map(extent).collect())
+    }
+
+    /// Which bytes of a member's file the body has from `within` on: their offset in the file, and how many follow it
+    /// without a hole.
+    pub(super) fn in_file(&self, member: MemberId, within: u64) -> (u64, u64) {
+        let Some(sparse) = self.sparse_of(member) else {
+            return (within, self.size_of(member).saturating_sub(within));
+        };
+        let pieces = self.pieces.get(sparse.pieces.clone()).unwrap_or_default();
+        let after = pieces.partition_point(|piece| piece.start <= within);
+        let end = pieces.get(after).map_or(sparse.data, |next| next.start);
+        match after.checked_sub(1).and_then(|at| pieces.get(at)) {
+            Some(piece) => {
+                (piece.offset.saturating_add(within - piece.start), end.saturating_sub(within))
+            }
+            None => (0, 0),
+        }
     }
 
     /// Offset of the first byte after a member's header blocks: of its body, if it has one.
@@ -159,6 +217,20 @@ impl<T> Layout<T> {
             hash.update(self.arena(record.name_start, text));
             tag(value, &mut hash);
         }
+        for (member, records) in &self.records_of {
+            hash.update(&member.to_le_bytes());
+            let records = self.pax.get(*records as usize).map(AsRef::as_ref).unwrap_or_default();
+            hash.update(&(records.len() as u64).to_le_bytes());
+            hash.update(records);
+        }
+        for sparse in &self.sparse {
+            hash.update(&sparse.member.to_le_bytes());
+            hash.update(&sparse.data.to_le_bytes());
+            for piece in self.pieces.get(sparse.pieces.clone()).unwrap_or_default() {
+                hash.update(&piece.offset.to_le_bytes());
+                hash.update(&piece.start.to_le_bytes());
+            }
+        }
         hash.digest128()
     }
 
@@ -169,6 +241,10 @@ impl<T> Layout<T> {
             + self.tags.capacity() * size_of::<T>()
             + self.names.capacity()
             + self.owners.capacity() * size_of::<(u32, u32)>()
+            + self.records_of.capacity() * size_of::<(u32, u32)>()
+            + self.pax.iter().map(|records| records.len() + size_of::<Box<[u8]>>()).sum::<usize>()
+            + self.sparse.capacity() * size_of::<Sparse>()
+            + self.pieces.capacity() * size_of::<Piece>()
     }
 
     /// Like [`Layout::find`], with the index to hand to [`Layout::locate_from`].
@@ -200,7 +276,7 @@ impl<T> Layout<T> {
         let (start, record) = (*self.starts.get(index)?, self.records.get(index)?);
         let member = MemberId(index as u32);
         let body = start + u64::from(record.header_blocks) * BLOCK;
-        let padding = body + body_len(record);
+        let padding = body + self.body_len(member, record);
         if offset < body {
             segment(Part::Header(member), start, body)
         } else if offset < padding {
@@ -225,6 +301,12 @@ impl<T> Layout<T> {
             _ => {}
         }
         let (uid, gid) = self.owner(record);
+        let extents = self.extents(member);
+        let mut map = Vec::new();
+        if let Some(extents) = &extents {
+            super::sparse::put_map(&mut map, extents, file_len(record));
+        }
+        let map_len = (map.len() as u64).next_multiple_of(BLOCK);
         scratch.out.clear();
         Header {
             path: &scratch.path,
@@ -234,14 +316,39 @@ impl<T> Layout<T> {
                 perm: record.perm.bits(),
                 uid,
                 gid,
-                size: body_len(record),
+                size: map_len.saturating_add(self.body_len(member, record)),
+                real_size: extents.as_ref().map(|_| file_len(record)),
                 mtime: (record.mtime_sec, record.mtime_nsec),
                 rdev: rdev(record),
             },
-            records: &[],
+            records: self.pax_records(member),
+            map: &map,
         }
         .encode(&mut scratch.out);
         &scratch.out
+    }
+
+    /// Bytes between a member's header blocks and the zeros after it.
+    fn body_len(&self, member: MemberId, record: &Record) -> u64 {
+        match record.perm.is_sparse() {
+            true => self.sparse_of(member).map_or(0, |sparse| sparse.data),
+            false => file_len(record),
+        }
+    }
+
+    fn sparse_of(&self, member: MemberId) -> Option<&Sparse> {
+        if !self.record(member).perm.is_sparse() {
+            return None;
+        }
+        let at = self.sparse.binary_search_by_key(&member.0, |sparse| sparse.member).ok()?;
+        self.sparse.get(at)
+    }
+
+    /// A member's own PAX records, encoded; empty for most.
+    fn pax_records(&self, member: MemberId) -> &[u8] {
+        let at = self.records_of.binary_search_by_key(&member.0, |(member, _)| *member).ok();
+        let index = at.and_then(|at| self.records_of.get(at)).map(|(_, index)| *index as usize);
+        index.and_then(|index| self.pax.get(index)).map(AsRef::as_ref).unwrap_or_default()
     }
 
     /// Appends the path from the root, written from its end to its beginning.

@@ -12,7 +12,7 @@
 //!
 //! **A member** is, in 512-byte blocks: a `K` record if its link target is longer than 100 bytes; an `L` record if its
 //! name does not fit; an `x` header if a number does not fit; one ustar header block; the body, padded with zeros to a
-//! whole block. Only files have a body.
+//! whole block. Only files have a body. That of a sparse file is its map and its data ([`Extent`]).
 //!
 //! **Names** are raw bytes, begin with `./` and end in `/` for directories. A name of at most 100 bytes is in `name`.
 //! A longer one is split at the last `/` that leaves at most 155 bytes for `prefix` and at most 100 for `name`, if
@@ -27,13 +27,19 @@
 //! field only, since no PAX keyword for it is read without a warning. `uname` and `gname` are empty.
 //!
 //! **PAX headers** (named `././@PaxHeader`, all other fields constant) come directly before the ustar block, and only
-//! where needed: size of 8 GiB or more, ids of 2097152 or more, an mtime before 1970 or past 2242, or nanoseconds if [`Options::mtime_ns`] is set. Their records are, in this order:
+//! where needed: size of 8 GiB or more, ids of 2097152 or more, an mtime before 1970 or past 2242, nanoseconds if
+//! [`Options::mtime_ns`] is set, holes, or [`Member::records`]. Their records are, in this order:
 //!
 //! | keyword | when | value |
 //! |---|---|---|
 //! | `mtime` | always | decimal seconds with nine digits of fraction; exact, also where only another number needs the header |
 //! | `size` | 8 GiB or more | bytes |
 //! | `uid`, `gid` | 2097152 or more | decimal |
+//! | `GNU.sparse.major`, `.minor`, `.realsize` | a sparse file | `1`, `0`, bytes of the file with its holes |
+//! | those of the member | any | as given |
+//!
+//! A sparse file keeps its name in the ustar header: readers take it from there where no `GNU.sparse.name` says otherwise,
+//! and a name in PAX is what bsdtar refuses. `size`, here and there, is what lies in the archive: map and data.
 //!
 //! A time before 1970 with a fraction is written as POSIX has it, -1.5 seconds as `-1.500000000`. GNU tar and Python
 //! read it so; bsdtar (3.6.2) reads the fraction as positive and is one second late.
@@ -46,9 +52,12 @@
 mod header;
 mod layout;
 mod reader;
+mod sparse;
 
+pub use header::PaxRecord;
 pub use layout::{Layout, LayoutBuilder, LayoutError, MemberId, Options, Part, Segment};
 pub use reader::{Source, read_at};
+pub use sparse::Extent;
 
 /// What a member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,8 +104,12 @@ pub struct Member<'a, T> {
     pub uid: u32,
     /// Group, as the archive shows it.
     pub gid: u32,
-    /// Bytes of the body; ignored for everything but files.
+    /// Bytes of the file; ignored for everything but files.
     pub size: u64,
+    /// Where a file has data, if it is to be a sparse member; ignored for everything but files.
+    pub extents: Option<&'a [Extent]>,
+    /// PAX records of the member, in the order in which they are to appear.
+    pub records: &'a [PaxRecord<'a>],
     /// Seconds since the epoch, rounded down, and nanoseconds above them (below 1000000000).
     pub mtime: (i64, u32),
     /// Where it points: [`Link::Symlink`] and [`Link::Hard`] with their kinds, else [`Link::None`].

@@ -7,9 +7,10 @@ pub trait Source<T> {
     /// What stops a read. Whether a file that shrank is an error or zeros is the source's to decide.
     type Error;
 
-    /// Fills all of `buf` with the bytes of `member`'s body from `offset` on.
+    /// Fills all of `buf` with the bytes of `member`'s file from `offset` on.
     ///
-    /// `offset + buf.len()` never exceeds the body's length in the layout, and `buf` is never empty.
+    /// `offset + buf.len()` never exceeds the file's length in the layout, and `buf` is never empty. Of a sparse member
+    /// only what lies in its extents is asked for.
     fn read_body(
         &self,
         layout: &Layout<T>,
@@ -35,7 +36,7 @@ pub fn read_at<T, S: Source<T>>(
     let mut next = layout.locate(at);
     while let (Some((index, segment)), Some(rest)) = (next, buf.get_mut(written..)) {
         let room = rest.len() as u64;
-        let take = segment.end().saturating_sub(at).min(room);
+        let mut take = segment.end().saturating_sub(at).min(room);
         let Some(now) = rest.get_mut(..take as usize) else {
             break;
         };
@@ -51,7 +52,14 @@ pub fn read_at<T, S: Source<T>>(
                     *to = *byte;
                 }
             }
-            Part::Body(member) => source.read_body(layout, member, within, now)?,
+            Part::Body(member) => {
+                let (offset, run) = layout.in_file(member, within);
+                take = take.min(run);
+                let Some(now) = now.get_mut(..take as usize).filter(|now| !now.is_empty()) else {
+                    break;
+                };
+                source.read_body(layout, member, offset, now)?;
+            }
             Part::Padding(_) | Part::Trailer => now.fill(0),
         }
         at += take;

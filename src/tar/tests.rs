@@ -41,6 +41,8 @@ fn member(name: &[u8], kind: Kind) -> Member<'_, u64> {
         uid: 0,
         gid: 0,
         size: 0,
+        extents: None,
+        records: &[],
         mtime: (0, 0),
         link: Link::None,
         rdev: (0, 0),
@@ -80,6 +82,17 @@ fn build(entries: &[Entry], options: Options) -> Layout<u64> {
     let mut files = vec![];
     for (tag, (dir, name, kind, size, (uid, sec, nsec), target)) in (0..).zip(entries) {
         let target = vec![b't'; *target];
+        // A byte of data, a hole, and whatever is left, in blocks.
+        let holes =
+            [Extent { offset: 512, len: 1024 }, Extent { offset: 4096, len: size % 777 + 1 }];
+        let (sparse, size) = match kind {
+            6 if size % 2 == 0 => (Some(&holes[..]), holes[1].end()),
+            6 => (Some(&[][..]), *size),
+            _ => (None, *size),
+        };
+        let value = vec![b'v'; target.len() % 600];
+        let record = [(&b"SCHILY.xattr.user.a"[..], &value[..]), (b"b", b"\0")];
+        let records = if target.len() % 3 == 0 { &record[..target.len() % 2 + 1] } else { &[] };
         let (kind, link) = match (kind, files.last()) {
             (0 | 1, _) => (Kind::Directory, Link::None),
             (2, _) => (Kind::Symlink, Link::Symlink(&target)),
@@ -89,8 +102,8 @@ fn build(entries: &[Entry], options: Options) -> Layout<u64> {
             _ => (Kind::File, Link::None),
         };
         let (parent, mtime) = (dirs[dir.index(dirs.len())], (*sec, *nsec));
-        let member =
-            Member { parent, link, mtime, uid: *uid, size: *size, tag, ..member(name, kind) };
+        let member = Member { parent, link, mtime, uid: *uid, size, tag, ..member(name, kind) };
+        let member = Member { extents: sparse, records, ..member };
         let id = builder.push(&member).unwrap();
         match kind {
             Kind::Directory => dirs.push(Some(id)),
@@ -169,6 +182,8 @@ fn a_layout_of_many_is_small() {
             uid: number % 50,
             gid: 100,
             size: 1,
+            extents: None,
+            records: &[],
             mtime: (1, 1),
             link: Link::None,
             rdev: (0, 0),
@@ -202,6 +217,55 @@ fn pax_records_are_exact() {
         let layout =
             one(&Member { mtime: (sec, 500_000_000), ..member(b"x", Kind::File) }).unwrap();
         assert_eq!(read(&layout, 512, text.len()), text.as_bytes());
+    }
+}
+
+#[test]
+fn a_sparse_file_is_its_map_and_its_data() {
+    let extents = [Extent { offset: 512, len: 512 }, Extent { offset: 4096, len: 3 }];
+    let file = Member { size: 4099, extents: Some(&extents), ..member(b"x", Kind::File) };
+    let layout = one(&file).unwrap();
+    let bytes = read(&layout, 0, layout.size() as usize);
+    let records = "21 mtime=0.000000000\n22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n\
+                   28 GNU.sparse.realsize=4099\n";
+    assert_eq!(std::str::from_utf8(&bytes[512..512 + records.len()]).unwrap(), records);
+    assert_eq!(&bytes[1024 + 124..1024 + 136], b"00000002003\0");
+    let map = b"3\n512\n512\n4096\n3\n4099\n0\n\0";
+    assert_eq!(&bytes[1536..1536 + map.len()], map);
+    assert_eq!((layout.body_start(MemberId(0)), layout.size_of(MemberId(0))), (2048, 4099));
+    let data: Vec<u8> = (512..1024).chain(4096..4099).map(|at| pattern(0, at)).collect();
+    assert_eq!(bytes[2048..2048 + 515], data);
+    assert_eq!(layout.extents(MemberId(0)), Some(extents.to_vec()));
+    for bad in [
+        &[Extent { offset: 1, len: 511 }][..],
+        &[Extent { offset: 0, len: 5 }],
+        &[Extent { offset: 0, len: 0 }],
+        &[Extent { offset: 4096, len: 512 }],
+        &[Extent { offset: 512, len: 512 }, Extent { offset: 512, len: 512 }],
+    ] {
+        let refused = one(&Member { extents: Some(bad), ..file }).unwrap_err();
+        assert_eq!(refused, LayoutError::Holes { name: "x".into() }, "{bad:?}");
+    }
+}
+
+#[test]
+fn records_stand_in_the_pax_header_and_equal_ones_once_in_memory() {
+    let value = [b'v'; 5000];
+    let records = [(&b"SCHILY.xattr.user.a"[..], &value[..])];
+    let layout = one(&Member { records: &records, ..member(b"x", Kind::File) }).unwrap();
+    let bytes = read(&layout, 512, 6000);
+    let expected =
+        [b"21 mtime=0.000000000\n5026 SCHILY.xattr.user.a=", &value[..], b"\n\0"].concat();
+    assert_eq!(bytes[..expected.len()], expected);
+    let mut builder = LayoutBuilder::new(Options::default());
+    for name in ["a", "b", "c", "d"] {
+        builder.push(&Member { records: &records, ..member(name.as_bytes(), Kind::File) }).unwrap();
+    }
+    assert!(builder.finish().heap_bytes() < 6000);
+    for key in [&b""[..], b"a=b"] {
+        let records = [(key, &value[..])];
+        let refused = one(&Member { records: &records, ..member(b"x", Kind::File) }).unwrap_err();
+        assert_eq!(refused, LayoutError::Keyword { name: "x".into() });
     }
 }
 
@@ -267,8 +331,10 @@ fn the_digest_sees_bytes_and_tags() {
         Member { gid: 1, ..base },
         Member { perm: 0, ..base },
         Member { mtime: (1, 0), ..base },
+        Member { records: &[(b"a", b"b")], ..base },
         Member { tag: 1, ..base },
         member(b"x", Kind::File),
+        Member { extents: Some(&[]), ..member(b"x", Kind::File) },
         member(b"x", Kind::Fifo),
     ];
     let mut digests = others.map(digest).to_vec();

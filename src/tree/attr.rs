@@ -102,16 +102,36 @@ pub enum Owners {
 }
 
 impl Owners {
+    /// The machine's uid; `None` where it has no place in the map.
+    pub(super) fn uid(&self, host: u32) -> Option<u32> {
+        match self {
+            Self::AsOnDisk => Some(host),
+            Self::All(uid, _) => Some(*uid),
+            Self::Mapped(map) => map.uid(host),
+        }
+    }
+
+    /// The machine's gid; `None` where it has no place in the map.
+    pub(super) fn gid(&self, host: u32) -> Option<u32> {
+        match self {
+            Self::AsOnDisk => Some(host),
+            Self::All(_, gid) => Some(*gid),
+            Self::Mapped(map) => map.gid(host),
+        }
+    }
+
+    /// The machine's uid of a user namespace's root. Where everything belongs to one user, nobody knows.
+    pub(super) fn root(&self, host: u32) -> Option<u32> {
+        match self {
+            Self::All(..) => None,
+            _ => self.uid(host),
+        }
+    }
+
     /// The machine's owner, and whether an id had no place in the map.
     pub(super) fn unshift(&self, uid: u32, gid: u32) -> ((u32, u32), bool) {
-        match self {
-            Self::AsOnDisk => ((uid, gid), false),
-            Self::All(u, g) => ((*u, *g), false),
-            Self::Mapped(map) => {
-                let (u, g) = (map.uid(uid), map.gid(gid));
-                ((u.unwrap_or(NOBODY), g.unwrap_or(NOBODY)), u.is_none() || g.is_none())
-            }
-        }
+        let (uid, gid) = (self.uid(uid), self.gid(gid));
+        ((uid.unwrap_or(NOBODY), gid.unwrap_or(NOBODY)), uid.is_none() || gid.is_none())
     }
 }
 
@@ -135,8 +155,11 @@ impl Attr {
         }
     }
 
-    /// A directory or file of ours; all three times are `time`, so that equal input gives equal bytes.
-    pub(super) fn made(path: &[u8], kind: Kind, perm: u16, size: u64, time: Time) -> Self {
+    /// A directory or file of ours. All times are `time`, so that equal input gives equal bytes; only the ctime tells, by
+    /// its nanoseconds, one content from another: config.json may be older than both.
+    pub(super) fn made(path: &[u8], kind: Kind, perm: u16, content: &[u8], time: Time) -> Self {
+        let size = content.len() as u64;
+        let changed = Time { nsec: content_nsec(content), ..time };
         Self {
             id: ObjectId::generated(path),
             kind,
@@ -147,10 +170,24 @@ impl Attr {
             // tar -S takes a non-empty file without blocks for one hole.
             blocks: size.div_ceil(512),
             mtime: time,
-            ctime: time,
+            ctime: changed,
             atime: time,
             nlink: 1,
             rdev: (0, 0),
         }
     }
+
+    /// The same with another content.
+    #[must_use]
+    pub fn with_content(mut self, content: &[u8]) -> Self {
+        self.size = content.len() as u64;
+        self.blocks = self.size.div_ceil(512);
+        self.ctime.nsec = content_nsec(content);
+        self
+    }
+}
+
+fn content_nsec(content: &[u8]) -> u32 {
+    // Below 10^9, which fits.
+    (xxhash_rust::xxh3::xxh3_64(content) % 1_000_000_000) as u32
 }

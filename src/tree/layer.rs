@@ -4,9 +4,13 @@
 //! NO_SYMLINKS, NO_MAGICLINKS and NO_XDEV, so whatever the machine does to its tree meanwhile, no path of it leads
 //! anywhere else.
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use crate::sys;
+use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
+use rustix::path::Arg as _;
+use std::cell::RefCell;
+use std::ffi::CStr;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -157,4 +161,67 @@ pub(crate) fn names(dir: BorrowedFd<'_>, mut each: impl FnMut(&[u8])) -> Result<
         }
     }
     Ok(())
+}
+
+/// What the kernel takes and gives at most, of all names and of one value (linux/limits.h, `XATTR_LIST_MAX` and
+/// `XATTR_SIZE_MAX`).
+const XATTR_MAX: usize = 64 << 10;
+
+/// Calls `each` with the name of every extended attribute of `name` in `dir`, never following it; `.` is `dir` itself.
+/// E2BIG where the names are more than the kernel can tell anybody.
+pub(crate) fn xattr_names(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    mut each: impl FnMut(&CStr),
+) -> Result<(), Errno> {
+    let names = with_c_str(name, |name| {
+        fill(|buffer| match sys::list_xattr_at(dir, name, buffer) {
+            Err(Errno::NOSYS) => rustix::fs::llistxattr(below(dir, name), buffer),
+            other => other,
+        })
+    });
+    let names = match names {
+        // A file system without any.
+        Err(Errno::OPNOTSUPP) => return Ok(()),
+        other => other?,
+    };
+    for name in names.split_inclusive(|byte| *byte == 0) {
+        if let Ok(name) = CStr::from_bytes_with_nul(name) {
+            each(name);
+        }
+    }
+    Ok(())
+}
+
+/// The value of the extended attribute `xattr` of `name` in `dir`, never following it; `.` is `dir` itself.
+pub(crate) fn xattr(dir: BorrowedFd<'_>, name: &[u8], xattr: &CStr) -> Result<Vec<u8>, Errno> {
+    with_c_str(name, |name| {
+        fill(|buffer| match sys::xattr_at(dir, name, xattr, buffer) {
+            Err(Errno::NOSYS) => rustix::fs::lgetxattr(below(dir, name), xattr, buffer),
+            other => other,
+        })
+    })
+}
+
+fn with_c_str<T>(name: &[u8], ask: impl FnOnce(&CStr) -> Result<T, Errno>) -> Result<T, Errno> {
+    name.into_with_c_str(ask)
+}
+
+/// A path to `name` for kernels before 6.13. As with [`own_fds`], our own table's magic link leads to `dir` itself.
+fn below(dir: BorrowedFd<'_>, name: &CStr) -> Vec<u8> {
+    let prefix = format!("/proc/self/fd/{}/", dir.as_raw_fd());
+    [prefix.as_bytes(), name.to_bytes()].concat()
+}
+
+/// What `read` writes into a buffer that stays with the thread; most files have no attributes, and cost no allocation.
+fn fill(read: impl FnOnce(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let mut buffer = BUFFER.with(RefCell::take);
+    buffer.resize(XATTR_MAX, 0);
+    let result = read(&mut buffer);
+    let bytes = result.map(|len| buffer.get(..len).unwrap_or_default().to_vec());
+    BUFFER.with(|place| place.replace(buffer));
+    bytes
 }

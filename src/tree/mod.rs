@@ -5,26 +5,37 @@
 //! is the rootfs. Sockets, and what lies on another mount, are not in the tree, since they cannot be in the tar.
 
 mod attr;
+mod find;
 mod generated;
 mod layer;
 mod rules;
+mod scan;
 #[cfg(test)]
 mod tests;
+mod weigh;
+mod xattr;
 
 pub use attr::{Attr, Kind, ObjectId, Owners, Time};
 pub use generated::GeneratedFile;
 pub use rules::{BUILT_IN_EXCLUDES, HOME, RuleError, Selection};
+pub use scan::{DataRun, Scanned, is_hole_outside};
+pub use weigh::Weight;
+pub use xattr::{ACL_ACCESS, ACL_DEFAULT, ACL_GROUP, ACL_USER, AclEntry, Xattr, acl_entries};
 
+use find::Found;
 use layer::Layer;
 use rules::{RuleId, Rules, Verdict};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::Statx;
 use rustix::io::Errno;
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Index of the rootfs among the layers.
 const ROOTFS: u8 = 0;
+/// Bytes of a small file of the machine's system that are read at most: passwd, group, lists.
+const SMALL: u64 = 4 << 20;
 /// Index of the home among the layers.
 const HOME_LAYER: u8 = 1;
 
@@ -51,8 +62,8 @@ struct Place {
 pub enum File {
     /// A regular file of the machine, opened read-only.
     Disk(OwnedFd),
-    /// A generated file: all of its bytes.
-    Generated(Arc<[u8]>),
+    /// A generated file: all of its bytes; `None` for one that only a scan can make.
+    Generated(Option<Arc<[u8]>>),
 }
 
 /// One entry of a directory.
@@ -73,10 +84,20 @@ pub enum LeftOut {
     MountPoint,
     /// A pattern of the user.
     ByUser,
+    /// The list of what is never exported. What an include or a generated file names below it is there all the same.
+    BuiltIn,
+    /// Hidden by the home that stands in its place.
+    BelowHome,
     /// The entry is there but cannot be looked at.
     Unreadable(Errno),
     /// Its owner is outside the machine's id map; it is in the tree as 65534.
     ForeignOwner,
+    /// So is an id in its ACL or capability.
+    ForeignId,
+    /// An extended attribute of a kind that is not exported.
+    Xattr(&'static str),
+    /// Its extended attributes cannot be read.
+    Xattrs(Errno),
 }
 
 /// Where a machine's files are, and whose.
@@ -163,34 +184,33 @@ impl Tree {
         self.find(dir, name, &mut |_| ()).map(|found| found.attr)
     }
 
+    /// The generated file that an entry is, if it is one.
+    pub fn generated_file(&self, id: ObjectId) -> Option<&GeneratedFile> {
+        self.generated.iter().find(|file| file.id() == id)
+    }
+
     /// All entries, sorted by bytes. An error if one of them cannot be looked at: a listing without it would be taken
     /// for the whole.
     pub fn read_dir(&self, dir: &Dir) -> Result<Vec<Entry>, Errno> {
-        match self.list(dir, |_, _| ())? {
-            (entries, None) => Ok(entries),
+        match self.list(dir, &mut |_, _| ())? {
+            (found, None) => {
+                let entry = |(name, found): (_, Found)| Entry { name, attr: found.attr };
+                Ok(found.into_iter().map(entry).collect())
+            }
             (_, Some(error)) => Err(error),
         }
     }
 
-    /// What of a directory can be looked at, sorted by bytes; `left_out` hears of everything on the disk that is not
-    /// as it was there.
-    pub fn scan_dir(
-        &self,
-        dir: &Dir,
-        left_out: impl FnMut(&[u8], LeftOut),
-    ) -> Result<Vec<Entry>, Errno> {
-        self.list(dir, left_out).map(|(entries, _)| entries)
-    }
-
+    /// What of a directory can be looked at, sorted by bytes, and the last error of what cannot.
     fn list(
         &self,
         dir: &Dir,
-        mut left_out: impl FnMut(&[u8], LeftOut),
-    ) -> Result<(Vec<Entry>, Option<Errno>), Errno> {
+        left_out: &mut dyn FnMut(&[u8], LeftOut),
+    ) -> Result<(Vec<(Box<[u8]>, Found)>, Option<Errno>), Errno> {
         let mut entries = Vec::new();
         let mut failed = None;
         let mut add = |name: &[u8]| match self.find(dir, name, &mut |why| left_out(name, why)) {
-            Ok(found) => entries.push(Entry { name: name.into(), attr: found.attr }),
+            Ok(found) => entries.push((name.into(), found)),
             Err(Errno::NOENT) => {}
             Err(e) => failed = Some(e),
         };
@@ -204,7 +224,7 @@ impl Tree {
                 }
             })?;
         }
-        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        entries.sort_unstable_by(|(a, _): &(Box<[u8]>, _), (b, _)| a.cmp(b));
         Ok((entries, failed))
     }
 
@@ -255,7 +275,7 @@ impl Tree {
             Verdict::Generated(i) => {
                 let attr = self.find(dir, name, &mut |_| ())?.attr;
                 let file = self.generated.get(i).ok_or(Errno::NOENT)?;
-                Ok((File::Generated(Arc::clone(&file.content)), attr))
+                Ok((File::Generated(file.content.clone()), attr))
             }
             Verdict::Hidden => Err(Errno::NOENT),
             Verdict::Graft { .. } | Verdict::Way { .. } | Verdict::Made { .. } => Err(Errno::ISDIR),
@@ -284,16 +304,6 @@ impl Tree {
         }
     }
 
-    /// Names of extended attributes, each with a NUL (none of them is exported yet).
-    pub fn list_xattr(&self, _dir: &Dir, _name: &[u8]) -> Result<Vec<u8>, Errno> {
-        Ok(Vec::new())
-    }
-
-    /// Value of one extended attribute.
-    pub fn xattr(&self, _dir: &Dir, _name: &[u8], _xattr: &[u8]) -> Result<Vec<u8>, Errno> {
-        Err(Errno::NODATA)
-    }
-
     /// Figures of the storage that the rootfs is on.
     pub fn statfs(&self) -> Result<StatFs, Errno> {
         let s = rustix::fs::fstatfs(self.rootfs.root())?;
@@ -311,11 +321,17 @@ impl Tree {
     }
 
     /// The newest ctime of the layers' roots and of the directories that hold an excluded path: what an export's mtime
-    /// must not be older than, since a removal there changes the tree and shows nowhere else.
+    /// must not be older than, since a removal there changes the tree and shows nowhere else. So it is with what names
+    /// the owners.
     pub fn newest_root_ctime(&self) -> Result<Time, Errno> {
         let mut newest: Time = layer::stat_fd(self.rootfs.root())?.stx_ctime.into();
         if let Some(home) = &self.home {
             newest = newest.max(layer::stat_fd(home.root())?.stx_ctime.into());
+        }
+        for path in ["etc/passwd", "etc/group"] {
+            if let Ok((_, st)) = self.open_system_file(path) {
+                newest = newest.max(st.stx_ctime.into());
+            }
         }
         for path in BUILT_IN_EXCLUDES {
             let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
@@ -332,6 +348,24 @@ impl Tree {
             }
         }
         Ok(newest)
+    }
+
+    /// All of a small regular file of the rootfs, whether it is exported or not; `None` if there is none, or if it is no
+    /// small one. `path` is relative to the root.
+    pub fn system_file(&self, path: &str) -> Option<Vec<u8>> {
+        let (file, st) = self.open_system_file(path).ok()?;
+        if st.stx_size > SMALL {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        std::fs::File::from(file).take(SMALL).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    }
+
+    fn open_system_file(&self, path: &str) -> Result<(OwnedFd, Statx), Errno> {
+        let (dir, name) = path.rsplit_once('/').unwrap_or((".", path));
+        let dir = layer::open_dir(self.rootfs.root(), dir.as_bytes())?;
+        layer::open_file(&dir, name.as_bytes())
     }
 
     /// The files that are made rather than found.
@@ -362,98 +396,6 @@ impl Tree {
         }
         attr
     }
-
-    /// What `name` in `dir` is in the exported tree: the union rule.
-    fn find(
-        &self,
-        dir: &Dir,
-        name: &[u8],
-        left_out: &mut dyn FnMut(LeftOut),
-    ) -> Result<Found, Errno> {
-        let made_dir = || {
-            Attr::made(
-                &[&dir.0.path, b"/".as_slice(), name].concat(),
-                Kind::Directory,
-                0o755,
-                0,
-                self.made,
-            )
-        };
-        let verdict = self.rules.verdict(dir.0.rule, dir.0.hidden, name);
-        let found = match verdict {
-            Verdict::Hidden => return Err(Errno::NOENT),
-            Verdict::Generated(i) => {
-                let file = self.generated.get(i).ok_or(Errno::NOENT)?;
-                let size = u64::try_from(file.content.len()).unwrap_or(u64::MAX);
-                let mut attr = Attr::made(file.path, Kind::File, file.perm, size, self.made);
-                (attr.uid, attr.gid) = (file.uid, file.gid);
-                Found::new(attr, dir.0.layer)
-            }
-            Verdict::Graft { rule } => {
-                let home = self.home.as_ref().ok_or(Errno::NOENT)?;
-                let attr = self.disk_attr(&layer::stat_fd(home.root())?, HOME_LAYER, 0, true);
-                Found { rule: Some(rule), ..Found::new(attr, HOME_LAYER) }
-            }
-            Verdict::Made { rule, hidden } => Found {
-                rule: Some(rule),
-                hidden,
-                made: true,
-                ..Found::new(made_dir(), dir.0.layer)
-            },
-            Verdict::Way { rule } => match self.find_on_disk(dir, name, left_out) {
-                Ok(found) if found.attr.kind == Kind::Directory => {
-                    Found { rule: Some(rule), ..found }
-                }
-                _ => Found { rule: Some(rule), made: true, ..Found::new(made_dir(), dir.0.layer) },
-            },
-            Verdict::Disk => self.find_on_disk(dir, name, left_out)?,
-            Verdict::DiskWith { rule, hidden } => {
-                let found = self.find_on_disk(dir, name, left_out)?;
-                if hidden && found.attr.kind != Kind::Directory {
-                    return Err(Errno::NOENT);
-                }
-                Found { rule: Some(rule), hidden, ..found }
-            }
-        };
-        if self.rules.excluded_by_user(&dir.0.path, name, found.attr.kind == Kind::Directory) {
-            left_out(LeftOut::ByUser);
-            return Err(Errno::NOENT);
-        }
-        Ok(found)
-    }
-
-    fn find_on_disk(
-        &self,
-        dir: &Dir,
-        name: &[u8],
-        left_out: &mut dyn FnMut(LeftOut),
-    ) -> Result<Found, Errno> {
-        let layer = dir.0.layer;
-        let st = match layer::stat_at(dir.disk()?, name) {
-            Ok(st) => st,
-            Err(Errno::NOENT) => return Err(Errno::NOENT),
-            Err(e) => {
-                left_out(LeftOut::Unreadable(e));
-                return Err(e);
-            }
-        };
-        let mount_point = self.layer(layer).is_mount_point(&st);
-        let kind = Kind::of(&st);
-        if mount_point {
-            left_out(LeftOut::MountPoint);
-        }
-        if kind == Kind::Socket {
-            left_out(LeftOut::Socket);
-        }
-        if kind == Kind::Socket || (mount_point && kind != Kind::Directory) {
-            return Err(Errno::NOENT);
-        }
-        if self.owners(layer).unshift(st.stx_uid, st.stx_gid).1 {
-            left_out(LeftOut::ForeignOwner);
-        }
-        let attr = self.disk_attr(&st, layer, self.subvol(dir, layer, &st, name), false);
-        Ok(Found { mount_point, ..Found::new(attr, layer) })
-    }
 }
 
 impl Dir {
@@ -464,22 +406,6 @@ impl Dir {
 
     fn disk(&self) -> Result<BorrowedFd<'_>, Errno> {
         self.0.fd.as_ref().map(AsFd::as_fd).ok_or(Errno::NOENT)
-    }
-}
-
-/// An entry, and what opening it as a directory needs to know.
-struct Found {
-    attr: Attr,
-    layer: u8,
-    rule: Option<RuleId>,
-    hidden: bool,
-    made: bool,
-    mount_point: bool,
-}
-
-impl Found {
-    fn new(attr: Attr, layer: u8) -> Self {
-        Self { attr, layer, rule: None, hidden: false, made: false, mount_point: false }
     }
 }
 

@@ -4,6 +4,7 @@
 //! match at any depth and lose `/var/lib`; a path here is looked up component by component instead, so nothing deeper
 //! down can be meant by accident.
 
+use super::LeftOut;
 use super::generated::GeneratedFile;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use std::ffi::OsStr;
@@ -228,6 +229,24 @@ impl Rules {
     /// Names with rules below `at`.
     pub(super) fn children(&self, at: Option<RuleId>) -> impl Iterator<Item = &[u8]> {
         at.and_then(|at| self.node(at)).into_iter().flat_map(|n| n.children.iter().map(|c| &*c.0))
+    }
+
+    /// The rule of `name` below `at`.
+    pub(super) fn rule_of(&self, at: Option<RuleId>, name: &[u8]) -> Option<RuleId> {
+        at.and_then(|at| self.child(at, name))
+    }
+
+    /// Names below `at`, which is not hidden itself, of which the disk may have more than the exported tree.
+    pub(super) fn hidden_children(
+        &self,
+        at: Option<RuleId>,
+    ) -> impl Iterator<Item = (&[u8], LeftOut)> {
+        let children = at.and_then(|at| self.node(at)).into_iter().flat_map(|n| &n.children);
+        children.filter_map(|(name, rule)| match self.node(*rule)?.action {
+            Action::Exclude => Some((&**name, LeftOut::BuiltIn)),
+            Action::Graft => Some((&**name, LeftOut::BelowHome)),
+            _ => None,
+        })
     }
 
     /// What `name` is in a directory with the rules `at`; `hidden` where the directory itself is excluded.

@@ -50,7 +50,7 @@ fn open(s: &Sample, selection: Selection) -> Tree {
     };
     let made = GeneratedFile {
         path: b"/etc/nixos/flake.nix",
-        content: Arc::from(*b"{ }"),
+        content: Some(Arc::from(*b"{ }")),
         perm: 0o644,
         uid: 0,
         gid: 0,
@@ -183,7 +183,8 @@ fn sockets_are_left_out_and_told() {
     let tree = open(&s, Selection::default());
     let (opt, _) = tree.open_dir(&tree.root().unwrap().0, b"opt").unwrap();
     let mut told = Vec::new();
-    let entries = tree.scan_dir(&opt, |name, why| told.push((name.to_vec(), why))).unwrap();
+    let entries =
+        tree.scan_dir(&opt, true, &mut |name, why| told.push((name.to_vec(), why))).unwrap();
     assert_eq!(entries.len(), 1);
     assert_eq!(told, [(b"sock".to_vec(), LeftOut::Socket)]);
 }

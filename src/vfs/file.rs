@@ -2,9 +2,9 @@
 
 use super::handle::Handle;
 use super::inode::{Node, Stamp};
-use super::namespace::{EXPORT, now};
+use super::namespace::now;
 use super::number::{Key, Object};
-use super::{Attr, Cache, Opened, Torn, Vfs, moved};
+use super::{Attr, Cache, Notice, Opened, Vfs, moved};
 use crate::export::Generation;
 use crate::tree::{self, File};
 use rustix::fs::SeekFrom;
@@ -36,7 +36,9 @@ impl Vfs {
                 // Pages are shared by readers of one time, not kept for later ones: a file that is written through mmap(2)
                 // changes without any sign until it is written back.
                 let shared = self.handles.of_inode(node.ino).is_some();
-                let handle = self.handles.add(Handle::Export { node, generation });
+                let history = Arc::clone(self.exports(&node.key.machine)?.history());
+                let hold = history.open(&generation);
+                let handle = self.handles.add(Handle::Export { node, hold });
                 Ok(Opened { handle, cache: if shared { Cache::Keep } else { Cache::Drop } })
             }
             Object::Report => {
@@ -67,10 +69,20 @@ impl Vfs {
         match file {
             File::Disk(file) => {
                 let cache = cached_as(&node, &attr);
+                *node.seen.lock() = Some(attr.ctime);
                 let handle = self.handles.add(Handle::Disk { node, tree, file, attr });
                 Ok(Opened { handle, cache })
             }
             File::Generated(bytes) => {
+                let (bytes, attr) = match bytes {
+                    Some(bytes) => (bytes, attr),
+                    None => {
+                        let last = self.exports(&node.key.machine)?.last();
+                        let owners = Arc::clone(last.ok_or(Errno::STALE)?.owners());
+                        let attr = attr.with_content(&owners);
+                        (owners, attr)
+                    }
+                };
                 let attr = Attr::of(node.ino, &attr);
                 let handle = self.handles.add(Handle::Bytes { node, bytes, attr });
                 Ok(Opened { handle, cache: Cache::Bypass })
@@ -93,7 +105,8 @@ impl Vfs {
                 }
                 Ok(count)
             }
-            Handle::Export { node, generation } => {
+            Handle::Export { node, hold } => {
+                let generation = hold.generation();
                 let result = generation.read_at(offset, buf);
                 if generation.torn() {
                     self.announce(node, generation);
@@ -111,17 +124,22 @@ impl Vfs {
         }
         let parent = Key::new(&node.key.machine, Object::Machine);
         let parent = self.table.number(&parent);
-        let torn = Torn { ino: node.ino, offset: generation.last_page(), parent, name: EXPORT };
-        if self.torn.send(torn).is_err() {
-            tracing::debug!(ino = node.ino, "nobody listens for torn generations");
+        self.notice(Notice::Pages { ino: node.ino, offset: generation.last_page() });
+        self.notice(Notice::Name { parent, name: self.machines.export_name() });
+    }
+
+    /// Has the kernel told that what it knows is not so any more.
+    pub(super) fn notice(&self, notice: Notice) {
+        if self.notices.send(notice).is_err() {
+            tracing::debug!(?notice, "nobody listens");
         }
     }
 
     /// What close(2) answers: EIO if what was read is no faithful export.
     pub fn flush(&self, handle: u64) -> Result<(), Errno> {
         match &*self.handles.get(handle)? {
-            Handle::Export { node, generation } if generation.torn() => {
-                self.announce(node, generation);
+            Handle::Export { node, hold } if hold.generation().torn() => {
+                self.announce(node, hold.generation());
                 Err(Errno::IO)
             }
             _ => Ok(()),
@@ -148,7 +166,7 @@ impl Vfs {
                 return i64::try_from(found).map_err(|_| Errno::OVERFLOW);
             }
             Handle::Bytes { attr, .. } => attr.size,
-            Handle::Export { generation, .. } => generation.size(),
+            Handle::Export { hold, .. } => hold.generation().size(),
             Handle::Directory { .. } => return Err(Errno::ISDIR),
         };
         if offset >= size {

@@ -2,7 +2,7 @@
 
 use super::inode::Node;
 use super::number::Key;
-use crate::export::Generation;
+use crate::export::Hold;
 use crate::tree::{self, Kind, Tree};
 use parking_lot::{Mutex, RwLock};
 use rustix::fd::OwnedFd;
@@ -20,7 +20,7 @@ pub(super) enum Handle {
     /// Bytes fixed at open: a generated file or the report.
     Bytes { node: Arc<Node>, bytes: Arc<[u8]>, attr: super::Attr },
     /// An `export.tar`.
-    Export { node: Arc<Node>, generation: Arc<Generation> },
+    Export { node: Arc<Node>, hold: Hold },
     /// A directory.
     Directory { node: Arc<Node>, listing: Mutex<Option<Arc<Listing>>> },
 }
@@ -61,6 +61,8 @@ pub(super) enum Source {
     Fixed(Key),
     /// An entry of the tree.
     Tree(tree::Attr),
+    /// One whose size only a scan knows: like the tar, it is not to be believed before it is looked up.
+    Late(tree::Attr),
 }
 
 impl Listing {

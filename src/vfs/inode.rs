@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slots;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 
 /// Where an entry of a tree was found last.
 #[derive(Clone, Debug)]
@@ -35,10 +35,13 @@ pub(super) struct Node {
     /// `Some` exactly for an entry below `rootfs/`. Written only under the table's lock, which is
     /// what keeps the chain of parents free of cycles.
     place: Mutex<Option<Place>>,
-    /// `Some` exactly for `export.tar`.
-    generation: Mutex<Option<Arc<Generation>>>,
+    /// That of an `export.tar`, as long as it is served or kept: the kernel remembers numbers for longer than anybody
+    /// wants a layout in memory.
+    generation: Mutex<Weak<Generation>>,
     /// Under which stamp the cached pages of a file were read; `None`: unknown, do not keep them.
     pub(super) stamp: Mutex<Option<Stamp>>,
+    /// The ctime of a file when the kernel was last told of its content; `None` before it was opened.
+    pub(super) seen: Mutex<Option<Time>>,
     /// The kernel was told that this generation is torn.
     pub(super) told: AtomicBool,
 }
@@ -46,9 +49,9 @@ pub(super) struct Node {
 impl Node {
     fn new(ino: u64, key: Key, found: Found) -> Self {
         let (place, generation) = match found {
-            Found::Fixed => (None, None),
-            Found::Entry(place) => (Some(place), None),
-            Found::Generation(generation) => (None, Some(generation)),
+            Found::Fixed => (None, Weak::new()),
+            Found::Entry(place) => (Some(place), Weak::new()),
+            Found::Generation(generation) => (None, Arc::downgrade(&generation)),
         };
         Self {
             ino,
@@ -56,6 +59,7 @@ impl Node {
             place: Mutex::new(place),
             generation: Mutex::new(generation),
             stamp: Mutex::new(None),
+            seen: Mutex::new(None),
             told: AtomicBool::new(false),
         }
     }
@@ -65,9 +69,9 @@ impl Node {
         self.place.lock().clone().ok_or(Errno::STALE)
     }
 
-    /// The generation of an `export.tar`.
+    /// The generation of an `export.tar`; `None` if it is gone.
     pub(super) fn generation(&self) -> Option<Arc<Generation>> {
-        self.generation.lock().clone()
+        self.generation.lock().upgrade()
     }
 }
 
@@ -217,7 +221,7 @@ impl Node {
         match found {
             Found::Fixed => Ok(None),
             Found::Generation(generation) => {
-                *self.generation.lock() = Some(generation);
+                *self.generation.lock() = Arc::downgrade(&generation);
                 Ok(None)
             }
             Found::Entry(place) => {

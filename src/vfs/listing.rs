@@ -2,7 +2,7 @@
 
 use super::handle::{Handle, Listed, Listing, Source};
 use super::inode::Node;
-use super::namespace::{EXPORT, REPORT, ROOTFS};
+use super::namespace::{REPORT, ROOTFS, is_late};
 use super::number::{Key, Object};
 use super::{DirEntry, Entry, Vfs};
 use crate::tree::Kind;
@@ -72,7 +72,7 @@ impl Vfs {
                 (Some(entry), _) => entry.attr.ino,
                 (None, Source::Dots(ino)) => *ino,
                 (None, Source::Fixed(key)) => self.table.number(key),
-                (None, Source::Tree(attr)) => {
+                (None, Source::Tree(attr) | Source::Late(attr)) => {
                     self.table.number(&Key::new(&node.key.machine, Object::Tree(attr.id)))
                 }
             };
@@ -104,6 +104,11 @@ impl Vfs {
                 self.insert_fixed(key.clone(), None).map(Some)
             }
             Source::Fixed(_) => self.lookup_in(node, &listed.name).map(Some),
+            Source::Late(attr) => {
+                let entry = self.insert_entry(node, &listed.name, attr)?;
+                let (attr_ttl, entry_ttl) = (Duration::ZERO, Duration::ZERO);
+                Ok(Some(Entry { attr_ttl, entry_ttl, ..entry }))
+            }
             Source::Tree(attr) if taken.elapsed() < STALE_AFTER => {
                 self.insert_entry(node, &listed.name, attr).map(Some)
             }
@@ -129,7 +134,11 @@ impl Vfs {
             Object::Machine => {
                 let found = self.machines.get(machine.as_bytes()).ok_or(Errno::NOENT)?;
                 if found.exports.is_some() {
-                    fixed(EXPORT, Kind::File, Key::new(machine, Object::Placeholder));
+                    fixed(
+                        self.machines.export_name(),
+                        Kind::File,
+                        Key::new(machine, Object::Placeholder),
+                    );
                 }
                 fixed(REPORT, Kind::File, Key::new(machine, Object::Report));
                 if found.tree.is_ok() {
@@ -139,7 +148,11 @@ impl Vfs {
             // Named by id only.
             Object::Generations => {}
             Object::GenerationDir(_) => {
-                fixed(EXPORT, Kind::File, Key::new(machine, Object::Placeholder));
+                fixed(
+                    self.machines.export_name(),
+                    Kind::File,
+                    Key::new(machine, Object::Placeholder),
+                );
             }
             Object::Rootfs | Object::Tree(_) => {
                 let tree = self.tree(machine)?;
@@ -147,7 +160,10 @@ impl Vfs {
                 entries.extend(tree.read_dir(&dir)?.into_iter().map(|entry| Listed {
                     name: entry.name,
                     kind: entry.attr.kind,
-                    source: Source::Tree(entry.attr),
+                    source: match is_late(&tree, &entry.attr) {
+                        true => Source::Late(entry.attr),
+                        false => Source::Tree(entry.attr),
+                    },
                 }));
             }
             Object::Report | Object::Placeholder | Object::Export { .. } => {

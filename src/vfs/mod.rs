@@ -124,18 +124,24 @@ pub struct Opened {
     pub cache: Cache,
 }
 
-/// A generation that could not be served as promised: the kernel must drop its last page, which
-/// answers EIO from now on, and the name, which leads to another generation from now on.
-#[derive(Clone, Debug)]
-pub struct Torn {
-    /// Number of the generation's inode.
-    pub ino: u64,
-    /// From where on its pages are to be dropped.
-    pub offset: u64,
-    /// Number of the directory that has the name.
-    pub parent: u64,
-    /// The name.
-    pub name: &'static str,
+/// Something that the kernel believes and that is not so any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Pages of a file from an offset on: the last one of a torn generation, which answers EIO from now on, or all of
+    /// a file that was rewritten.
+    Pages {
+        /// Number of the file.
+        ino: u64,
+        /// Bytes from its beginning.
+        offset: u64,
+    },
+    /// A name that leads to another generation from now on.
+    Name {
+        /// Number of the directory that has it.
+        parent: u64,
+        /// The name.
+        name: &'static str,
+    },
 }
 
 /// The mounted namespace.
@@ -148,13 +154,13 @@ pub struct Vfs {
     dirs: Dirs,
     /// Per machine, the hash of the last report and since when it is so.
     reports: Mutex<HashMap<Arc<str>, (u64, Time)>>,
-    torn: Sender<Torn>,
+    notices: Sender<Notice>,
 }
 
 impl Vfs {
-    /// A namespace of all machines. Torn generations are announced on `torn`, once each; whoever
-    /// receives must not be the thread that serves reads, since dropping a page waits for them.
-    pub fn new(machines: Arc<Machines>, access: Access, torn: Sender<Torn>) -> Self {
+    /// A namespace of all machines. Whoever receives `notices` must not be the thread that serves reads, since dropping a
+    /// page waits for them.
+    pub fn new(machines: Arc<Machines>, access: Access, notices: Sender<Notice>) -> Self {
         Self {
             machines,
             access,
@@ -162,7 +168,7 @@ impl Vfs {
             handles: Handles::default(),
             dirs: Dirs::new(),
             reports: Mutex::default(),
-            torn,
+            notices,
         }
     }
 
@@ -254,7 +260,19 @@ impl Vfs {
         let key = Key::new(&parent.key.machine, Object::Tree(attr.id));
         let place = Place { parent: Arc::clone(parent), name: name.into(), kind: attr.kind };
         let node = self.table.insert(key, Found::Entry(place))?;
+        self.notice_rewrite(&node, attr);
         Ok(self.entry(Attr::of(node.ino, attr), BRIEF))
+    }
+
+    /// Has pages dropped that are of another content than a file has now. The kernel compares size and mtime by itself;
+    /// `cp -p` and databases keep both.
+    fn notice_rewrite(&self, node: &Node, attr: &crate::tree::Attr) {
+        let mut seen = node.seen.lock();
+        if seen.is_some_and(|seen| seen != attr.ctime) {
+            *seen = Some(attr.ctime);
+            drop(seen);
+            self.notice(Notice::Pages { ino: node.ino, offset: 0 });
+        }
     }
 
     /// An entry whose name is believed for a moment.

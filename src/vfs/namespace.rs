@@ -6,14 +6,14 @@ use super::number::{Key, Object};
 use super::{Attr, BRIEF, Entry, LASTING, NAME_MAX, Vfs, moved};
 use crate::export::{Exports, Generation};
 use crate::machine::Machine;
-use crate::tree::{Kind, Time};
+use crate::tree::{self, Kind, Time, Tree};
 use rustix::io::Errno;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The names in `NAME/`, as listed.
-pub(super) const EXPORT: &str = "export.tar";
+/// The names in `NAME/`, as listed, beside that of the tar.
 pub(super) const REPORT: &str = "report.json";
 pub(super) const ROOTFS: &str = "rootfs";
 /// Found by name, never listed, so that no backup walks in.
@@ -27,14 +27,23 @@ impl Vfs {
             Ok(node) => node,
             Err(error) => return Some(Err(error)),
         };
-        if node.key.object != Object::Machine || name != EXPORT.as_bytes() {
-            return Some(self.lookup_in(&node, name));
+        match node.key.object {
+            Object::Machine if name == self.export_name() => {
+                let exports = match self.exports(&node.key.machine) {
+                    Ok(exports) => exports,
+                    Err(error) => return Some(Err(error)),
+                };
+                exports.fresh().map(|generation| self.insert_generation(&node, generation))
+            }
+            Object::Tree(_) if name == OWNERS_NAME && self.would_scan(&node) => None,
+            _ => Some(self.lookup_in(&node, name)),
         }
-        let exports = match self.exports(&node.key.machine) {
-            Ok(exports) => exports,
-            Err(error) => return Some(Err(error)),
-        };
-        exports.fresh().map(|generation| self.insert_generation(&node, generation))
+    }
+
+    /// Whether the scan that codchi-owners needs has yet to be done. Its name alone says little, and elsewhere a thread
+    /// of its own costs little.
+    fn would_scan(&self, node: &Node) -> bool {
+        self.exports(&node.key.machine).is_ok_and(|exports| exports.fresh().is_none())
     }
 
     /// Looks a name up; of `export.tar` this may scan the machine's tree.
@@ -59,7 +68,7 @@ impl Vfs {
                 let key = Key::new(&parent.key.machine, Object::GenerationDir(id));
                 self.insert_fixed(key, None)
             }
-            Object::GenerationDir(id) if name == EXPORT.as_bytes() => {
+            Object::GenerationDir(id) if name == self.export_name() => {
                 let exports = self.exports(&parent.key.machine)?;
                 self.insert_generation(parent, exports.by_id(id).ok_or(Errno::NOENT)?)
             }
@@ -67,7 +76,11 @@ impl Vfs {
             Object::Rootfs | Object::Tree(_) => {
                 let tree = self.tree(&parent.key.machine)?;
                 let dir = self.dirs.open(&tree, parent)?;
-                let attr = tree.lookup(&dir, name)?;
+                let mut attr = tree.lookup(&dir, name)?;
+                if is_late(&tree, &attr) {
+                    let generation = self.exports(&parent.key.machine)?.lookup()?;
+                    attr = attr.with_content(generation.owners());
+                }
                 self.insert_entry(parent, name, &attr)
             }
             Object::Report | Object::Placeholder | Object::Export { .. } => Err(Errno::NOTDIR),
@@ -84,7 +97,7 @@ impl Vfs {
             Object::Rootfs
         } else if name == GENERATIONS.as_bytes() {
             Object::Generations
-        } else if name == EXPORT.as_bytes() {
+        } else if name == self.export_name() {
             let exports = machine.exports.as_ref().ok_or(Errno::NOENT)?;
             return self.insert_generation(parent, exports.lookup()?);
         } else {
@@ -114,10 +127,10 @@ impl Vfs {
         let key = (0..=u32::MAX)
             .map(|retry| Key::new(&parent.key.machine, Object::Export { id, retry }))
             .find(|key| {
-                self.table
-                    .find(key)
-                    .and_then(|node| node.generation())
-                    .is_none_or(|known| Arc::ptr_eq(&known, &generation) || !known.torn())
+                self.table.find(key).is_none_or(|node| match node.generation() {
+                    Some(known) => Arc::ptr_eq(&known, &generation) || !known.torn(),
+                    None => !node.told.load(Ordering::Relaxed),
+                })
             })
             .ok_or(Errno::STALE)?;
         let torn = generation.torn();
@@ -127,6 +140,11 @@ impl Vfs {
             entry.entry_ttl = Duration::ZERO;
         }
         Ok(entry)
+    }
+
+    /// The name of every machine's tar.
+    pub(super) fn export_name(&self) -> &'static [u8] {
+        self.machines.export_name().as_bytes()
     }
 
     pub(super) fn exports(&self, machine: &Arc<str>) -> Result<Arc<Exports>, Errno> {
@@ -155,10 +173,16 @@ impl Vfs {
         match node.key.object {
             Object::Tree(id) => {
                 let (tree, dir, place) = self.place_of(node)?;
-                let attr = tree.lookup(&dir, &place.name).map_err(moved)?;
+                let mut attr = tree.lookup(&dir, &place.name).map_err(moved)?;
                 if attr.id != id {
                     return Err(Errno::STALE);
                 }
+                if is_late(&tree, &attr) {
+                    // No scan here. Without one, the kernel looks the name up.
+                    let last = self.exports(&node.key.machine)?.last();
+                    attr = attr.with_content(last.ok_or(Errno::STALE)?.owners());
+                }
+                self.notice_rewrite(node, &attr);
                 Ok(self.entry(Attr::of(node.ino, &attr), BRIEF))
             }
             Object::Export { .. } => {
@@ -179,11 +203,12 @@ impl Vfs {
         match handle {
             Handle::Disk { node, tree, file, attr } => {
                 let attr = tree.attr_of(file, attr)?;
+                self.notice_rewrite(node, &attr);
                 Ok(self.entry(Attr::of(node.ino, &attr), BRIEF))
             }
             Handle::Bytes { attr, .. } => Ok(self.entry(*attr, BRIEF)),
-            Handle::Export { node, generation } => {
-                Ok(self.entry(self.attr_of_generation(node.ino, generation), LASTING))
+            Handle::Export { node, hold } => {
+                Ok(self.entry(self.attr_of_generation(node.ino, hold.generation()), LASTING))
             }
             Handle::Directory { node, .. } => self.attr_of_node(node),
         }
@@ -257,6 +282,14 @@ impl Vfs {
             rdev: (0, 0),
         }
     }
+}
+
+/// The last component of codchi-owners' path.
+const OWNERS_NAME: &[u8] = b"codchi-owners";
+
+/// Whether an entry is the generated file whose content only a scan knows.
+pub(super) fn is_late(tree: &Tree, attr: &tree::Attr) -> bool {
+    tree.generated_file(attr.id).is_some_and(|file| file.content.is_none())
 }
 
 /// The time that a machine's own directory shows: its rootfs's, which a remount does not change.

@@ -71,6 +71,8 @@ pub(crate) fn member(name: &[u8], kind: Kind) -> Member<'_, ()> {
         uid: 1000,
         gid: 100,
         size: 0,
+        extents: None,
+        records: &[],
         mtime: (1_700_000_000, 0),
         link: Link::None,
         rdev: (0, 0),

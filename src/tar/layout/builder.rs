@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 
 use crate::tar::header::{self, BLOCK, Fields};
-use crate::tar::{Kind, Link, Member};
+use crate::tar::{Kind, Link, Member, sparse};
 
 use super::record::{Perm, ROOT, Record};
-use super::{Layout, MemberId, PAGE};
+use super::{Layout, MemberId, PAGE, Piece, Sparse};
 
 /// Largest archive in bytes: offsets must fit a signed 64-bit file offset.
 const MAX_SIZE: u64 = i64::MAX as u64;
+
+/// Bytes of all PAX records of all members together, at most: they are kept in memory. Equal ones count once.
+const MAX_RECORDS: usize = 512 << 20;
 
 /// Choices that change the archive's bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,6 +77,27 @@ pub enum LayoutError {
         /// The member's name.
         name: String,
     },
+    /// A sparse file whose extents are not as [`super::super::Extent`] says.
+    #[error("cannot archive \"{name}\": the map of its holes makes no sense")]
+    Holes {
+        /// The member's name.
+        name: String,
+    },
+    /// A PAX keyword that no header can hold.
+    #[error("cannot archive \"{name}\": an attribute's name is empty or has a '='")]
+    Keyword {
+        /// The member's name.
+        name: String,
+    },
+    /// The PAX records of all members together are too much to keep in memory.
+    #[error(
+        "cannot archive \"{name}\": the extended attributes of the machine exceed 512 MiB; leave \
+         a part of it out with --exclude"
+    )]
+    Records {
+        /// The member's name.
+        name: String,
+    },
     /// More than 2^32 - 2 members.
     #[error("cannot archive \"{name}\": the archive already has 2^32 - 2 members")]
     Members {
@@ -96,6 +120,9 @@ pub struct LayoutBuilder<T> {
     /// Per member, the bytes of its path with `./` in front and without a `/` at the end. Not kept in the layout.
     path_lens: Vec<u32>,
     owners: HashMap<(u32, u32), u32>,
+    /// Encoded PAX records that some member has: their index in the layout.
+    records: HashMap<Box<[u8]>, u32>,
+    records_len: usize,
 }
 
 impl<T: Copy> LayoutBuilder<T> {
@@ -109,11 +136,17 @@ impl<T: Copy> LayoutBuilder<T> {
                 tags: Vec::new(),
                 names: Vec::new(),
                 owners: Vec::new(),
+                records_of: Vec::new(),
+                pax: Vec::new(),
+                sparse: Vec::new(),
+                pieces: Vec::new(),
                 members_end: 0,
                 size: 0,
             },
             path_lens: Vec::new(),
             owners: HashMap::new(),
+            records: HashMap::new(),
+            records_len: 0,
         }
     }
 
@@ -156,28 +189,63 @@ impl<T: Copy> LayoutBuilder<T> {
             })
             .ok_or_else(|| LayoutError::Names { name: name() })?;
 
+        let extents = member.extents.filter(|_| member.kind == Kind::File);
+        let (map_len, data) = match extents {
+            None => (0, fields.size),
+            Some(extents) => {
+                let data = sparse::data_len(extents, fields.size)
+                    .ok_or_else(|| LayoutError::Holes { name: name() })?;
+                let mut map = Vec::new();
+                sparse::put_map(&mut map, extents, fields.size);
+                let map_len = (map.len() as u64).next_multiple_of(BLOCK);
+                fields.real_size = Some(fields.size);
+                fields.size = map_len.saturating_add(data);
+                (map_len, data)
+            }
+        };
+        let mut records = Vec::new();
+        for (key, value) in member.records {
+            if key.is_empty() || key.contains(&b'=') {
+                return Err(LayoutError::Keyword { name: name() });
+            }
+            header::put_record(&mut records, key, value);
+        }
+        let records_len = records.len() as u64;
+        let known = records.is_empty() || self.records.contains_key(&*records);
+        if !known && self.records_len.saturating_add(records.len()) > MAX_RECORDS {
+            return Err(LayoutError::Records { name: name() });
+        }
+
         if !self.options.mtime_ns {
             let nsec = std::mem::take(&mut fields.mtime.1);
-            if header::needs_pax(&fields, &[]) {
+            if header::needs_pax(&fields, records_len) {
                 fields.mtime.1 = nsec;
             }
         }
         let shown_len = path_len as usize + usize::from(member.kind == Kind::Directory);
         let start = self.layout.members_end;
         let fits = self.path_fits(shown_len, member);
-        let place = header::length(shown_len as u64, fits, link_len.into(), &fields, &[])
+        let place = header::length(shown_len as u64, fits, link_len.into(), &fields, records_len)
             .and_then(|len| {
-                let body = fields.size.checked_next_multiple_of(BLOCK)?;
+                let len = len.checked_add(map_len)?;
+                let body = data.checked_next_multiple_of(BLOCK)?;
                 let end = start.checked_add(len)?.checked_add(body)?;
                 let whole = archive_size(end)?;
                 Some((u32::try_from(len / BLOCK).ok()?, end, whole))
             })
             .filter(|(_, _, whole)| *whole <= MAX_SIZE);
         let Some((header_blocks, end, _)) = place else {
-            let size = fields.size;
+            let size = member.size;
             return Err(LayoutError::Size { name: name(), size });
         };
 
+        if let Some(extents) = extents {
+            self.sparse(id, extents, data);
+        }
+        if !records.is_empty() {
+            let records = self.records(records.into());
+            self.layout.records_of.push((id, records));
+        }
         let owner = self.owner((member.uid, member.gid));
         self.layout.names.extend_from_slice(member.name);
         self.layout.names.extend_from_slice(target);
@@ -192,11 +260,27 @@ impl<T: Copy> LayoutBuilder<T> {
             owner,
             header_blocks,
             name_len,
-            perm: Perm::new(member.kind, member.perm),
+            perm: match extents {
+                Some(_) => Perm::sparse(member.perm),
+                None => Perm::new(member.kind, member.perm),
+            },
         });
         self.path_lens.push(path_len);
         self.layout.members_end = end;
         Ok(MemberId(id))
+    }
+
+    /// Bytes of a member's path with `./` in front and without a `/` at the end.
+    pub fn path_len(&self, member: MemberId) -> u32 {
+        self.path_lens.get(member.0 as usize).copied().unwrap_or_default()
+    }
+
+    /// A member's path from the root, with a `/` in front and none at the end.
+    pub fn path(&self, member: MemberId) -> Vec<u8> {
+        let mut path = Vec::new();
+        self.layout.path(member, &mut path);
+        path.insert(0, b'/');
+        path
     }
 
     /// Freezes the members and adds the trailer.
@@ -207,6 +291,10 @@ impl<T: Copy> LayoutBuilder<T> {
         layout.tags.shrink_to_fit();
         layout.names.shrink_to_fit();
         layout.owners.shrink_to_fit();
+        layout.records_of.shrink_to_fit();
+        layout.pax.shrink_to_fit();
+        layout.sparse.shrink_to_fit();
+        layout.pieces.shrink_to_fit();
         // Every push has checked this sum.
         layout.size = archive_size(layout.members_end).unwrap_or(MAX_SIZE);
         layout
@@ -261,6 +349,28 @@ impl<T: Copy> LayoutBuilder<T> {
         }
     }
 
+    fn sparse(&mut self, member: u32, extents: &[sparse::Extent], data: u64) {
+        let first = self.layout.pieces.len();
+        let mut start = 0;
+        for extent in extents {
+            self.layout.pieces.push(Piece { offset: extent.offset, start });
+            start += extent.len;
+        }
+        let pieces = first..self.layout.pieces.len();
+        self.layout.sparse.push(Sparse { member, pieces, data });
+    }
+
+    fn records(&mut self, records: Box<[u8]>) -> u32 {
+        let pax = &mut self.layout.pax;
+        let len = &mut self.records_len;
+        *self.records.entry(records).or_insert_with_key(|records| {
+            *len = len.saturating_add(records.len());
+            pax.push(records.clone());
+            // At most one per member, whose number is a u32.
+            (pax.len() - 1) as u32
+        })
+    }
+
     fn owner(&mut self, owner: (u32, u32)) -> u32 {
         let owners = &mut self.layout.owners;
         *self.owners.entry(owner).or_insert_with(|| {
@@ -283,6 +393,7 @@ fn fields<T>(member: &Member<'_, T>) -> Fields {
         uid: member.uid,
         gid: member.gid,
         size: if member.kind == Kind::File { member.size } else { 0 },
+        real_size: None,
         mtime: member.mtime,
         rdev: if is_device { member.rdev } else { (0, 0) },
     }

@@ -10,7 +10,7 @@ pub(super) const ROOT: u32 = u32::MAX;
 /// 40 bytes; with start, a tag of 24 bytes and a name of 16 a member takes 88.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record {
-    /// File: bytes of the body. Symlink: bytes of the target. Hard link: number of the first name's member.
+    /// File: its bytes, with holes. Symlink: bytes of the target. Hard link: number of the first name's member.
     /// Device: major number in the upper half, minor in the lower. Else 0.
     pub(super) payload: u64,
     pub(super) mtime_sec: i64,
@@ -27,6 +27,9 @@ pub(super) struct Record {
     pub(super) name_len: u16,
     pub(super) perm: Perm,
 }
+
+/// The kind of a sparse file, for which [`Kind`] has no number of its own.
+const SPARSE: u16 = 7;
 
 /// Permission bits in the lower 12, the kind in the upper 4.
 #[derive(Clone, Copy, Debug)]
@@ -46,9 +49,18 @@ impl Perm {
         Self(kind << 12 | perm & 0o7777)
     }
 
+    /// That of a file whose data is in the layout's table of sparse files.
+    pub(super) fn sparse(perm: u16) -> Self {
+        Self(SPARSE << 12 | perm & 0o7777)
+    }
+
+    pub(super) fn is_sparse(self) -> bool {
+        self.0 >> 12 == SPARSE
+    }
+
     pub(super) fn kind(self) -> Kind {
         match self.0 >> 12 {
-            1 => Kind::File,
+            1 | SPARSE => Kind::File,
             2 => Kind::Symlink,
             3 => Kind::HardLink,
             4 => Kind::CharDevice,
@@ -76,7 +88,8 @@ pub(super) static UNKNOWN: Record = Record {
     perm: Perm(0),
 };
 
-pub(super) fn body_len(record: &Record) -> u64 {
+/// Bytes of the file.
+pub(super) fn file_len(record: &Record) -> u64 {
     match record.perm.kind() {
         Kind::File => record.payload,
         _ => 0,

@@ -1,0 +1,237 @@
+//! `report.json`: what of a machine is not in its export and why, and what changed under whoever reads it.
+//!
+//! `docs/report.schema.json` describes its shape, `docs/REPORT.md` its meaning. A new key may come at any time; anything
+//! else is a new [`SCHEMA`].
+
+use super::{Machine, Redacted};
+use crate::backend::{Facts, Location, Power};
+use crate::export::{Exports, Generation, Status, printable};
+use crate::tree::{Dir, HOME, Kind, Tree};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::time::SystemTime;
+
+/// The version of the report's shape.
+const SCHEMA: u32 = 1;
+
+#[derive(Serialize)]
+struct Report<'a> {
+    schema: u32,
+    machine: &'a str,
+    state: &'static str,
+    #[serde(flatten)]
+    place: Option<Place<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    daemon: Option<Value>,
+    /// Why a machine that is not ready is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redacted: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generation: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_out: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changed: Option<Value>,
+    #[serde(skip_serializing_if = "is_zero")]
+    changed_not_listed: u64,
+    /// Earlier generations under whose readers something changed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    earlier: Vec<Value>,
+}
+
+#[derive(Serialize)]
+struct Place<'a> {
+    driver: &'a str,
+    pool: Option<&'a str>,
+    running: Option<bool>,
+    devices_not_exported: Vec<Value>,
+}
+
+impl Machine {
+    /// The bytes of `report.json`, made now. Never scans.
+    pub fn report(&self) -> Vec<u8> {
+        let mut report = Report {
+            schema: SCHEMA,
+            machine: &self.name,
+            state: self.state.as_str(),
+            place: self.location.as_ref().map(place),
+            daemon: daemon(self.facts()),
+            reason: self.tree.as_ref().err().map(String::as_str),
+            warnings: Vec::new(),
+            note: None,
+            redacted: None,
+            generation: None,
+            left_out: None,
+            changed: None,
+            changed_not_listed: 0,
+            earlier: Vec::new(),
+        };
+        if self.location.as_ref().is_some_and(|l| l.power == Some(Power::Running)) {
+            let warning = "the machine runs: what changes while it is copied makes a copy fail; stop it first";
+            report.warnings.push(warning.into());
+        }
+        if let (Ok(tree), Some(exports)) = (&self.tree, &self.exports) {
+            report.redacted = self.redacted.as_ref().map(|redacted| fill_in(redacted, tree));
+            report.of_exports(exports);
+        }
+        let mut text = serde_json::to_vec_pretty(&report).unwrap_or_default();
+        text.push(b'\n');
+        text
+    }
+}
+
+impl Report<'_> {
+    fn of_exports(&mut self, exports: &Exports) {
+        let failed = exports.failed().map(|why| format!("the last scan failed: {why}"));
+        let Some(generation) = exports.last() else {
+            let note = "not scanned yet: the first look at the tar scans";
+            self.note = Some(failed.unwrap_or_else(|| note.into()));
+            return;
+        };
+        self.note = failed;
+        self.generation = Some(of_generation(&generation));
+        self.left_out = Some(json!(*generation.left_out()));
+        let (lines, more) = generation.status().changes().lines();
+        (self.changed, self.changed_not_listed) = (Some(json!(lines)), more);
+        let earlier = exports.history().changed();
+        let earlier = earlier.iter().filter(|past| past.id() != generation.id());
+        self.earlier = earlier.map(|past| of_past(past)).collect();
+    }
+}
+
+fn place(location: &Location) -> Place<'_> {
+    let device = |d: &crate::backend::Device| json!({"path": d.path, "source": d.source});
+    Place {
+        driver: location.driver,
+        pool: location.pool.as_deref(),
+        running: location.power.map(|p| p == Power::Running),
+        devices_not_exported: location.foreign.iter().map(device).collect(),
+    }
+}
+
+fn daemon(facts: Facts) -> Option<Value> {
+    let as_of = facts.online.map(stamp);
+    facts.why.map(|why| json!({"silent": why, "facts_as_of": as_of}))
+}
+
+fn stamp(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+fn id(id: u64) -> String {
+    format!("{id:016x}")
+}
+
+fn of_generation(generation: &Generation) -> Value {
+    let (at, took) = generation.status().scanned();
+    json!({
+        "id": id(generation.id()),
+        "size": generation.size(),
+        "members": generation.members(),
+        "scanned": stamp(at),
+        "scan_seconds": took.as_secs_f64(),
+        "torn": generation.torn(),
+        "complete": !generation.incomplete(),
+    })
+}
+
+fn of_past(past: &Status) -> Value {
+    json!({
+        "id": id(past.id()),
+        "size": past.size(),
+        "scanned": stamp(past.scanned().0),
+        "torn": past.torn(),
+        "changed": past.changes().lines().0,
+    })
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// What the receiver of an export without secrets must know.
+fn fill_in(redacted: &Redacted, tree: &Tree) -> Value {
+    json!({
+        "secrets": redacted.secrets.iter().map(|name| format!("CODCHI_{name}")).collect::<Vec<_>>(),
+        "tokens_of_modules": redacted.modules,
+        "credentials_still_inside": credentials(tree),
+    })
+}
+
+/// Files of a home that hold credentials, or what was typed.
+const CREDENTIALS: &[&str] = &[
+    ".aws/credentials",
+    ".azure/msal_token_cache.json",
+    ".bash_history",
+    ".cargo/credentials",
+    ".cargo/credentials.toml",
+    ".config/gcloud/credentials.db",
+    ".config/gh/hosts.yml",
+    ".config/git/credentials",
+    ".config/glab-cli/config.yml",
+    ".config/nix/nix.conf",
+    ".config/op/config",
+    ".config/rclone/rclone.conf",
+    ".config/sops/age/keys.txt",
+    ".docker/config.json",
+    ".git-credentials",
+    ".gnupg/private-keys-v1.d",
+    ".kube/config",
+    ".local/share/fish/fish_history",
+    ".local/share/keyrings",
+    ".mysql_history",
+    ".netrc",
+    ".npmrc",
+    ".password-store",
+    ".pgpass",
+    ".psql_history",
+    ".pypirc",
+    ".python_history",
+    ".terraform.d/credentials.tfrc.json",
+    ".vault-token",
+    ".yarnrc.yml",
+    ".zsh_history",
+];
+/// What of `~/.ssh` is no secret.
+const SSH_PUBLIC: &[&[u8]] = &[b"authorized_keys", b"config", b"known_hosts", b"known_hosts.old"];
+
+/// The well-known ones in the home and in root's. Looks at names only.
+fn credentials(tree: &Tree) -> Vec<String> {
+    let mut found = Vec::new();
+    for home in [HOME, "/root"] {
+        let Some(dir) = walk(tree, home) else { continue };
+        for path in CREDENTIALS {
+            let (way, name) = path.rsplit_once('/').unwrap_or(("", path));
+            let there =
+                open(tree, &dir, way).is_some_and(|dir| tree.lookup(&dir, name.as_bytes()).is_ok());
+            if there {
+                found.push(format!("{home}/{path}"));
+            }
+        }
+        let keys = open(tree, &dir, ".ssh").and_then(|ssh| tree.read_dir(&ssh).ok());
+        for entry in keys.into_iter().flatten() {
+            let public = SSH_PUBLIC.contains(&&*entry.name) || entry.name.ends_with(b".pub");
+            if entry.attr.kind == Kind::File && !public {
+                found.push(format!("{home}/.ssh/{}", printable(&entry.name)));
+            }
+        }
+    }
+    found
+}
+
+fn walk(tree: &Tree, path: &str) -> Option<Dir> {
+    open(tree, &tree.root().ok()?.0, path)
+}
+
+fn open(tree: &Tree, dir: &Dir, path: &str) -> Option<Dir> {
+    let names = path.split('/').filter(|name| !name.is_empty());
+    names
+        .into_iter()
+        .try_fold(dir.clone(), |dir, name| Some(tree.open_dir(&dir, name.as_bytes()).ok()?.0))
+}

@@ -1,0 +1,106 @@
+//! System calls that no crate wraps: the only unsafe code of the project.
+//!
+//! Each function is one call, with arguments whose types already say all that the call asks of them.
+#![allow(unsafe_code)]
+
+use rustix::fd::{AsRawFd, BorrowedFd};
+use rustix::io::Errno;
+use std::ffi::CStr;
+
+/// `listxattrat` and `getxattrat` of linux/xattr.h have one number on every architecture, as all system calls since 5.1.
+const GETXATTRAT: libc::c_long = 464;
+const LISTXATTRAT: libc::c_long = 465;
+
+/// `struct xattr_args` (linux/xattr.h): where the value goes.
+#[repr(C)]
+struct XattrArgs {
+    value: u64,
+    size: u32,
+    flags: u32,
+}
+
+/// listxattrat(2) of `name` in `dir`, never following it: the bytes written to `names`, each name with its NUL.
+///
+/// Since Linux 6.13; ENOSYS before.
+pub(crate) fn list_xattr_at(
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    names: &mut [u8],
+) -> Result<usize, Errno> {
+    // SAFETY: the kernel reads `name` up to its NUL and writes at most `names.len()` bytes to `names`; both outlive
+    // the call, and it keeps neither.
+    let result = unsafe {
+        libc::syscall(
+            LISTXATTRAT,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            names.as_mut_ptr(),
+            names.len(),
+        )
+    };
+    outcome(result)
+}
+
+/// getxattrat(2) of the attribute `xattr` of `name` in `dir`, never following it: the bytes written to `value`.
+///
+/// Since Linux 6.13; ENOSYS before.
+pub(crate) fn xattr_at(
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    xattr: &CStr,
+    value: &mut [u8],
+) -> Result<usize, Errno> {
+    let args = XattrArgs {
+        value: value.as_mut_ptr() as u64,
+        size: u32::try_from(value.len()).unwrap_or(u32::MAX),
+        flags: 0,
+    };
+    // SAFETY: the kernel reads both names up to their NULs and `args`, and writes at most `args.size` bytes, which is
+    // no more than `value` has; all of them outlive the call, and it keeps none.
+    let result = unsafe {
+        libc::syscall(
+            GETXATTRAT,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            xattr.as_ptr(),
+            &raw const args,
+            size_of::<XattrArgs>(),
+        )
+    };
+    outcome(result)
+}
+
+fn outcome(result: libc::c_long) -> Result<usize, Errno> {
+    usize::try_from(result)
+        .map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fd::AsFd as _;
+    use rustix::fs::{XattrFlags, setxattr};
+
+    #[test]
+    fn reads_what_setxattr_wrote() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "").unwrap();
+        setxattr(&path, c"user.name", b"value\0", XattrFlags::empty()).unwrap();
+        let parent = std::fs::File::open(dir.path()).unwrap();
+        let mut buffer = [0; 64];
+        match list_xattr_at(parent.as_fd(), c"file", &mut buffer) {
+            // Before Linux 6.13.
+            Err(Errno::NOSYS) => return,
+            names => assert_eq!(&buffer[..names.unwrap()], b"user.name\0"),
+        }
+        let read = xattr_at(parent.as_fd(), c"file", c"user.name", &mut buffer).unwrap();
+        assert_eq!(&buffer[..read], b"value\0");
+        let short = xattr_at(parent.as_fd(), c"file", c"user.name", &mut buffer[..2]);
+        assert_eq!(short, Err(Errno::RANGE));
+        let none = xattr_at(parent.as_fd(), c"file", c"user.none", &mut buffer);
+        assert_eq!(none, Err(Errno::NODATA));
+    }
+}

@@ -1,0 +1,279 @@
+//! Everything about the entries of a directory that an archive holds but their contents.
+
+use super::find::Found;
+use super::xattr::{Fate, Xattr, fate, unshift};
+use super::{Attr, Dir, HOME_LAYER, Kind, LeftOut, ObjectId, Owners, ROOTFS, Tree, layer};
+use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use std::ffi::CString;
+
+/// A hole shorter than this is written out: it saves less than a map costs its readers.
+const LEAST_HOLE: u64 = 1 << 20;
+/// Runs of data begin and end at multiples of this, as they do on the disk's own blocks.
+const ALIGN: u64 = 4096;
+/// Runs of one file at most. A file in more pieces is told with longer holes only.
+const MOST_RUNS: usize = 1 << 16;
+/// How often a file that is written to while its holes are looked for is looked at.
+const TRIES: usize = 3;
+
+/// An entry as a scan sees it.
+#[derive(Clone, Debug)]
+pub struct Scanned {
+    /// The name, raw bytes, never `.` or `..`.
+    pub name: Box<[u8]>,
+    /// Attributes with the machine's ids.
+    pub attr: Attr,
+    /// Target of a symbolic link; else empty.
+    pub target: Box<[u8]>,
+    /// Sorted by name.
+    pub xattrs: Vec<Xattr>,
+    /// Where a file that has holes of 1 MiB or more has data, ascending.
+    pub data: Option<Box<[DataRun]>>,
+}
+
+/// A run of a file's data, in bytes; a multiple of 4096 in both but at the end of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct DataRun {
+    pub offset: u64,
+    pub len: u64,
+}
+
+impl Tree {
+    /// What of a directory can be looked at, sorted by bytes; `left_out` hears of everything on the disk that is not
+    /// as it was there. With `holes`, files with fewer blocks than bytes are opened to find theirs.
+    pub fn scan_dir(
+        &self,
+        dir: &Dir,
+        holes: bool,
+        left_out: &mut dyn FnMut(&[u8], LeftOut),
+    ) -> Result<Vec<Scanned>, Errno> {
+        if !dir.0.hidden {
+            for (name, why) in self.rules.hidden_children(dir.0.rule) {
+                left_out(name, why);
+            }
+        }
+        let (found, _) = self.list(dir, left_out)?;
+        let mut entries = Vec::with_capacity(found.len());
+        for (name, found) in found {
+            let mut target = Box::default();
+            if found.attr.kind == Kind::Symlink {
+                match layer::read_link(dir.disk()?, &name) {
+                    Ok(t) => target = t.into_boxed_slice(),
+                    // Gone between the look and this one: it is not in the machine any more.
+                    Err(Errno::NOENT | Errno::INVAL) => continue,
+                    Err(e) => {
+                        left_out(&name, LeftOut::Unreadable(e));
+                        continue;
+                    }
+                }
+            }
+            let xattrs = self.xattrs_of(dir, &name, &found, left_out);
+            let (mut attr, mut data) = (found.attr, None);
+            if holes
+                && attr.kind == Kind::File
+                && attr.size >= LEAST_HOLE
+                && attr.blocks.saturating_mul(512) < attr.size
+                && let Some((now, runs)) = self.data_of(dir, &name)
+            {
+                (attr, data) = (now, Some(runs));
+            }
+            entries.push(Scanned { name, attr, target, xattrs, data });
+        }
+        Ok(entries)
+    }
+
+    /// Names of the extended attributes of `name`, sorted, each with a NUL.
+    pub fn list_xattr(&self, dir: &Dir, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        let found = self.find(dir, name, &mut |_| ())?;
+        let Some((at, name, _)) = self.xattr_place(dir, name, &found)? else {
+            return Ok(Vec::new());
+        };
+        let mut names: Vec<Vec<u8>> = Vec::new();
+        layer::xattr_names(at, name, |xattr| {
+            if !matches!(fate(xattr.to_bytes()), Fate::Drop(_) | Fate::Twin) {
+                names.push(xattr.to_bytes_with_nul().to_vec());
+            }
+        })?;
+        names.sort_unstable();
+        Ok(names.concat())
+    }
+
+    /// Value of one extended attribute of `name`, ids in it un-shifted.
+    pub fn xattr(&self, dir: &Dir, name: &[u8], xattr: &[u8]) -> Result<Vec<u8>, Errno> {
+        let fate = fate(xattr);
+        if matches!(fate, Fate::Drop(_) | Fate::Twin) {
+            return Err(Errno::NODATA);
+        }
+        let xattr = CString::new(xattr).map_err(|_| Errno::NODATA)?;
+        let found = self.find(dir, name, &mut |_| ())?;
+        let place = self.xattr_place(dir, name, &found)?;
+        let (at, name, owners) = place.ok_or(Errno::NODATA)?;
+        let value = match layer::xattr(at, name, &xattr) {
+            Err(Errno::OPNOTSUPP) => return Err(Errno::NODATA),
+            other => other?,
+        };
+        let (value, _) = unshift(fate, &value, owners).ok_or(Errno::NODATA)?;
+        Ok(value.into_vec())
+    }
+
+    fn xattrs_of(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        found: &Found,
+        left_out: &mut dyn FnMut(&[u8], LeftOut),
+    ) -> Vec<Xattr> {
+        let mut xattrs = Vec::new();
+        let mut names = Vec::new();
+        let read = self.xattr_place(dir, name, found).and_then(|place| {
+            let Some((at, place, owners)) = place else { return Ok(()) };
+            layer::xattr_names(at, place, |xattr| match fate(xattr.to_bytes()) {
+                Fate::Twin => {}
+                Fate::Drop(kind) => left_out(name, LeftOut::Xattr(kind)),
+                fate => names.push((CString::from(xattr), fate)),
+            })?;
+            names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+            for (xattr, fate) in names {
+                let value = match layer::xattr(at, place, &xattr) {
+                    // Gone between the list and this look.
+                    Err(Errno::NODATA) => continue,
+                    other => other?,
+                };
+                let Some((value, foreign)) = unshift(fate, &value, owners) else {
+                    left_out(name, LeftOut::Xattr("malformed"));
+                    continue;
+                };
+                if foreign {
+                    left_out(name, LeftOut::ForeignId);
+                }
+                xattrs.push(Xattr { name: xattr.into_bytes().into(), value });
+            }
+            Ok(())
+        });
+        match read {
+            // Deleted meanwhile.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => left_out(name, LeftOut::Xattrs(e)),
+        }
+        xattrs
+    }
+
+    /// Where the extended attributes of an entry are, and whose the ids in them; `None` for what we make, and for
+    /// mount points, which nobody must be asked about.
+    fn xattr_place<'a>(
+        &'a self,
+        dir: &'a Dir,
+        name: &'a [u8],
+        found: &Found,
+    ) -> Result<Option<(BorrowedFd<'a>, &'a [u8], &'a Owners)>, Errno> {
+        if found.mount_point || matches!(found.attr.id, ObjectId::Generated(_)) {
+            return Ok(None);
+        }
+        let owners = self.owners(found.layer);
+        match &self.home {
+            Some(home) if found.layer == HOME_LAYER && dir.0.layer == ROOTFS => {
+                Ok(Some((home.root(), b".", owners)))
+            }
+            _ => Ok(Some((dir.disk()?, name, owners))),
+        }
+    }
+
+    /// Where a file has data, and its attributes at that moment. `None` if there is no hole worth a map, or if it does
+    /// not hold still: it is then written out like every other.
+    fn data_of(&self, dir: &Dir, name: &[u8]) -> Option<(Attr, Box<[DataRun]>)> {
+        let (file, st) = layer::open_file(dir.disk().ok()?, name).ok()?;
+        let subvol = self.subvol(dir, dir.0.layer, &st, name);
+        let look = || {
+            let st = layer::stat_fd(&file).ok()?;
+            Some(self.disk_attr(&st, dir.0.layer, subvol, false))
+        };
+        let mut before = look()?;
+        for _ in 0..TRIES {
+            let runs = data_runs(&file, before.size).ok()?;
+            let after = look()?;
+            if (after.size, after.ctime) == (before.size, before.ctime) {
+                return Some((after, runs?));
+            }
+            before = after;
+        }
+        None
+    }
+}
+
+/// Whether a file of `size` bytes has nothing but holes outside of `runs`.
+pub fn is_hole_outside(file: &OwnedFd, runs: &[DataRun], size: u64) -> Result<bool, Errno> {
+    let mut at = 0;
+    let ends = runs.iter().map(|run| (run.offset, run.offset.saturating_add(run.len)));
+    for (offset, end) in ends.chain([(size, size)]) {
+        if at < offset {
+            match rustix::fs::seek(file.as_fd(), SeekFrom::Data(at)) {
+                Ok(data) if data < offset => return Ok(false),
+                // No data up to the end of the file.
+                Ok(_) | Err(Errno::NXIO) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        at = end;
+    }
+    Ok(true)
+}
+
+/// The runs of data between holes that are worth it; `None` if there are none of those holes.
+fn data_runs(file: &OwnedFd, size: u64) -> Result<Option<Box<[DataRun]>>, Errno> {
+    let mut runs: Vec<DataRun> = Vec::new();
+    let mut least = LEAST_HOLE;
+    let mut at = 0;
+    while at < size {
+        // lseek(2): ENXIO if there is no data any more.
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data.min(size),
+            Err(Errno::NXIO) => break,
+            Err(e) => return Err(e),
+        };
+        if data >= size {
+            break;
+        }
+        let hole = rustix::fs::seek(file, SeekFrom::Hole(data))?.min(size);
+        let start = data - data % ALIGN;
+        let end = hole.checked_next_multiple_of(ALIGN).unwrap_or(size).min(size);
+        match runs.last_mut() {
+            Some(last) if start.saturating_sub(last.offset + last.len) < least => {
+                last.len = end.saturating_sub(last.offset);
+            }
+            _ => runs.push(DataRun { offset: start, len: end.saturating_sub(start) }),
+        }
+        if runs.len() > MOST_RUNS {
+            least = least.saturating_mul(2);
+            runs = joined(&runs, least);
+        }
+        at = hole.max(data.saturating_add(1));
+    }
+    // The holes before the first and after the last run.
+    if let Some(first) = runs.first_mut().filter(|first| first.offset < LEAST_HOLE) {
+        first.len = first.len.saturating_add(std::mem::take(&mut first.offset));
+    }
+    let end = runs.last().map_or(0, |last| last.offset + last.len);
+    if size - end < LEAST_HOLE
+        && let Some(last) = runs.last_mut()
+    {
+        last.len = size - last.offset;
+    }
+    let whole = matches!(*runs, [run] if run.offset == 0 && run.len == size);
+    Ok((!whole).then(|| runs.into()))
+}
+
+/// The same runs with the holes shorter than `least` filled.
+fn joined(runs: &[DataRun], least: u64) -> Vec<DataRun> {
+    let mut out: Vec<DataRun> = Vec::new();
+    for run in runs {
+        match out.last_mut() {
+            Some(last) if run.offset.saturating_sub(last.offset + last.len) < least => {
+                last.len = (run.offset + run.len).saturating_sub(last.offset);
+            }
+            _ => out.push(*run),
+        }
+    }
+    out
+}

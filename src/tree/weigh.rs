@@ -1,0 +1,112 @@
+//! How much of a machine is left out: what the exported tree hides, counted and never opened.
+
+use super::layer::{self, Layer};
+use super::rules::{RuleId, Verdict};
+use super::{Dir, Kind, Tree};
+use rustix::fd::{AsFd as _, BorrowedFd};
+use rustix::fs::Statx;
+use rustix::io::Errno;
+
+/// What is hidden below a name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Weight {
+    /// Everything but directories.
+    pub files: u64,
+    /// Bytes of the regular files.
+    pub bytes: u64,
+    /// Directories that cannot be looked into, or are mount points: what they hold is not counted.
+    pub unseen: u64,
+}
+
+impl Tree {
+    /// Counts what the disk has at `name` in `dir` and the exported tree has not; `file` hears of every regular file of
+    /// it, by its path below `name`. `None` if there is nothing there at all, not even a directory.
+    pub fn weigh(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        file: &mut dyn FnMut(&[u8]),
+    ) -> Result<Option<Weight>, Errno> {
+        let Some(disk) = dir.0.fd.as_ref() else { return Ok(None) };
+        let st = match layer::stat_at(disk, name) {
+            Ok(st) => st,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let mut weight = Weight::default();
+        let layer = self.layer(dir.0.layer);
+        if Kind::of(&st) != Kind::Directory {
+            weight.add(&st, b"", file);
+            return Ok(Some(weight));
+        }
+        if layer.is_mount_point(&st) {
+            return Ok(Some(Weight { unseen: 1, ..weight }));
+        }
+        let top = layer::open_dir(disk, name)?;
+        let rule = self.rules.rule_of(dir.0.rule, name);
+        let mut pending = vec![(Vec::new(), rule)];
+        while let Some((path, rule)) = pending.pop() {
+            // From the top each time: however deep it is, one descriptor does. Paths end at 4095 bytes.
+            let below: &[u8] = if path.is_empty() { b"." } else { &path };
+            let listed = layer::open_dir(&top, below).and_then(|here| {
+                self.weigh_dir(layer, here.as_fd(), rule, &mut |name, child, st| {
+                    let path = match path.is_empty() {
+                        true => name.to_vec(),
+                        false => [&path, b"/".as_slice(), name].concat(),
+                    };
+                    match st {
+                        None => pending.push((path, child)),
+                        Some(st) => weight.add(st, &path, file),
+                    }
+                })
+            });
+            match listed {
+                Ok(unseen) => weight.unseen += unseen,
+                // Deleted meanwhile.
+                Err(Errno::NOENT) => {}
+                Err(_) => weight.unseen += 1,
+            }
+        }
+        Ok(Some(weight))
+    }
+
+    /// Hands on what one hidden directory has: each directory with its rule, each other entry with its attributes.
+    fn weigh_dir(
+        &self,
+        layer: &Layer,
+        dir: BorrowedFd<'_>,
+        rule: Option<RuleId>,
+        each: &mut dyn FnMut(&[u8], Option<RuleId>, Option<&Statx>),
+    ) -> Result<u64, Errno> {
+        let mut unseen = 0;
+        layer::names(dir, |name| {
+            let child = match self.rules.verdict(rule, true, name) {
+                // It is in the exported tree, or something else in its place.
+                Verdict::Generated(_) | Verdict::Graft { .. } => return,
+                Verdict::DiskWith { hidden: false, .. } => return,
+                Verdict::DiskWith { rule, .. }
+                | Verdict::Way { rule }
+                | Verdict::Made { rule, .. } => Some(rule),
+                Verdict::Hidden | Verdict::Disk => None,
+            };
+            match layer::stat_at(dir, name) {
+                Ok(st) if Kind::of(&st) != Kind::Directory => each(name, child, Some(&st)),
+                Ok(st) if layer.is_mount_point(&st) => unseen += 1,
+                Ok(_) => each(name, child, None),
+                Err(Errno::NOENT) => {}
+                Err(_) => unseen += 1,
+            }
+        })?;
+        Ok(unseen)
+    }
+}
+
+impl Weight {
+    fn add(&mut self, st: &Statx, path: &[u8], file: &mut dyn FnMut(&[u8])) {
+        self.files += 1;
+        if Kind::of(st) == Kind::File {
+            self.bytes = self.bytes.saturating_add(st.stx_size);
+            file(path);
+        }
+    }
+}
