@@ -1,13 +1,14 @@
 //! What a reader cannot do, as narrow as it can be said. docs/READERS.md has the same table in words.
 
+use crate::common::disk::{Disk, DiskKind};
 use crate::common::snapshot::Node;
 use crate::common::xattr::{self, Xattrs};
 use crate::common::{program, run};
 use crate::python;
 use crate::routes::{GNU, Route};
 use rustix::fs::FileType;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug)]
@@ -89,14 +90,10 @@ pub(crate) const LIMITS: &[Limit] = &[
         },
         proof: |dir| {
             let id = 1_u32 << 31;
-            let of = |id| {
-                let entries = [('U', 0, 6), ('u', id, 4), ('G', 0, 4), ('m', 0, 4), ('o', 0, 4)];
-                xattr::acl(&entries)
-            };
-            xattr::set(&dir.join("from/file"), xattr::ACCESS, &of(id)).unwrap();
+            xattr::set(&dir.join("from/file"), xattr::ACCESS, &of_id(id)).unwrap();
             let acl = |file: PathBuf| xattr::read(&file).unwrap()[xattr::ACCESS].clone();
-            assert_eq!(acl(through(Route::Gnu, dir)), of(id));
-            assert_eq!(acl(through(Route::Bsd, dir)), of(id - 1));
+            assert_eq!(acl(through(Route::Gnu, dir)), of_id(id));
+            assert_eq!(acl(through(Route::Bsd, dir)), of_id(id - 1));
         },
     },
     Limit {
@@ -197,6 +194,41 @@ pub(crate) const LIMITS: &[Limit] = &[
         },
     },
     Limit {
+        reader: Route::Rsync,
+        property: "without a filter, a sticky directory's ACL loses what its group and its mask share",
+        // The route has the filter.
+        apply: |_, _| false,
+        proof: |_| {
+            // On xfs, the second form of the ACL hides it.
+            let disk = Disk::new(DiskKind::Tmpfs);
+            let dir = disk.path();
+            let of = |group| xattr::acl(&[('U', 0, 7), ('G', 0, group), ('m', 0, 5), ('o', 0, 0)]);
+            let inner = dir.join("from/inner");
+            fs::create_dir_all(&inner).unwrap();
+            fs::set_permissions(&inner, Permissions::from_mode(0o1777)).unwrap();
+            xattr::set(&inner, xattr::ACCESS, &of(5)).unwrap();
+            let (plain, filtered) = two_ways_of_rsync(&dir.join("from"), &dir);
+            assert_eq!(plain[xattr::ACCESS], of(0));
+            assert_eq!(filtered[xattr::ACCESS], of(5));
+        },
+    },
+    Limit {
+        reader: Route::Rsync,
+        property: "without a filter, ACLs of files with attributes are lost on xfs",
+        // The route has the filter.
+        apply: |_, _| false,
+        proof: |dir| {
+            let source = Disk::new(DiskKind::Tmpfs);
+            let (from, acl) = (source.path().join("from"), of_id(71));
+            fs::create_dir_all(from.join("inner")).unwrap();
+            xattr::set(&from.join("inner"), b"user.x", b"y").unwrap();
+            xattr::set(&from.join("inner"), xattr::DEFAULT, &acl).unwrap();
+            let (plain, filtered) = two_ways_of_rsync(&from, dir);
+            assert_eq!(plain.get(xattr::DEFAULT), None);
+            assert_eq!(filtered[xattr::DEFAULT], acl);
+        },
+    },
+    Limit {
         reader: Route::Pipe,
         property: "further names of a FIFO or a device become one of their own",
         apply: |out, _| is_special(out.kind) && out.same_as.take().is_some(),
@@ -220,6 +252,21 @@ with tarfile.open(sys.argv[1], 'w', format=tarfile.PAX_FORMAT) as archive:
     archive.addfile(first)
     archive.addfile(second)
 ";
+
+/// The attributes of `inner` after rsync without a filter, and with the route's.
+fn two_ways_of_rsync(from: &Path, dir: &Path) -> (Xattrs, Xattrs) {
+    let to = dir.join("plain");
+    run(program("rsync", ["-aAX"]).arg(from.join("")).arg(&to)).silent();
+    let filtered = dir.join("filtered");
+    fs::create_dir(&filtered).unwrap();
+    Route::Rsync.copy(Path::new(""), from, &filtered);
+    [to, filtered].map(|to| xattr::read(&to.join("inner")).unwrap()).into()
+}
+
+/// An ACL with an entry for one user.
+fn of_id(id: u32) -> Vec<u8> {
+    xattr::acl(&[('U', 0, 6), ('u', id, 4), ('G', 0, 4), ('m', 0, 4), ('o', 0, 4)])
+}
 
 fn is_special(kind: FileType) -> bool {
     matches!(kind, FileType::Fifo | FileType::CharacterDevice | FileType::BlockDevice)

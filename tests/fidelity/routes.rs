@@ -26,6 +26,9 @@ pub(crate) const ROUTES: [Route; 6] =
 pub(crate) const GNU: &str =
     "--numeric-owner --xattrs --xattrs-include=* --acls -S --warning=no-timestamp";
 
+/// xfs shows ACLs as attributes as well; rsync takes them for such that the source does not have, and removes them.
+pub(crate) const NOT_TWICE: &str = "--filter=-x trusted.SGI_ACL_*";
+
 impl Route {
     pub(crate) const fn reads_the_archive(self) -> bool {
         matches!(self, Self::Gnu | Self::Bsd | Self::Python)
@@ -53,7 +56,7 @@ impl Route {
                 cp
             }
             Self::Rsync => {
-                let mut rsync = program("rsync", ["-aHAXS", "--numeric-ids"]);
+                let mut rsync = program("rsync", ["-aHAXS", "--numeric-ids", NOT_TWICE]);
                 rsync.arg(inside(rootfs)).arg(to);
                 rsync
             }
