@@ -30,6 +30,10 @@ pub struct Settings {
     pub redact: bool,
 }
 
+fn export_name(redacted: bool) -> &'static str {
+    if redacted { "export-redacted.tar" } else { "export.tar" }
+}
+
 /// How a machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -126,7 +130,7 @@ impl Machines {
 
     /// The name of every machine's tar: one without secrets is never taken for a whole one.
     pub fn export_name(&self) -> &'static str {
-        if self.settings.redact { "export-redacted.tar" } else { "export.tar" }
+        export_name(self.settings.redact)
     }
 
     /// All entries of Codchi's machine directory that are asked for, sorted, those with impossible names too.

@@ -52,6 +52,8 @@ struct Adaptor {
     background: Background,
     /// The one user besides root who gets in, where the kernel lets everybody through.
     only: Option<u32>,
+    /// Everybody gets in, and the kernel checks permissions.
+    kernel_checks: bool,
 }
 
 /// Runs `job`; a panic is logged and nothing more: what it owned is dropped, and a dropped reply
@@ -137,7 +139,10 @@ fn with_buffer<T>(size: u32, use_it: impl FnOnce(&mut [u8]) -> T) -> T {
 
 impl Filesystem for Adaptor {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        for capability in CAPABILITIES {
+        // Where the kernel decides who reads what, ACLs count as well: the group's bits alone are wider than an ACL that
+        // has a mask. Everywhere else it would bring the kernel's checks with it, and the owner reads everything.
+        let acl = self.kernel_checks.then_some(InitFlags::FUSE_POSIX_ACL);
+        for capability in CAPABILITIES.into_iter().chain(acl) {
             if config.add_capabilities(capability).is_err() {
                 tracing::debug!(?capability, "the kernel does not have this");
             }

@@ -71,6 +71,7 @@ pub fn serve(
         vfs: Arc::new(Vfs::new(machines, access, notices)),
         background: Background::default(),
         only: options.allow_root.then_some(options.uid),
+        kernel_checks: options.allow_other,
     };
     let session = if privileged {
         mount_directly(adaptor, &mountpoint, options)?

@@ -3,7 +3,7 @@
 //! `docs/report.schema.json` describes its shape, `docs/REPORT.md` its meaning. A new key may come at any time; anything
 //! else is a new [`SCHEMA`].
 
-use super::{Machine, Redacted};
+use super::{Machine, Redacted, export_name};
 use crate::backend::{Facts, Location, Power};
 use crate::export::{Exports, Generation, Status, printable};
 use crate::tree::{Dir, HOME, Kind, Tree};
@@ -78,7 +78,7 @@ impl Machine {
         }
         if let (Ok(tree), Some(exports)) = (&self.tree, &self.exports) {
             report.redacted = self.redacted.as_ref().map(|redacted| fill_in(redacted, tree));
-            report.of_exports(exports);
+            report.of_exports(exports, export_name(self.redacted.is_some()));
         }
         let mut text = serde_json::to_vec_pretty(&report).unwrap_or_default();
         text.push(b'\n');
@@ -87,7 +87,7 @@ impl Machine {
 }
 
 impl Report<'_> {
-    fn of_exports(&mut self, exports: &Exports) {
+    fn of_exports(&mut self, exports: &Exports, export_name: &str) {
         let failed = exports.failed().map(|why| format!("the last scan failed: {why}"));
         let Some(generation) = exports.last() else {
             let note = "not scanned yet: the first look at the tar scans";
@@ -95,7 +95,7 @@ impl Report<'_> {
             return;
         };
         self.note = failed;
-        self.generation = Some(of_generation(&generation));
+        self.generation = Some(of_generation(&generation, export_name));
         self.left_out = Some(json!(*generation.left_out()));
         let (lines, more) = generation.status().changes().lines();
         (self.changed, self.changed_not_listed) = (Some(json!(lines)), more);
@@ -128,7 +128,7 @@ fn id(id: u64) -> String {
     format!("{id:016x}")
 }
 
-fn of_generation(generation: &Generation) -> Value {
+fn of_generation(generation: &Generation, export_name: &str) -> Value {
     let (at, took) = generation.status().scanned();
     json!({
         "id": id(generation.id()),
@@ -138,6 +138,7 @@ fn of_generation(generation: &Generation) -> Value {
         "scan_seconds": took.as_secs_f64(),
         "torn": generation.torn(),
         "complete": !generation.incomplete(),
+        "resume": format!(".generations/{}/{export_name}", id(generation.id())),
     })
 }
 

@@ -192,22 +192,13 @@ impl Tree {
     /// All entries, sorted by bytes. An error if one of them cannot be looked at: a listing without it would be taken
     /// for the whole.
     pub fn read_dir(&self, dir: &Dir) -> Result<Vec<Entry>, Errno> {
-        match self.list(dir, &mut |_, _| ())? {
-            (found, None) => {
-                let entry = |(name, found): (_, Found)| Entry { name, attr: found.attr };
-                Ok(found.into_iter().map(entry).collect())
-            }
-            (_, Some(error)) => Err(error),
-        }
+        let Listed { entries, failed } = self.list(dir, &mut |_, _| ())?;
+        let entry = |(name, found): (_, Found)| Entry { name, attr: found.attr };
+        failed.map_or(Ok(entries.into_iter().map(entry).collect()), Err)
     }
 
-    /// What of a directory can be looked at, sorted by bytes, and the last error of what cannot.
-    fn list(
-        &self,
-        dir: &Dir,
-        left_out: &mut dyn FnMut(&[u8], LeftOut),
-    ) -> Result<(Vec<(Box<[u8]>, Found)>, Option<Errno>), Errno> {
-        let mut entries = Vec::new();
+    fn list(&self, dir: &Dir, left_out: &mut dyn FnMut(&[u8], LeftOut)) -> Result<Listed, Errno> {
+        let mut entries: Vec<(Box<[u8]>, Found)> = Vec::new();
         let mut failed = None;
         let mut add = |name: &[u8]| match self.find(dir, name, &mut |why| left_out(name, why)) {
             Ok(found) => entries.push((name.into(), found)),
@@ -224,8 +215,8 @@ impl Tree {
                 }
             })?;
         }
-        entries.sort_unstable_by(|(a, _): &(Box<[u8]>, _), (b, _)| a.cmp(b));
-        Ok((entries, failed))
+        entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(Listed { entries, failed })
     }
 
     /// Opens the subdirectory `name`.
@@ -396,6 +387,14 @@ impl Tree {
         }
         attr
     }
+}
+
+/// What of a directory can be looked at.
+struct Listed {
+    /// Sorted by bytes.
+    entries: Vec<(Box<[u8]>, Found)>,
+    /// Why something in it cannot, the last of the reasons.
+    failed: Option<Errno>,
 }
 
 impl Dir {

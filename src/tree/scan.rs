@@ -40,6 +40,13 @@ pub struct DataRun {
     pub len: u64,
 }
 
+/// Where the extended attributes of an entry are on the disk, and whose the ids in them.
+struct XattrPlace<'a> {
+    dir: BorrowedFd<'a>,
+    name: &'a [u8],
+    owners: &'a Owners,
+}
+
 impl Tree {
     /// What of a directory can be looked at, sorted by bytes; `left_out` hears of everything on the disk that is not
     /// as it was there. With `holes`, files with fewer blocks than bytes are opened to find theirs.
@@ -54,7 +61,7 @@ impl Tree {
                 left_out(name, why);
             }
         }
-        let (found, _) = self.list(dir, left_out)?;
+        let found = self.list(dir, left_out)?.entries;
         let mut entries = Vec::with_capacity(found.len());
         for (name, found) in found {
             let mut target = Box::default();
@@ -87,11 +94,9 @@ impl Tree {
     /// Names of the extended attributes of `name`, sorted, each with a NUL.
     pub fn list_xattr(&self, dir: &Dir, name: &[u8]) -> Result<Vec<u8>, Errno> {
         let found = self.find(dir, name, &mut |_| ())?;
-        let Some((at, name, _)) = self.xattr_place(dir, name, &found)? else {
-            return Ok(Vec::new());
-        };
+        let Some(place) = self.xattr_place(dir, name, &found)? else { return Ok(Vec::new()) };
         let mut names: Vec<Vec<u8>> = Vec::new();
-        layer::xattr_names(at, name, |xattr| {
+        layer::xattr_names(place.dir, place.name, |xattr| {
             if !matches!(fate(xattr.to_bytes()), Fate::Drop(_) | Fate::Twin) {
                 names.push(xattr.to_bytes_with_nul().to_vec());
             }
@@ -108,13 +113,12 @@ impl Tree {
         }
         let xattr = CString::new(xattr).map_err(|_| Errno::NODATA)?;
         let found = self.find(dir, name, &mut |_| ())?;
-        let place = self.xattr_place(dir, name, &found)?;
-        let (at, name, owners) = place.ok_or(Errno::NODATA)?;
-        let value = match layer::xattr(at, name, &xattr) {
+        let place = self.xattr_place(dir, name, &found)?.ok_or(Errno::NODATA)?;
+        let value = match layer::xattr(place.dir, place.name, &xattr) {
             Err(Errno::OPNOTSUPP) => return Err(Errno::NODATA),
             other => other?,
         };
-        let (value, _) = unshift(fate, &value, owners).ok_or(Errno::NODATA)?;
+        let (value, _) = unshift(fate, &value, place.owners).ok_or(Errno::NODATA)?;
         Ok(value.into_vec())
     }
 
@@ -128,20 +132,20 @@ impl Tree {
         let mut xattrs = Vec::new();
         let mut names = Vec::new();
         let read = self.xattr_place(dir, name, found).and_then(|place| {
-            let Some((at, place, owners)) = place else { return Ok(()) };
-            layer::xattr_names(at, place, |xattr| match fate(xattr.to_bytes()) {
+            let Some(place) = place else { return Ok(()) };
+            layer::xattr_names(place.dir, place.name, |xattr| match fate(xattr.to_bytes()) {
                 Fate::Twin => {}
                 Fate::Drop(kind) => left_out(name, LeftOut::Xattr(kind)),
                 fate => names.push((CString::from(xattr), fate)),
             })?;
             names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
             for (xattr, fate) in names {
-                let value = match layer::xattr(at, place, &xattr) {
+                let value = match layer::xattr(place.dir, place.name, &xattr) {
                     // Gone between the list and this look.
                     Err(Errno::NODATA) => continue,
                     other => other?,
                 };
-                let Some((value, foreign)) = unshift(fate, &value, owners) else {
+                let Some((value, foreign)) = unshift(fate, &value, place.owners) else {
                     left_out(name, LeftOut::Xattr("malformed"));
                     continue;
                 };
@@ -160,23 +164,22 @@ impl Tree {
         xattrs
     }
 
-    /// Where the extended attributes of an entry are, and whose the ids in them; `None` for what we make, and for
-    /// mount points, which nobody must be asked about.
+    /// `None` for what we make, and for mount points, which nobody must be asked about.
     fn xattr_place<'a>(
         &'a self,
         dir: &'a Dir,
         name: &'a [u8],
         found: &Found,
-    ) -> Result<Option<(BorrowedFd<'a>, &'a [u8], &'a Owners)>, Errno> {
+    ) -> Result<Option<XattrPlace<'a>>, Errno> {
         if found.mount_point || matches!(found.attr.id, ObjectId::Generated(_)) {
             return Ok(None);
         }
         let owners = self.owners(found.layer);
         match &self.home {
             Some(home) if found.layer == HOME_LAYER && dir.0.layer == ROOTFS => {
-                Ok(Some((home.root(), b".", owners)))
+                Ok(Some(XattrPlace { dir: home.root(), name: b".", owners }))
             }
-            _ => Ok(Some((dir.disk()?, name, owners))),
+            _ => Ok(Some(XattrPlace { dir: dir.disk()?, name, owners })),
         }
     }
 

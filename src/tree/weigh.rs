@@ -18,6 +18,13 @@ pub struct Weight {
     pub unseen: u64,
 }
 
+/// An entry of a hidden directory.
+enum Hidden<'a> {
+    /// A directory, and its rule.
+    Directory(Option<RuleId>),
+    Other(&'a Statx),
+}
+
 impl Tree {
     /// Counts what the disk has at `name` in `dir` and the exported tree has not; `file` hears of every regular file of
     /// it, by its path below `name`. `None` if there is nothing there at all, not even a directory.
@@ -49,14 +56,14 @@ impl Tree {
             // From the top each time: however deep it is, one descriptor does. Paths end at 4095 bytes.
             let below: &[u8] = if path.is_empty() { b"." } else { &path };
             let listed = layer::open_dir(&top, below).and_then(|here| {
-                self.weigh_dir(layer, here.as_fd(), rule, &mut |name, child, st| {
+                self.weigh_dir(layer, here.as_fd(), rule, &mut |name, hidden| {
                     let path = match path.is_empty() {
                         true => name.to_vec(),
                         false => [&path, b"/".as_slice(), name].concat(),
                     };
-                    match st {
-                        None => pending.push((path, child)),
-                        Some(st) => weight.add(st, &path, file),
+                    match hidden {
+                        Hidden::Directory(rule) => pending.push((path, rule)),
+                        Hidden::Other(st) => weight.add(st, &path, file),
                     }
                 })
             });
@@ -70,13 +77,13 @@ impl Tree {
         Ok(Some(weight))
     }
 
-    /// Hands on what one hidden directory has: each directory with its rule, each other entry with its attributes.
+    /// Hands on what one hidden directory has; how many of its entries are not to be seen.
     fn weigh_dir(
         &self,
         layer: &Layer,
         dir: BorrowedFd<'_>,
         rule: Option<RuleId>,
-        each: &mut dyn FnMut(&[u8], Option<RuleId>, Option<&Statx>),
+        each: &mut dyn FnMut(&[u8], Hidden<'_>),
     ) -> Result<u64, Errno> {
         let mut unseen = 0;
         layer::names(dir, |name| {
@@ -90,9 +97,9 @@ impl Tree {
                 Verdict::Hidden | Verdict::Disk => None,
             };
             match layer::stat_at(dir, name) {
-                Ok(st) if Kind::of(&st) != Kind::Directory => each(name, child, Some(&st)),
+                Ok(st) if Kind::of(&st) != Kind::Directory => each(name, Hidden::Other(&st)),
                 Ok(st) if layer.is_mount_point(&st) => unseen += 1,
-                Ok(_) => each(name, child, None),
+                Ok(_) => each(name, Hidden::Directory(child)),
                 Err(Errno::NOENT) => {}
                 Err(_) => unseen += 1,
             }

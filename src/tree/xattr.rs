@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(of(&shifted), (machines, false));
         let foreign = [(2, 4, 5), (2, 2, 6), (8, 1, 5)];
         assert_eq!(of(&foreign), (vec![(2, 6, NOBODY), (8, 1, NOBODY)], true));
-        for bad in [&b""[..], b"\x02\0\0", b"\x01\0\0\0", b"\x02\0\0\0123"] {
+        for bad in [&b""[..], b"\x02\0\0", b"\x01\0\0\0", b"\x02\0\0\0odd"] {
             assert_eq!(unshift(Fate::Acl, bad, &map()), None);
         }
     }
