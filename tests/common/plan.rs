@@ -60,7 +60,7 @@ pub(crate) enum What {
     Sparse(u64, Vec<(u64, usize)>),
     /// Cut to what the disk takes.
     Symlink(Bytes),
-    /// One more name of an earlier entry that is no directory; a file where there is none.
+    /// One more name of an earlier entry that is no directory; not made where there is none.
     Link(Which),
     Fifo,
     Char(u32, u32),
@@ -81,7 +81,7 @@ impl fmt::Debug for Bytes {
 #[derive(Clone, Debug)]
 pub(crate) enum Fill {
     These(Bytes),
-    /// So many bytes of all values.
+    /// So many bytes of many values.
     Pattern(usize),
 }
 
@@ -94,8 +94,9 @@ impl Fill {
     }
 }
 
+/// Without zeros: cp makes holes of them.
 fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|i| (i * 31 % 251) as u8).collect()
+    (0..length).map(|i| (i * 31 % 251) as u8 + 1).collect()
 }
 
 /// What was made: where it is, and which entry it is of.
@@ -186,7 +187,7 @@ fn make(
             let files: Vec<_> =
                 made.iter().filter(|made| !matches!(made.entry.what, What::Directory)).collect();
             if files.is_empty() {
-                return file().map(drop);
+                return Err(Errno::EXIST);
             }
             let first = match which {
                 Which::Any(index) => files[index.index(files.len())],
