@@ -2,139 +2,24 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
-#[path = "fidelity/limits.rs"]
-mod limits;
-#[path = "fidelity/python.rs"]
-mod python;
-#[path = "fidelity/routes.rs"]
-mod routes;
-#[path = "fidelity/trees.rs"]
-mod trees;
+#[path = "fidelity/mod.rs"]
+mod fidelity;
 
 use common::disk::{DISKS, Disk, DiskKind};
-use common::expected::{expected, without_etc};
-use common::fixture::Fixture;
 use common::mounted::Mounted;
-use common::snapshot::{Snapshot, differing, show};
+use common::plan::{Bytes, Fill, Plan, What};
+use common::snapshot::Snapshot;
 use common::{program, run, xattr};
-use limits::LIMITS;
+use fidelity::limits::LIMITS;
+use fidelity::routes::{ROUTES, Route};
+use fidelity::travel::{arrived, bounded, built, travels, travels_by};
+use fidelity::trees::{self, Machine};
 use proptest::test_runner::{Config, FileFailurePersistence, RngAlgorithm, TestRng, TestRunner};
-use routes::{GNU, NOT_TWICE, ROUTES, Route};
-use rustix::fs::FileType;
 use std::fs;
-use std::path::{Path, PathBuf};
-use trees::{BASE, Machine};
 
 /// How many generated machines: more with FIDELITY_CASES.
 fn cases() -> u32 {
     std::env::var("FIDELITY_CASES").map_or(9, |text| text.parse().expect("FIDELITY_CASES"))
-}
-
-fn built(machine: &Machine, below: &Path) -> Fixture {
-    let fixture = Fixture::below(below);
-    let place = fixture.empty("m");
-    // Generated directories have its time. rsync leaves fractions alone where the seconds are the same by chance.
-    run(program("touch", ["-d", "@1500000000.25"]).arg(place.config.join("config.json"))).silent();
-    machine.rootfs.build(&place.rootfs, &BASE, machine.disk);
-    machine.home.build(&place.home, &[""], machine.disk);
-    fixture
-}
-
-/// `cp export.tar`, and what the archive says of times and attributes compared with rootfs/.
-fn archived(fixture: &Fixture, mounted: &Mounted, tree: &Snapshot) -> (PathBuf, Snapshot) {
-    let archive = fixture.path().join("m.tar");
-    run(program("cp", [mounted.tar("m"), archive.clone()])).silent();
-    let described = described(tree, &archive);
-    (archive, described)
-}
-
-/// rootfs/ with the times that an archive holds; fails where its records say anything else than rootfs/.
-fn described(tree: &Snapshot, archive: &Path) -> Snapshot {
-    let records = python::records(archive);
-    let none = python::Records::new();
-    tree.clone().map(|path, node| {
-        // Of further names, the archive says nothing.
-        let first = node.same_as.as_deref().unwrap_or(path);
-        let records = records.get(first).unwrap_or(&none);
-        let differing = differing(&node.xattrs, &python::xattrs(records));
-        assert!(differing.is_empty(), "rootfs/ against the archive: {}: {differing}", show(path));
-        match records.get(b"mtime".as_slice()) {
-            Some(text) => {
-                assert_eq!(python::time(text), (node.mtime, node.nsec), "{}", show(path));
-            }
-            None => {
-                assert!(records.is_empty(), "{}: no time in {records:?}", show(path));
-                node.nsec = 0;
-            }
-        }
-        let sparse = records.keys().any(|key| key.starts_with(b"GNU.sparse."));
-        assert_eq!(sparse, node.holes > 0, "{}: {records:?}", show(path));
-    })
-}
-
-/// What of `sent` must arrive, knowing the limits of the reader, where `copy` did.
-fn bounded(route: Route, sent: &Snapshot, copy: &Snapshot) -> Snapshot {
-    let second_name_of_link = |path: &[u8]| {
-        let node = &sent.nodes[path];
-        node.kind == FileType::Symlink && node.same_as.as_deref().is_some_and(|first| first != path)
-    };
-    let sent = match route {
-        Route::Python => sent.filtered(|path| !second_name_of_link(path)),
-        _ => sent.clone(),
-    };
-    sent.map(|path, node| {
-        let Some(copy) = copy.nodes.get(path) else { return };
-        for limit in LIMITS.iter().filter(|limit| limit.reader == route) {
-            (limit.apply)(node, copy);
-        }
-    })
-}
-
-/// What xfs says twice is taken once.
-fn arrived(to: &Path) -> Snapshot {
-    let twice = |name: &[u8]| xattr::ACLS_OF_XFS.contains(&name);
-    Snapshot::full(to).map(|_, node| node.xattrs.retain(|name, _| !twice(name)))
-}
-
-/// Takes a machine along every route, and compares all that arrives.
-fn travels(fixture: &Fixture) {
-    let mounted = Mounted::new(fixture);
-    let tree = Snapshot::full(&mounted.rootfs("m"));
-    let disk = expected(fixture, "m", Snapshot::full);
-    disk.assert_same(&without_etc(&tree), "the disk against rootfs/");
-    disk.assert_holes_kept(&tree, "rootfs/");
-    // Holes of the disk, whatever rootfs/ says of them.
-    let tree =
-        tree.map(|path, node| node.holes = disk.nodes.get(path).map_or(0, |node| node.holes));
-    let (archive, described) = archived(fixture, &mounted, &tree);
-    for route in ROUTES {
-        let to = fixture.scratch(&format!("{route:?}"));
-        route.copy(&archive, &mounted.rootfs("m"), &to);
-        let copy = arrived(&to);
-        let sent = if route.reads_the_archive() { &described } else { &tree };
-        let what = format!("what {route:?} makes of it");
-        let sent = bounded(route, sent, &copy);
-        sent.assert_same(&copy, &what);
-        sent.assert_holes_kept(&copy, &what);
-        if route == Route::Gnu {
-            compared(&archive, &mounted.rootfs("m"), &to);
-        }
-        fs::remove_dir_all(&to).unwrap();
-    }
-}
-
-/// tar and rsync find no difference between what they look at.
-fn compared(archive: &Path, rootfs: &Path, extracted: &Path) {
-    let mut tar = program("tar", GNU.split(' '));
-    run(tar.arg("-df").arg(archive).arg("-C").arg(rootfs)).silent();
-    let arguments = ["-aHAXn", "--numeric-ids", "--delete", "--checksum", "--itemize-changes"];
-    for (from, to) in [(rootfs, extracted), (extracted, rootfs)] {
-        let mut rsync = program("rsync", arguments);
-        let done = run(rsync.arg(NOT_TWICE).arg(from.join("")).arg(to)).ok();
-        let lines = done.out();
-        let lines: Vec<&str> = lines.lines().filter(|line| !line.ends_with(" ./")).collect();
-        assert_eq!(lines, [""; 0], "rsync from {} to {}", from.display(), to.display());
-    }
 }
 
 #[test]
@@ -175,4 +60,99 @@ fn every_limit_of_a_reader_is_real() {
         fs::write(dir.path().join("from/file"), b"content").unwrap();
         (limit.proof)(dir.path());
     }
+}
+
+#[test]
+fn fractions_of_seconds_are_kept_with_mtime_ns() {
+    let disk = Disk::new(DiskKind::Btrfs);
+    let fixture = built(&trees::everything(DiskKind::Btrfs), &disk.path());
+    let archive = fixture.path().join("m.tar");
+    fixture.run(["export", "m", "--mtime=ns", "-o", archive.to_str().unwrap()]).ok();
+    let mounted = Mounted::with(&fixture, &["--mtime=ns"]);
+    run(program("cmp", [&archive, &mounted.tar("m")])).silent();
+    let tree = Snapshot::full(&mounted.rootfs("m"));
+    for route in ROUTES.into_iter().filter(|route| route.reads_the_archive()) {
+        let to = fixture.scratch(&format!("{route:?}"));
+        route.copy(&archive, &mounted.rootfs("m"), &to);
+        let copy = arrived(&to);
+        bounded(route, &tree, &copy).assert_same(&copy, &format!("{route:?} with --mtime=ns"));
+    }
+}
+
+#[test]
+fn each_kind_of_attribute_that_is_left_out_is_one_line() {
+    let disk = Disk::new(DiskKind::Btrfs);
+    let machine = trees::everything(DiskKind::Btrfs);
+    let fixture = built(&machine, &disk.path());
+    let srv = fixture.place("m").rootfs.join("srv");
+    xattr::set(&srv.join("capable0"), b"btrfs.compression", b"zstd").unwrap();
+    xattr::set(&srv.join("capable1"), b"security.selinux", b"label").unwrap();
+    let mounted = Mounted::new(&fixture);
+    fs::metadata(mounted.tar("m")).unwrap();
+    let report = mounted.report("m");
+    let lines = report["left_out"]["lines"].as_array().unwrap();
+    let of_attributes = lines.iter().filter(|line| line["reason"] == "attribute");
+    let mut texts: Vec<String> = of_attributes.map(|line| line["text"].to_string()).collect();
+    texts.sort();
+    let kinds = ["btrfs.*", "security.SMACK*", "security.ima", "security.selinux"];
+    assert_eq!(texts.len(), kinds.len(), "{texts:?}");
+    for (text, kind) in texts.iter().zip(kinds) {
+        assert!(text.contains(kind), "{kind}: {texts:?}");
+    }
+}
+
+#[test]
+fn thousands_of_attributes_on_one_file_arrive() {
+    let disk = Disk::new(DiskKind::Xfs);
+    let nothing = || Plan(Vec::new());
+    let machine = Machine { rootfs: nothing(), home: nothing(), disk: DiskKind::Xfs };
+    let fixture = built(&machine, &disk.path());
+    let srv = fixture.place("m").rootfs.join("srv");
+    // The kernel lists 64 KiB of names, each with its NUL.
+    let fill = |file: &str, names: usize| {
+        fs::write(srv.join(file), b"x").unwrap();
+        for i in 0..names {
+            let name = format!("user.{i:05}");
+            xattr::set(&srv.join(file), name.as_bytes(), name.as_bytes()).unwrap();
+        }
+    };
+    fill("many", 5000);
+    travels(&fixture);
+
+    fill("too-many", 7000);
+    let mounted = Mounted::new(&fixture);
+    fs::metadata(mounted.tar("m")).unwrap();
+    let report = mounted.report("m");
+    let lines = report["left_out"]["lines"].as_array().unwrap();
+    let line = lines.iter().find(|line| line["path"] == "/srv/too-many");
+    assert!(line.is_some_and(|line| line["reason"] == "attribute"), "{report}");
+    assert_eq!(fs::read(mounted.rootfs("m").join("srv/too-many")).unwrap(), b"x");
+}
+
+#[test]
+fn a_file_of_nine_gib_arrives() {
+    const SIZE: u64 = (9 << 30) + 5;
+    let disk = Disk::new(DiskKind::Xfs);
+    let mut machine = trees::everything(DiskKind::Xfs);
+    let mut huge = machine.rootfs.0[0].clone();
+    huge.name = Bytes(b"huge".to_vec());
+    huge.what = What::Sparse(SIZE, vec![(0, 3), (SIZE / 2, 100_000), (SIZE - 2, 2)]);
+    let mut last = huge.clone();
+    (last.name, last.what) = (Bytes(b"huge-and-then".to_vec()), What::File(Fill::Pattern(9)));
+    machine.rootfs = Plan(vec![huge, last]);
+    let fixture = built(&machine, &disk.path());
+    // All but rsync know of holes, and have not much to read.
+    let routes = ROUTES.into_iter().filter(|route| *route != Route::Rsync);
+    travels_by(&fixture, &routes.collect::<Vec<_>>(), |_| ());
+
+    let mounted = Mounted::with(&fixture, &["--sparse=no"]);
+    let size = fs::metadata(mounted.tar("m")).unwrap().len();
+    assert!((SIZE..SIZE + (16 << 20)).contains(&size), "{size}");
+    // As a stream, since it has room nowhere.
+    let script = "set -eo pipefail; cd \"$2\"
+        \"$1\" \"${@:3}\" | tar -xOf - ./srv/huge ./srv/huge-and-then | cmp - <(cat huge huge-and-then)";
+    let export = fixture.command(["export", "m", "--sparse=no", "-q", "-o", "-"]);
+    let mut bash = program("bash", ["-c", script, "bash"]);
+    bash.arg(export.get_program()).arg(fixture.place("m").rootfs.join("srv"));
+    run(bash.args(export.get_args())).silent();
 }

@@ -2,9 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
-#[path = "fidelity/trees.rs"]
-#[allow(dead_code)]
-mod trees;
+#[path = "fidelity/mod.rs"]
+mod fidelity;
 
 use common::disk::{Disk, DiskKind};
 use common::fixture::{Fixture, Maker};
@@ -12,12 +11,12 @@ use common::mounted::Mounted;
 use common::plan::Plan;
 use common::snapshot::Snapshot;
 use common::{program, run, xattr};
+use fidelity::trees::{self, BASE, Machine};
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
-use trees::{BASE, Machine};
 
 /// Where the machine's ids are on a host that shifts them: its first, as many as Codchi maps, and the largest of all.
 const SHIFTED: [Range; 3] = [

@@ -6,9 +6,9 @@ use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 /// A hole of this size or more has to stay one.
@@ -270,7 +270,7 @@ impl Walk {
         match kind {
             FileType::RegularFile => {
                 let fd = open(OFlags::NONBLOCK).unwrap_or_else(|error| fail("open", error));
-                node.hash = hash(File::from(fd.try_clone().unwrap()), &mut self.buffer)
+                node.hash = hash(&File::from(fd.try_clone().unwrap()), &mut self.buffer)
                     .unwrap_or_else(|error| panic!("read {}: {error}", show(path)));
                 if self.full {
                     node.holes =
@@ -309,14 +309,29 @@ impl Walk {
     }
 }
 
-fn hash(mut file: File, buffer: &mut Vec<u8>) -> std::io::Result<u64> {
-    buffer.resize(1 << 20, 0);
+/// Of all that is not zeros and where it is: the same for a hole and for zeros, and soon done with holes.
+fn hash(file: &File, buffer: &mut Vec<u8>) -> std::io::Result<u64> {
+    const CHUNK: u64 = 64 << 10;
+    buffer.resize(CHUNK as usize, 0);
     let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    let mut at = 0;
     loop {
-        match file.read(buffer)? {
-            0 => return Ok(hash.digest()),
-            length => hash.update(&buffer[..length]),
+        match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => return Ok(hash.digest()),
+            data => at = data? / CHUNK * CHUNK,
         }
+        let mut length = 0;
+        while length < buffer.len() {
+            match file.read_at(&mut buffer[length..], at + length as u64)? {
+                0 => break,
+                read => length += read,
+            }
+        }
+        if buffer[..length].iter().any(|byte| *byte != 0) {
+            hash.update(&at.to_le_bytes());
+            hash.update(&buffer[..length]);
+        }
+        at += CHUNK;
     }
 }
 

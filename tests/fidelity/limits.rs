@@ -1,11 +1,11 @@
 //! What a reader cannot do, as narrow as it can be said. docs/READERS.md has the same table in words.
 
+use super::python;
+use super::routes::{GNU, Route};
 use crate::common::disk::{Disk, DiskKind};
 use crate::common::snapshot::Node;
 use crate::common::xattr::{self, Xattrs};
 use crate::common::{program, run};
-use crate::python;
-use crate::routes::{GNU, Route};
 use rustix::fs::FileType;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
