@@ -3,10 +3,12 @@
 use super::limits::LIMITS;
 use super::python;
 use super::routes::{GNU, NOT_TWICE, ROUTES, Route};
-use super::trees::{BASE, Machine};
+use super::trees::{self, BASE, Machine};
+use crate::common::disk::DiskKind;
 use crate::common::expected::{expected, without_etc};
 use crate::common::fixture::Fixture;
 use crate::common::mounted::Mounted;
+use crate::common::plan::{Bytes, Fill, Plan, What};
 use crate::common::snapshot::{Snapshot, differing, show};
 use crate::common::{program, run, xattr};
 use rustix::fs::FileType;
@@ -21,6 +23,22 @@ pub(crate) fn built(machine: &Machine, below: &Path) -> Fixture {
     machine.rootfs.build(&place.rootfs, &BASE, machine.disk);
     machine.home.build(&place.home, &[""], machine.disk);
     fixture
+}
+
+/// Bytes of `srv/huge` of [`nine_gib`]: more than ustar has digits for.
+pub(crate) const NINE_GIB: u64 = (9 << 30) + 5;
+
+/// A machine with a file of nine GiB, nearly all of it holes, and a small one after it.
+pub(crate) fn nine_gib(below: &Path) -> Fixture {
+    let mut machine = trees::everything(DiskKind::Xfs);
+    let mut huge = machine.rootfs.0[0].clone();
+    huge.name = Bytes(b"huge".to_vec());
+    let data = vec![(0, 3), (NINE_GIB / 2, 100_000), (NINE_GIB - 2, 2)];
+    huge.what = What::Sparse(NINE_GIB, data);
+    let mut last = huge.clone();
+    (last.name, last.what) = (Bytes(b"huge-and-then".to_vec()), What::File(Fill::Pattern(9)));
+    machine.rootfs = Plan(vec![huge, last]);
+    built(&machine, below)
 }
 
 /// rootfs/ with the times that an archive holds; fails where its records say anything else than rootfs/.
