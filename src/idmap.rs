@@ -9,6 +9,10 @@ use serde::Deserialize;
 /// What an id outside the map is shown as (the kernel's overflow id, `/proc/sys/kernel/overflowuid`).
 pub const NOBODY: u32 = 65534;
 
+/// Bytes of a map's text that are parsed at most. The kernel takes 340 ranges for users and as many for groups, and a
+/// range is some 80 bytes; anybody who may configure one instance can record a million, which all others would wait for.
+const MOST_TEXT: usize = 256 << 10;
+
 /// One range of the map: `count` ids from `host` on the host are `inside` and up in the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Range {
@@ -35,6 +39,11 @@ pub enum IdMapError {
         /// Column, from 1.
         column: usize,
     },
+    /// More than any kernel takes.
+    #[error(
+        "the id map is {0} bytes long: no kernel takes more than 340 ranges, and codchifs reads no more than {MOST_TEXT} bytes"
+    )]
+    Long(usize),
     /// A number that is no id.
     #[error(
         "the id map has a range that is no range of ids: host {host}, machine {inside}, {count} ids"
@@ -65,6 +74,9 @@ struct Raw {
 impl IdMap {
     /// Parses the JSON of `volatile.*.idmap`. `None` for `[]`: what is on the disk is not shifted.
     pub fn parse(json: &str) -> Result<Option<Self>, IdMapError> {
+        if json.len() > MOST_TEXT {
+            return Err(IdMapError::Long(json.len()));
+        }
         let raw: Vec<Raw> = serde_json::from_str(json)
             .map_err(|e| IdMapError::Json { line: e.line(), column: e.column() })?;
         if raw.is_empty() {
@@ -146,6 +158,17 @@ mod tests {
     }
 
     #[test]
+    fn takes_as_many_ranges_as_the_kernel() {
+        let range = |n: u32, user: bool| {
+            let (id, group) = (4_000_000_000 + n, !user);
+            format!(r#"{{"Isuid":{user},"Isgid":{group},"Hostid":{id},"Nsid":{id},"Maprange":1}}"#)
+        };
+        let all: Vec<_> = (0..680).map(|n| range(n, n % 2 == 0)).collect();
+        let map = IdMap::parse(&format!("[{}]", all.join(","))).unwrap().unwrap();
+        assert_eq!((map.uids.len(), map.gids.len()), (340, 340));
+    }
+
+    #[test]
     fn refuses_what_is_no_map() {
         let one = |h: i64, n: i64, c: i64| {
             format!(r#"[{{"Isuid":true,"Isgid":true,"Hostid":{h},"Nsid":{n},"Maprange":{c}}}]"#)
@@ -158,6 +181,9 @@ mod tests {
             IdMap::parse(&one(i64::from(u32::MAX), 0, 2)),
             Err(IdMapError::Range { .. })
         ));
+        let blank = |bytes: usize| format!("[{}]", " ".repeat(bytes - 2));
+        assert_eq!(IdMap::parse(&blank(MOST_TEXT)), Ok(None));
+        assert_eq!(IdMap::parse(&blank(MOST_TEXT + 1)), Err(IdMapError::Long(MOST_TEXT + 1)));
         let twice = r#"[{"Isuid":true,"Isgid":false,"Hostid":5,"Nsid":0,"Maprange":10},
             {"Isuid":true,"Isgid":false,"Hostid":9,"Nsid":100,"Maprange":10}]"#;
         assert_eq!(IdMap::parse(twice), Err(IdMapError::Overlap(9)));

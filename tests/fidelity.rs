@@ -7,7 +7,6 @@ mod fidelity;
 
 use common::disk::{DISKS, Disk, DiskKind};
 use common::mounted::Mounted;
-use common::plan::Plan;
 use common::snapshot::Snapshot;
 use common::{program, run, xattr};
 use fidelity::limits::LIMITS;
@@ -63,6 +62,78 @@ fn every_limit_of_a_reader_is_real() {
 }
 
 #[test]
+fn each_reader_restores_what_its_flags_say() {
+    let disk = Disk::new(DiskKind::Tmpfs);
+    let fixture = built(&Machine::empty(DiskKind::Tmpfs), &disk.path());
+    let srv = fixture.place("m").rootfs.join("srv");
+    fs::write(srv.join("file"), b"content").unwrap();
+    let holes = fs::File::create(srv.join("holes")).unwrap();
+    holes.set_len(5 << 20).unwrap();
+    for (name, value) in [
+        (b"user.x".as_slice(), b"y".to_vec()),
+        (b"trusted.x", b"y".to_vec()),
+        (
+            xattr::ACCESS,
+            xattr::acl(&[('U', 0, 6), ('u', 71, 4), ('G', 0, 4), ('m', 0, 4), ('o', 0, 4)]),
+        ),
+        (xattr::CAPABILITY, xattr::capability(1, None)),
+    ] {
+        xattr::set(&srv.join("file"), name, &value).unwrap();
+    }
+    let mounted = Mounted::new(&fixture);
+    let filled = fixture.path().join("filled.tar");
+    fixture.run(["export", "m", "--sparse=no", "-o", filled.to_str().unwrap()]).ok();
+    let (archive, rootfs) = (mounted.tar("m"), mounted.rootfs("m").join("."));
+    // Command, with A for the archive, F for one without sparse members, R for rootfs/, T for the target; then what
+    // arrives: user, trusted, acl, capability, holes.
+    let table = [
+        ("tar -xpf A -C T", "h"),
+        ("tar --acls -xpf A -C T", "a h"),
+        ("tar --xattrs -xpf A -C T", "u h"),
+        ("tar --xattrs --xattrs-include=* -xpf A -C T", "u t c h"),
+        ("tar --xattrs --xattrs-include=* --acls -xpf A -C T", "u t a c h"),
+        ("bsdtar -xpf A -C T", "u t a c h"),
+        ("busybox tar -xpf F -C T", ""),
+        ("cp -dR --preserve=mode R T", "a h"),
+        ("cp -a R T", "u t a c h"),
+        ("rsync -aH R T", ""),
+        ("rsync -aHS R T", "h"),
+        ("rsync -aHAXS R T", "u t a c h"),
+    ];
+    for (line, expected) in table {
+        let to = fixture.scratch("to");
+        let mut words = line.split(' ').map(|word| match word {
+            "A" => archive.clone().into_os_string(),
+            "F" => filled.clone().into_os_string(),
+            "R" => rootfs.clone().into_os_string(),
+            "T" => to.clone().into_os_string(),
+            word => word.into(),
+        });
+        let name = words.next().unwrap();
+        run(program(name.to_str().unwrap(), words)).ok();
+        let copy = Snapshot::full(&to);
+        let (file, holes) =
+            (&copy.nodes[b"srv/file".as_slice()], &copy.nodes[b"srv/holes".as_slice()]);
+        assert_eq!((file.size, holes.size), (7, 5 << 20), "{line}");
+        let has = |name: &[u8]| file.xattrs.contains_key(name);
+        let all = [
+            ("u", has(b"user.x")),
+            ("t", has(b"trusted.x")),
+            ("a", has(xattr::ACCESS)),
+            ("c", has(xattr::CAPABILITY)),
+            ("h", holes.holes > 0),
+        ];
+        let arrived: Vec<_> = all.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
+        assert_eq!(arrived.join(" "), expected, "{line}");
+        fs::remove_dir_all(&to).unwrap();
+    }
+    // busybox takes the map of a sparse member for content.
+    let to = fixture.scratch("to");
+    run(program("busybox", ["tar", "-xpf"]).arg(&archive).arg("-C").arg(&to)).ok();
+    assert_ne!(fs::metadata(to.join("srv/holes")).unwrap().len(), 5 << 20);
+}
+
+#[test]
 fn fractions_of_seconds_are_kept_with_mtime_ns() {
     let disk = Disk::new(DiskKind::Btrfs);
     let fixture = built(&trees::everything(DiskKind::Btrfs), &disk.path());
@@ -104,9 +175,7 @@ fn each_kind_of_attribute_that_is_left_out_is_one_line() {
 #[test]
 fn thousands_of_attributes_on_one_file_arrive() {
     let disk = Disk::new(DiskKind::Xfs);
-    let nothing = || Plan(Vec::new());
-    let machine = Machine { rootfs: nothing(), home: nothing(), disk: DiskKind::Xfs };
-    let fixture = built(&machine, &disk.path());
+    let fixture = built(&Machine::empty(DiskKind::Xfs), &disk.path());
     let srv = fixture.place("m").rootfs.join("srv");
     // The kernel lists 64 KiB of names, each with its NUL.
     let fill = |file: &str, names: usize| {

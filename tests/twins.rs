@@ -115,9 +115,7 @@ fn shifted_ids_leave_no_trace_in_owners_acls_and_capabilities() {
 #[test]
 fn an_id_outside_the_map_is_65534_and_reported() {
     let disk = Disk::new(DiskKind::Tmpfs);
-    let nothing = Plan(Vec::new());
-    let machine = Machine { rootfs: nothing.clone(), home: nothing, disk: DiskKind::Tmpfs };
-    let fixture = built(&machine, &SHIFTED, &disk.path());
+    let fixture = built(&Machine::empty(DiskKind::Tmpfs), &SHIFTED, &disk.path());
     let rootfs = fixture.place("m").rootfs;
     let maker = Maker::new(&rootfs);
     let acl = |user, group| {

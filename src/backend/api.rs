@@ -15,6 +15,7 @@ use serde_json::Value;
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -119,8 +120,9 @@ fn refusal(code: u16) -> &'static str {
     if code == StatusCode::FORBIDDEN.as_u16() { GROUPS } else { "" }
 }
 
-/// Answers the `metadata` of the envelope. Everything (connect, send, headers, body) happens within `deadline`, the
-/// body is at most `most` bytes. `path` is that of the URL with its query, percent-encoded.
+/// Answers the `metadata` of the envelope. Everything that waits for the daemon (connect, send, headers, body) happens
+/// within `deadline`, the body is at most `most` bytes. To take it apart is our own work and comes after: what bounds
+/// it is `most`. `path` is that of the URL with its query, percent-encoded.
 ///
 /// Works on a thread of its own. The client never blocks, but finding the socket's path does as long as the file
 /// system that it is on likes; such a thread stays behind until that answers. A runtime inside another would panic,
@@ -131,24 +133,27 @@ pub(super) fn get(
     deadline: Duration,
     most: usize,
 ) -> Result<Value, ApiError> {
-    let call = Call {
+    let call = Arc::new(Call {
         socket: socket.to_owned(),
         uri: uri(path)
             .ok_or_else(|| ApiError::Path { socket: socket.to_owned(), path: path.to_owned() })?,
         deadline,
         most,
-    };
+    });
     let start = |source| ApiError::Start { socket: socket.to_owned(), source };
     let (answer, answered) = mpsc::sync_channel(1);
     std::thread::Builder::new()
         .name("api".into())
-        .spawn(move || {
-            // Fails if the deadline was first: nobody wants it any more.
-            let _ = answer.send(call.run());
+        .spawn({
+            let call = Arc::clone(&call);
+            move || {
+                // Fails if the deadline was first: nobody wants it any more.
+                let _ = answer.send(call.run());
+            }
         })
         .map_err(start)?;
     match answered.recv_timeout(deadline) {
-        Ok(answer) => answer,
+        Ok(answer) => answer.and_then(|(status, body)| call.open(status, &body)),
         Err(RecvTimeoutError::Timeout) => {
             Err(ApiError::Deadline { socket: socket.to_owned(), after: deadline })
         }
@@ -172,7 +177,7 @@ struct Call {
 }
 
 impl Call {
-    fn run(&self) -> Result<Value, ApiError> {
+    fn run(&self) -> Result<(StatusCode, Vec<u8>), ApiError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -185,8 +190,7 @@ impl Call {
             });
         // Closes the connection.
         drop(runtime);
-        let (status, body) = answer?;
-        self.open(status, &body)
+        answer
     }
 
     /// Sends the request, reads all of the answer.

@@ -38,7 +38,7 @@ impl Directories {
         let maps = match read_small(&path) {
             Ok((text, _)) => {
                 let instance = Instance::from_backup(&text).map_err(|e| unusable(e.to_string()))?;
-                instance.maps.map_err(|e| unusable(e.to_string()))?
+                instance.maps().map_err(unusable)?
             }
             Err(e) if e.kind() == ErrorKind::NotFound => IdMaps::default(),
             Err(e) => return look(path, e),

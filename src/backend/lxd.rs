@@ -2,22 +2,29 @@
 
 use super::api;
 use super::record::Instance;
-use super::{Facts, LocateError, Location, Power, Query, read_small};
+use super::{Facts, Found, LocateError, Location, Power, Query, read_small};
 use parking_lot::{Condvar, Mutex};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// The daemon has this long for one answer.
 const DEADLINE: Duration = Duration::from_secs(3);
+/// And we this long to read it, or the disk: 256 MiB of JSON take half a second, ten times that where nothing is optimised.
+const OWN_WORK: Duration = Duration::from_secs(7);
 /// What was told is believed this long.
 const FRESH: Duration = Duration::from_millis(700);
 /// Bytes of an answer at most: 10,000 instances are some 60 MiB.
 const MOST_ANSWER: usize = 256 << 20;
 /// One request for all machines of all projects.
 const INSTANCES: &str = "/1.0/instances?recursion=1&all-projects=true";
+/// Where the snap has its state.
+const SNAP: &str = "/var/snap/lxd";
+/// The snap's mount namespace.
+const SNAP_MOUNTS: &str = "/run/snapd/ns/lxd.mnt";
 /// What the snap has its own view of the pools under, visible from outside of its mount namespace.
 const SNAP_NAMESPACE: &str = "/var/snap/lxd/common/mntns";
 
@@ -84,6 +91,8 @@ struct State {
 #[derive(Debug)]
 struct Answer {
     instances: Vec<Arc<Instance>>,
+    /// Where the disk was asked, instances without a record that can be used.
+    faults: Vec<Arc<Fault>>,
     /// When these were asked for.
     checked: Instant,
     /// When the daemon last told them; `None` where backup.yaml did.
@@ -106,25 +115,34 @@ impl Daemon {
         kind.bases(env).into_iter().filter(exists).map(|base| Self::at(kind, base)).collect()
     }
 
-    /// All instances of that name which are the user's; the others are counted.
-    pub(super) fn find(
-        &self,
-        query: &Query<'_>,
-    ) -> (Vec<Result<Location, LocateError>>, Facts, usize) {
+    /// All instances of that name, and whose they are.
+    pub(super) fn find(&self, query: &Query<'_>) -> Found {
         let answer = self.answer();
         let named = |i: &&Arc<Instance>| i.name == query.instance;
         let all: Vec<_> = answer.instances.iter().filter(named).collect();
         let mine: Vec<_> = all.iter().filter(|i| i.belongs_to(query.uid, query.data_dir)).collect();
-        let others = all.len() - mine.len();
-        let found = mine.into_iter().map(|i| self.location(i)).collect();
-        let facts =
-            Facts { online: answer.online, why: answer.why.clone(), disk: answer.disk.clone() };
-        (found, facts, others)
+        let fault = answer.faults.iter().find(|f| all.is_empty() && f.is_of(query.instance));
+        Found {
+            others: all.len() - mine.len(),
+            mine: mine.into_iter().map(|i| (self.place(i), self.location(i))).collect(),
+            fault: fault.map(|f| self.error(f, query.instance)),
+            facts: Facts {
+                online: answer.online,
+                why: answer.why.clone(),
+                disk: answer.disk.clone(),
+            },
+        }
+    }
+
+    fn place(&self, instance: &Instance) -> String {
+        let pool = instance.pool.as_deref().unwrap_or("unknown");
+        let (name, base) = (kind_name(self.kind), self.base.display());
+        format!("one of {name} in {base} (project {}, pool {pool})", instance.project)
     }
 
     fn location(&self, instance: &Instance) -> Result<Location, LocateError> {
         let unusable = |why: String| LocateError::Record { instance: instance.name.clone(), why };
-        let maps = instance.maps.clone().map_err(|e| unusable(e.to_string()))?;
+        let maps = instance.maps().map_err(unusable)?;
         let (pool, directory) = instance
             .directory()
             .ok_or_else(|| unusable("its pool, project or name is no directory's name".into()))?;
@@ -133,31 +151,16 @@ impl Daemon {
             .join("containers")
             .join(directory)
             .join("rootfs");
-        let mut rootfs = self.base.join(&below);
-        let mut found = rootfs.symlink_metadata();
-        if found.is_err() && self.base.starts_with("/var/snap/lxd") {
-            let inside = Path::new(SNAP_NAMESPACE)
-                .join(self.base.strip_prefix("/").unwrap_or(&self.base))
-                .join(&below);
-            if let Ok(meta) = inside.symlink_metadata() {
-                (rootfs, found) = (inside, Ok(meta));
-            }
-        }
-        let client = self.kind.client();
+        let directory = |path: &Path| match path.symlink_metadata()?.is_dir() {
+            true => Ok(()),
+            false => Err(ErrorKind::NotADirectory.into()),
+        };
+        let (rootfs, found) = first(&views(&self.base), &below, directory);
         match found {
-            Ok(meta) if meta.is_dir() => {}
-            Ok(_) => {
-                return Err(LocateError::Look {
-                    path: rootfs,
-                    source: ErrorKind::NotADirectory.into(),
-                });
-            }
+            Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(LocateError::Unmounted {
-                    path: rootfs,
-                    pool: instance.pool_driver.clone().unwrap_or(pool),
-                    start: format!("{client} start {}", instance.name),
-                });
+                let pool = instance.pool_driver.clone().unwrap_or(pool);
+                return Err(self.unmounted(rootfs, &instance.name, pool));
             }
             Err(source) => return Err(LocateError::Look { path: rootfs, source }),
         }
@@ -179,6 +182,35 @@ impl Daemon {
         })
     }
 
+    fn unmounted(&self, path: PathBuf, instance: &str, pool: String) -> LocateError {
+        let start = format!("`{} start {instance}` mounts it", self.kind.client());
+        let remedy = match self.base.starts_with(SNAP) {
+            true => format!(
+                "{start}, but only for the snap: where {SNAP_NAMESPACE} does not show it, run codchifs with \
+                 `nsenter --mount={SNAP_MOUNTS}`"
+            ),
+            false => start,
+        };
+        LocateError::Unmounted { path, instance: instance.into(), pool, remedy }
+    }
+
+    fn error(&self, fault: &Fault, instance: &str) -> LocateError {
+        let path = fault.at.clone();
+        let why = match &fault.why {
+            Why::Look(e) if e.kind() == ErrorKind::NotFound => {
+                return self.unmounted(path, instance, fault.pool.clone());
+            }
+            Why::Look(e) if e.kind() == ErrorKind::PermissionDenied => {
+                let source = e.raw_os_error().map_or(e.kind().into(), io::Error::from_raw_os_error);
+                return LocateError::Look { path, source };
+            }
+            Why::Look(e) => e.to_string(),
+            Why::Record(why) => why.clone(),
+        };
+        let (instance, why) = (instance.into(), format!("{}: {why}", path.display()));
+        LocateError::Record { instance, why }
+    }
+
     /// The last answer; the first one is waited for.
     fn answer(&self) -> Arc<Answer> {
         let mut state = self.told.state.lock();
@@ -197,7 +229,7 @@ impl Daemon {
                 state.asking = false;
             }
         }
-        let until = Instant::now() + DEADLINE + Duration::from_secs(2);
+        let until = Instant::now() + DEADLINE + OWN_WORK;
         while state.last.is_none() && state.asking {
             if self.told.first.wait_until(&mut state, until).timed_out() {
                 break;
@@ -206,10 +238,11 @@ impl Daemon {
         state.last.clone().unwrap_or_else(|| {
             Arc::new(Answer {
                 instances: Vec::new(),
+                faults: Vec::new(),
                 checked: Instant::now(),
                 online: None,
-                why: Some(format!("{} did not answer, nor did the disk", kind_name(self.kind))),
-                disk: None,
+                why: Some(format!("{} did not answer in time", kind_name(self.kind))),
+                disk: Some(format!("nor did the disk, {}; try again", self.base.display())),
             })
         })
     }
@@ -233,73 +266,170 @@ fn ask(kind: Kind, base: &Path, before: Option<&Answer>) -> Answer {
                 .filter_map(|r| Instance::from_record(r).ok())
                 .map(Arc::new)
                 .collect();
-            Answer { instances, checked, online: Some(SystemTime::now()), why: None, disk: None }
+            Answer {
+                instances,
+                faults: Vec::new(),
+                checked,
+                online: Some(SystemTime::now()),
+                why: None,
+                disk: None,
+            }
         }
         Err(why) => {
             let why = format!("{}: {why}", kind_name(kind));
             tracing::debug!(%why, "asking the disk instead");
-            let (mut instances, disk) = match from_disk(base) {
-                Ok(instances) => (instances, None),
-                Err(why) => (Vec::new(), Some(why)),
+            let disk = from_disk(base);
+            let answer = |instances, online| Answer {
+                instances,
+                faults: disk.faults.into_iter().map(Arc::new).collect(),
+                checked,
+                online,
+                why: Some(why),
+                disk: (!disk.unseen.is_empty()).then(|| disk.unseen.join("; ")),
             };
             let told = before.and_then(|b| Some((b, b.online?)));
             let Some((before, online)) = told else {
-                return Answer {
-                    instances: instances.into_iter().map(|(i, _)| Arc::new(i)).collect(),
-                    checked,
-                    online: None,
-                    why: Some(why),
-                    disk,
-                };
+                return answer(
+                    disk.instances.into_iter().map(|(i, _)| Arc::new(i)).collect(),
+                    None,
+                );
             };
             // What the daemon told is newer than any backup.yaml that it has not written since.
-            instances.retain(|(_, written)| *written > online);
             let mut merged = before.instances.clone();
-            for (new, _) in instances {
+            for (new, _) in disk.instances.into_iter().filter(|(_, written)| *written > online) {
                 merged.retain(|old| (&old.name, &old.project) != (&new.name, &new.project));
                 merged.push(Arc::new(new));
             }
-            Answer { instances: merged, checked, online: Some(online), why: Some(why), disk }
+            answer(merged, Some(online))
         }
     }
 }
 
-/// Every machine's backup.yaml, with when it was written.
-fn from_disk(base: &Path) -> Result<Vec<(Instance, SystemTime)>, String> {
-    let pools = base.join("storage-pools");
-    let list = |dir: &Path| {
-        std::fs::read_dir(dir).map_err(|e| {
-            let remedy = match e.kind() {
-                ErrorKind::PermissionDenied => {
-                    "; only root reads it: run as root, or mount with `mount -t codchifs`"
-                }
-                _ => "",
-            };
-            format!("cannot read {}: {e}{remedy}", dir.display())
-        })
-    };
-    let mut found = Vec::new();
-    for pool in list(&pools)?.flatten() {
-        // A pool that is not mounted has no containers directory, and other kinds of entries are none.
-        let Ok(containers) = list(&pool.path().join("containers")) else { continue };
-        for container in containers.flatten() {
-            let path = container.path().join("backup.yaml");
-            if !container.file_name().to_string_lossy().contains("codchi-") {
+/// An instance's directory without a record that can be used.
+#[derive(Debug)]
+struct Fault {
+    pool: String,
+    /// Where its backup.yaml would be.
+    at: PathBuf,
+    why: Why,
+}
+
+#[derive(Debug)]
+enum Why {
+    /// There is no backup.yaml, or it cannot be read.
+    Look(io::Error),
+    /// It is nonsense.
+    Record(String),
+}
+
+impl Fault {
+    /// Directories are named `INSTANCE` or `PROJECT_INSTANCE`.
+    fn is_of(&self, instance: &str) -> bool {
+        let directory = self.at.parent().and_then(Path::file_name).unwrap_or_default();
+        let name = directory.to_string_lossy();
+        name.strip_suffix(instance)
+            .is_some_and(|project| project.is_empty() || project.ends_with('_'))
+    }
+}
+
+/// What the disk tells without the daemon.
+#[derive(Debug, Default)]
+struct Disk {
+    /// Each with when its backup.yaml was written.
+    instances: Vec<(Instance, SystemTime)>,
+    faults: Vec<Fault>,
+    /// Where instances may be that are in neither list, and why.
+    unseen: Vec<String>,
+}
+
+/// Every machine's backup.yaml.
+fn from_disk(base: &Path) -> Disk {
+    let (views, mut disk) = (views(base), Disk::default());
+    let mut pools = BTreeSet::new();
+    for view in &views {
+        let at = view.join("storage-pools");
+        match names(&at) {
+            Ok(found) => pools.extend(found),
+            // A daemon that was never started has none.
+            Err(e) if e.kind() == ErrorKind::NotFound && base.is_dir() => {}
+            Err(e) => disk.unseen.push(cannot_read(&at, &e)),
+        }
+    }
+    for pool in pools {
+        let below = Path::new("storage-pools").join(&pool).join("containers");
+        let pool = pool.to_string_lossy();
+        let (at, containers) = first(&views, &below, names);
+        let containers = match containers {
+            Ok(containers) => containers,
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                let at = at.display();
+                disk.unseen.push(format!("the pool {pool} is not mounted: there is no {at}"));
                 continue;
             }
-            let Ok((text, written)) = read_small(&path) else { continue };
-            match Instance::from_backup(&text) {
-                Ok(mut instance) => {
+            Err(e) => {
+                disk.unseen.push(cannot_read(&at, &e));
+                continue;
+            }
+        };
+        for name in containers.iter().filter(|n| n.to_string_lossy().contains("codchi-")) {
+            let (at, text) = first(&views, &below.join(name).join("backup.yaml"), read_small);
+            let read = text.map_err(Why::Look).and_then(|(text, written)| {
+                let instance = Instance::from_backup(&text).map_err(|e| Why::Record(e.to_string()));
+                Ok((instance?, written))
+            });
+            match read {
+                Ok((mut instance, written)) => {
                     // As of when it was written: a machine outlives its daemon.
                     instance.status.clear();
-                    if instance.pool.is_none() {
-                        instance.pool = pool.file_name().into_string().ok();
-                    }
-                    found.push((instance, written));
+                    instance.pool.get_or_insert_with(|| pool.clone().into_owned());
+                    disk.instances.push((instance, written));
                 }
-                Err(why) => tracing::warn!(path = %path.display(), %why, "not usable"),
+                Err(why) => disk.faults.push(Fault { pool: pool.clone().into_owned(), at, why }),
             }
         }
     }
-    Ok(found)
+    disk
+}
+
+/// Where a daemon's base directory can be seen: for the snap, also through its mount namespace, where its pools are.
+fn views(base: &Path) -> Vec<PathBuf> {
+    let mut views = vec![base.to_owned()];
+    if base.starts_with(SNAP) {
+        views.push(Path::new(SNAP_NAMESPACE).join(base.strip_prefix("/").unwrap_or(base)));
+    }
+    views
+}
+
+/// The first view that has it; else the first error that tells more than that it is not there.
+fn first<T>(
+    views: &[PathBuf],
+    below: &Path,
+    look: impl Fn(&Path) -> io::Result<T>,
+) -> (PathBuf, io::Result<T>) {
+    let mut failed: Option<(PathBuf, io::Error)> = None;
+    for path in views.iter().map(|view| view.join(below)) {
+        match look(&path) {
+            Ok(found) => return (path, Ok(found)),
+            Err(e) if failed.as_ref().is_none_or(|(_, e)| e.kind() == ErrorKind::NotFound) => {
+                if failed.is_none() || e.kind() != ErrorKind::NotFound {
+                    failed = Some((path, e));
+                }
+            }
+            Err(_) => {}
+        }
+    }
+    let (path, why) = failed.unwrap_or_else(|| (below.to_owned(), ErrorKind::NotFound.into()));
+    (path, Err(why))
+}
+
+fn names(dir: &Path) -> io::Result<Vec<OsString>> {
+    std::fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name())).collect()
+}
+
+fn cannot_read(dir: &Path, why: &io::Error) -> String {
+    let remedy = match why.kind() {
+        ErrorKind::PermissionDenied => super::AS_ROOT,
+        _ => "",
+    };
+    format!("cannot read {}: {why}{remedy}", dir.display())
 }

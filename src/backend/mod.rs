@@ -4,6 +4,7 @@ mod api;
 mod dir;
 mod lxd;
 mod record;
+mod yaml;
 
 pub use dir::Directories;
 pub use lxd::{Daemon, Kind};
@@ -14,6 +15,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+/// What a user can do who is not let in.
+const AS_ROOT: &str = "; only root reads machines: run as root, or mount with `mount -t codchifs`";
 /// Bytes of a backup.yaml that are read at most.
 const MOST_BACKUP: u64 = 4 << 20;
 
@@ -85,16 +88,16 @@ pub enum LocateError {
     #[error("not installed: there is no {0}; `codchi rebuild NAME` makes it")]
     NotInstalled(String),
     /// The instance's volume is not there.
-    #[error(
-        "there is no {path}: the volume (pool {pool}) is not mounted while the machine is stopped; `{start}` mounts it"
-    )]
+    #[error("there is no {path}: the volume of {instance} (pool {pool}) is not mounted; {remedy}")]
     Unmounted {
         /// Where its rootfs would be.
         path: PathBuf,
+        /// The instance.
+        instance: String,
         /// The pool or its driver.
         pool: String,
-        /// What starts it.
-        start: String,
+        /// What mounts it.
+        remedy: String,
     },
     /// All instances of that name are somebody else's.
     #[error(
@@ -110,13 +113,15 @@ pub enum LocateError {
     },
     /// More than one is the user's.
     #[error(
-        "there are {count} instances {instance}; delete or rename all but one, or choose with --driver or --lxd-dir"
+        "there are {} instances {instance}: {}; delete or rename all but one, or choose with --driver lxd|incus or --lxd-dir DIR",
+        places.len(),
+        places.join(" and ")
     )]
     Ambiguous {
         /// The instance.
         instance: String,
-        /// How many.
-        count: usize,
+        /// Where each is.
+        places: Vec<String>,
     },
     /// Its record is unusable: no file's owner would be known.
     #[error("cannot use the record of {instance}: {why}")]
@@ -135,15 +140,20 @@ pub enum LocateError {
         why: String,
     },
     /// Something on the way cannot be read.
-    #[error(
-        "cannot look at {path}: {source}; only root reads machines: run as root, or mount with `mount -t codchifs`"
-    )]
+    #[error("cannot look at {path}: {source}{}", remedy(.source))]
     Look {
         /// What was looked at.
         path: PathBuf,
         /// The system's answer.
         source: std::io::Error,
     },
+}
+
+fn remedy(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        ErrorKind::PermissionDenied => AS_ROOT,
+        _ => "",
+    }
 }
 
 impl Backend {
@@ -158,34 +168,55 @@ impl Backend {
             let why = "neither LXD nor Incus is on this host; --lxd-dir or --rootfs-dir say where machines are".into();
             return (Err(LocateError::Unknown { instance, why }), Facts::default());
         }
-        let (mut found, mut facts, mut others, mut silent) =
-            (Vec::new(), Facts::default(), 0, Vec::new());
+        let mut all = Found::default();
+        let mut silent = Vec::new();
         for daemon in daemons {
-            let (here, told, not_mine) = daemon.find(query);
-            others += not_mine;
-            if let (Some(why), Some(disk)) = (&told.why, &told.disk) {
+            let here = daemon.find(query);
+            if let (Some(why), Some(disk)) = (&here.facts.why, &here.facts.disk) {
                 silent.push(format!("{why}; {disk}"));
             }
-            if !here.is_empty() || facts.why.is_none() {
-                facts = told;
+            // Whose instance it is, says how fresh its facts are; where nobody has it, whoever is silent.
+            if !here.mine.is_empty() || (all.mine.is_empty() && all.facts.why.is_none()) {
+                all.facts = here.facts;
             }
-            found.extend(here);
+            all.mine.extend(here.mine);
+            all.fault = all.fault.or(here.fault);
+            all.others += here.others;
         }
-        let result = match (found.len(), others) {
-            (1, _) => found.pop().unwrap_or(Err(LocateError::NotInstalled(instance))),
-            (0, 0) if !silent.is_empty() => {
-                Err(LocateError::Unknown { instance, why: silent.join("; ") })
-            }
-            (0, 0) => Err(LocateError::NotInstalled(format!("instance {instance}"))),
-            (0, _) => Err(LocateError::NotYours {
+        let result = match (all.mine.len(), all.fault) {
+            (1, _) => match all.mine.pop() {
+                Some((_, location)) => location,
+                None => Err(LocateError::NotInstalled(format!("instance {instance}"))),
+            },
+            (0, Some(fault)) => Err(fault),
+            (0, None) if all.others > 0 => Err(LocateError::NotYours {
                 instance,
                 uid: query.uid,
                 data_dir: query.data_dir.into(),
             }),
-            (count, _) => Err(LocateError::Ambiguous { instance, count }),
+            (0, None) if !silent.is_empty() => {
+                Err(LocateError::Unknown { instance, why: silent.join("; ") })
+            }
+            (0, None) => Err(LocateError::NotInstalled(format!("instance {instance}"))),
+            _ => {
+                let places = all.mine.into_iter().map(|(place, _)| place).collect();
+                Err(LocateError::Ambiguous { instance, places })
+            }
         };
-        (result, facts)
+        (result, all.facts)
     }
+}
+
+/// What one daemon has under an instance's name.
+#[derive(Debug, Default)]
+struct Found {
+    /// Those that are the user's: where each is as a person says it, and its directories.
+    mine: Vec<(String, Result<Location, LocateError>)>,
+    /// How many are somebody else's.
+    others: usize,
+    /// One whose record cannot be read, so that nobody knows whose it is.
+    fault: Option<LocateError>,
+    facts: Facts,
 }
 
 /// Whether a disk device is part of how Codchi runs a machine: its root, its home, and what is never exported anyway

@@ -1,12 +1,14 @@
 //! What LXD and Incus record of an instance: the same object in their API and in `backup.yaml` beside the rootfs.
 
+use super::yaml::{self, YamlError};
 use crate::idmap::{IdMap, IdMapError};
 use serde_json::{Map, Value};
 use std::path::{Component, Path, PathBuf};
-use yaml_rust2::{Yaml, YamlLoader};
 
 /// Where Codchi mounts the home.
 const HOME: &str = "/home/codchi";
+/// The key of the rootfs's map.
+const LAST_STATE: &str = "volatile.last_state.idmap";
 
 /// How a machine's ids are shifted on the disk. `None`: not shifted, or nothing is recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,7 +39,9 @@ pub(super) struct Instance {
     /// The pool's driver, where the record says it (backup.yaml).
     pub(super) pool_driver: Option<String>,
     raw_idmap: String,
-    pub(super) maps: Result<IdMaps, MapError>,
+    maps: Result<IdMaps, MapError>,
+    /// Whether the map of the rootfs is recorded, if only as `[]`.
+    mapped: bool,
     pub(super) home: Option<PathBuf>,
     pub(super) disks: Vec<Device>,
 }
@@ -55,15 +59,9 @@ pub(super) struct MapError {
 /// Why a record cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RecordError {
-    /// Not YAML.
-    #[error("not YAML (line {line})")]
-    Yaml {
-        /// Line of the text, from 1.
-        line: usize,
-    },
-    /// Nested deeper than any record.
-    #[error("nested too deep")]
-    Deep,
+    /// Not YAML that a daemon writes.
+    #[error("{0}")]
+    Yaml(#[from] YamlError),
     /// No instance in it.
     #[error("it has neither `container` nor `instance`")]
     NoInstance,
@@ -75,10 +73,7 @@ pub(super) enum RecordError {
 impl Instance {
     /// Reads the text of a backup.yaml.
     pub(super) fn from_backup(text: &str) -> Result<Self, RecordError> {
-        let documents = YamlLoader::load_from_str(text)
-            .map_err(|e| RecordError::Yaml { line: e.marker().line() })?;
-        let document = documents.first().ok_or(RecordError::NoInstance)?;
-        let document = json(document, 32).ok_or(RecordError::Deep)?;
+        let document = yaml::read(text)?;
         let object = document.get("container").or_else(|| document.get("instance"));
         let mut instance = Self::from_record(object.ok_or(RecordError::NoInstance)?)?;
         instance.pool_driver =
@@ -116,6 +111,7 @@ impl Instance {
             pool_driver: None,
             raw_idmap: text(config, "raw.idmap").unwrap_or_default(),
             maps: maps(config),
+            mapped: text(config, LAST_STATE).is_some_and(|map| !map.is_empty()),
             home: at(HOME).and_then(|d| text(d, "source")).map(PathBuf::from),
             disks: disks
                 .iter()
@@ -137,6 +133,15 @@ impl Instance {
         };
         maps_to_root(&self.raw_idmap, uid)
             && self.home.as_ref().is_none_or(|home| plain(home) && home.starts_with(data_dir))
+    }
+
+    /// How its ids are shifted; an error says why nobody knows. A daemon always records the map of the rootfs: where there
+    /// is none, the record was cut off.
+    pub(super) fn maps(&self) -> Result<IdMaps, String> {
+        if !self.mapped {
+            return Err(format!("it has no {LAST_STATE}: nobody knows who owns its files"));
+        }
+        self.maps.clone().map_err(|e| e.to_string())
     }
 
     /// Directory of the instance in its pool; `None` where the record's names are no names.
@@ -168,31 +173,8 @@ fn maps(config: &Value) -> Result<IdMaps, MapError> {
     };
     let current = map("volatile.idmap.current")?;
     Ok(IdMaps {
-        rootfs: map("volatile.last_state.idmap")?,
+        rootfs: map(LAST_STATE)?,
         home: if current.is_some() { current } else { map("volatile.idmap.next")? },
-    })
-}
-
-/// YAML as JSON, so that one reader serves both. `None` past `depth` levels.
-fn json(yaml: &Yaml, depth: usize) -> Option<Value> {
-    let depth = depth.checked_sub(1)?;
-    Some(match yaml {
-        Yaml::String(s) | Yaml::Real(s) => Value::String(s.clone()),
-        Yaml::Integer(i) => Value::from(*i),
-        Yaml::Boolean(b) => Value::Bool(*b),
-        Yaml::Array(items) => {
-            items.iter().map(|i| json(i, depth)).collect::<Option<Vec<_>>>()?.into()
-        }
-        Yaml::Hash(hash) => {
-            let mut map = Map::new();
-            for (key, value) in hash {
-                if let Some(key) = key.as_str() {
-                    map.insert(key.to_owned(), json(value, depth)?);
-                }
-            }
-            Value::Object(map)
-        }
-        Yaml::Alias(_) | Yaml::Null | Yaml::BadValue => Value::Null,
     })
 }
 
@@ -211,14 +193,15 @@ mod tests {
                 "container:\n  name: x\n  config:\n    volatile.last_state.idmap: '{last}'\n    volatile.idmap.current: '{current}'\n    volatile.idmap.next: '{next}'\n"
             )
         };
-        let maps = |text: &str| Instance::from_backup(text).unwrap().maps.unwrap();
+        let maps = |text: &str| Instance::from_backup(text).unwrap().maps().unwrap();
         let all = maps(&text(&entry(10), &entry(20), &entry(30)));
         assert_eq!(all.rootfs.unwrap().uid(11), Some(1));
         assert_eq!(all.home.unwrap().uid(22), Some(2));
         let never_started = maps(&text("[]", "", &entry(30)));
         assert_eq!(never_started.rootfs, None);
         assert_eq!(never_started.home.unwrap().uid(30), Some(0));
-        assert_eq!(maps("instance: {name: x, config: {}}"), IdMaps::default());
+        let cut = Instance::from_backup("instance: {name: x, config: {}}").unwrap().maps();
+        assert!(cut.unwrap_err().starts_with("it has no volatile.last_state.idmap"));
     }
 
     #[test]
@@ -227,16 +210,15 @@ mod tests {
             ("", RecordError::NoInstance),
             ("- 1", RecordError::NoInstance),
             ("instance: {}", RecordError::NoName),
-            (&format!("a: {}{}", "[".repeat(40), "]".repeat(40)), RecordError::Deep),
         ] {
             assert_eq!(Instance::from_backup(text), Err(why), "{text:?}");
         }
-        assert!(matches!(Instance::from_backup("a: ["), Err(RecordError::Yaml { .. })));
+        assert!(matches!(Instance::from_backup("a: ["), Err(RecordError::Yaml(_))));
         let bad =
             Instance::from_backup("container: {name: x, config: {volatile.last_state.idmap: '{'}}")
                 .unwrap();
         assert_eq!(
-            bad.maps.unwrap_err().to_string(),
+            bad.maps().unwrap_err(),
             "volatile.last_state.idmap: the id map is not a JSON list of ranges (line 1, column 0)"
         );
     }

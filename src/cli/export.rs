@@ -4,7 +4,7 @@ use super::args::{Export, Global, Secrets};
 use super::progress::{Progress, size};
 use super::{Context, Failure, Outcome, complain};
 use crate::backend::Power;
-use crate::export::{Generation, StreamError, write_all};
+use crate::export::{Change, Generation, StreamError, write_all};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -119,8 +119,8 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
 /// Says what is not as the scan saw it. A torn export has failed, however many of its bytes are right.
 fn verdict(name: &str, generation: &Generation, kept: Option<&Path>) -> Outcome {
     let (changes, more) = generation.status().changes().lines();
-    for change in changes {
-        complain(&format!("{name}: {}: {} while it was exported", change.path, change.reason));
+    for change in &changes {
+        complain(&format!("{name}: {}: {}", change.path, change.reason.while_exported()));
     }
     if more > 0 {
         complain(&format!("{name}: {more} more changed while it was exported"));
@@ -128,12 +128,21 @@ fn verdict(name: &str, generation: &Generation, kept: Option<&Path>) -> Outcome 
     if !generation.torn() {
         return Outcome::Done;
     }
-    for line in generation.left_out().lines.iter().filter(|l| l.reason == "unreadable") {
+    let left_out = generation.left_out();
+    for line in left_out.lines.iter().filter(|l| l.reason == "unreadable") {
         complain(&format!("{name}: {}: {}", line.path, line.text));
     }
+    let moved = changes.iter().any(|c| c.torn && c.reason != Change::Unreadable);
+    let remedy = match moved {
+        true => "stop the machine and export again",
+        false => {
+            "only root reads all of a machine; a disk that fails must be repaired, or the file left \
+             out with --exclude"
+        }
+    };
     let kept =
         kept.map(|path| format!("; what was written is {}", path.display())).unwrap_or_default();
-    complain(&format!("export {name}: incomplete: stop the machine and export again{kept}"));
+    complain(&format!("export {name}: incomplete: {remedy}{kept}"));
     Outcome::Incomplete
 }
 

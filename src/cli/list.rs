@@ -37,7 +37,8 @@ impl Row {
 
     /// How old what is known of it is, where its daemon is silent.
     fn stale(&self) -> Option<String> {
-        let why = self.facts.why.as_ref()?;
+        let told = |why: &&String| self.reason.as_ref().is_some_and(|r| r.contains(why.as_str()));
+        let why = self.facts.why.as_ref().filter(|why| !told(why))?;
         let source = match self.facts.online {
             Some(at) => format!("as of {}", humantime::format_rfc3339_seconds(at)),
             None => "from backup.yaml".into(),

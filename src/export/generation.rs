@@ -4,7 +4,7 @@ use super::Options;
 use super::report::{Change, ChangeLine, Changes, Note, printable};
 use super::scan::Scan;
 use crate::tar::{self, Layout, MemberId};
-use crate::tree::{Attr, DataRun, Dir, File, ObjectId, Time, Tree, is_hole_outside};
+use crate::tree::{Attr, DataRun, Dir, File, ObjectId, Stamp, Time, Tree, is_hole_outside, stamp};
 use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::fd::OwnedFd;
@@ -48,15 +48,6 @@ pub(super) fn layer_of(tree: &Tree, attr: &Attr) -> (u8, u64) {
     }
 }
 
-/// What a file's bytes are tied to: any write, truncation or replacement moves one of these (statx(2); ctime cannot be
-/// set back, and on kernels from 6.13 it is fine enough to tell two writes in one tick apart).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    ino: u64,
-    size: u64,
-    ctime: Time,
-}
-
 /// One frozen layout of one machine. Keeps what it needs alive, whatever happens to the machine's entry.
 pub struct Generation {
     tree: Arc<Tree>,
@@ -69,7 +60,7 @@ pub struct Generation {
     left_out: Mutex<Arc<Note>>,
     incomplete: bool,
     dirs: Mutex<LruCache<MemberId, Dir>>,
-    files: Mutex<LruCache<MemberId, Arc<(OwnedFd, Attr)>>>,
+    files: Mutex<LruCache<MemberId, Arc<OwnedFd>>>,
     /// One bit a member: bytes of the state that the scan saw were served.
     served: Box<[AtomicU64]>,
     /// Members not served as the scan saw them: what happened, and the state that is served instead.
@@ -302,7 +293,7 @@ impl Generation {
         let line = ChangeLine { path: printable(&path), reason: change, torn };
         // Before the flag: whoever sees it looks for the reason.
         if self.status.changes.set(member.0, line) {
-            tracing::warn!(path = %printable(&path), ?change, torn, "changed under a reader");
+            tracing::warn!(path = %printable(&path), ?change, torn, "not served as it was scanned");
         }
         self.changed.store(true, Ordering::SeqCst);
         if torn {
@@ -329,63 +320,63 @@ impl Generation {
         Ok(dir)
     }
 
-    fn open(&self, member: MemberId) -> Result<Arc<(OwnedFd, Attr)>, Errno> {
+    fn open(&self, member: MemberId) -> Result<Arc<OwnedFd>, Errno> {
         if let Some(file) = self.files.lock().get(&member) {
             return Ok(Arc::clone(file));
         }
+        let mut path = Vec::new();
+        self.layout.path(member, &mut path);
+        path.insert(0, b'/');
+        let layer = self.layout.tag(member).ok_or(Errno::IO)?.layer;
+        if let Some(file) = self.tree.open_path(layer, &path) {
+            return file.map(Arc::new);
+        }
         let dir = self.parent_dir(member)?;
         match self.tree.open_file(&dir, self.layout.name(member))? {
-            (File::Disk(fd), attr) => Ok(Arc::new((fd, attr))),
+            (File::Disk(fd), _) => Ok(Arc::new(fd)),
             (File::Generated(_), _) => Err(Errno::NOENT),
         }
     }
 
     /// Reads, and looks at the file's stamp afterwards: if that is what was expected, the bytes are of that state.
-    fn read_stamped(
-        file: &(OwnedFd, Attr),
-        tree: &Tree,
-        offset: u64,
-        buf: &mut [u8],
-    ) -> Result<(usize, Stamp), Errno> {
+    fn read_stamped(file: &OwnedFd, offset: u64, buf: &mut [u8]) -> Result<(usize, Stamp), Errno> {
         let mut filled = 0;
         while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match rustix::io::pread(&file.0, rest, offset.saturating_add(filled as u64)) {
+            match rustix::io::pread(file, rest, offset.saturating_add(filled as u64)) {
                 Ok(0) => break,
                 Ok(n) => filled += n,
                 Err(Errno::INTR) => {}
+                // A FIFO or a directory has none.
+                Err(Errno::SPIPE | Errno::ISDIR) => break,
                 Err(e) => return Err(e),
             }
         }
-        Ok((filled, Stamp::of(&tree.attr_of(&file.0, &file.1)?)))
+        Ok((filled, stamp(file)?))
+    }
+
+    /// What stands in the place of a member that cannot be read.
+    fn refuse(&self, member: MemberId, why: Errno, buf: &mut [u8]) {
+        buf.fill(0);
+        let gone =
+            matches!(why, Errno::NOENT | Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::NOTDIR);
+        let change = if gone { Change::Vanished } else { Change::Unreadable };
+        tracing::debug!(%why, ?change, "cannot read a member");
+        self.note(member, change, None);
     }
 
     fn read_disk(&self, member: MemberId, offset: u64, buf: &mut [u8]) {
         let promised = self.promised(member);
         let file = match self.open(member) {
             Ok(file) => file,
-            Err(e) => {
-                buf.fill(0);
-                let gone = matches!(
-                    e,
-                    Errno::NOENT | Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::NOTDIR
-                );
-                return self.note(
-                    member,
-                    if gone { Change::Vanished } else { Change::Unreadable },
-                    None,
-                );
-            }
+            Err(why) => return self.refuse(member, why, buf),
         };
         let whole = offset == 0 && buf.len() as u64 == promised.size;
         let mut before = None;
         let mut settled = false;
         for _ in 0..TRIES {
-            let (filled, stamp) = match Self::read_stamped(&file, &self.tree, offset, buf) {
+            let (filled, stamp) = match Self::read_stamped(&file, offset, buf) {
                 Ok(read) => read,
-                Err(_) => {
-                    buf.fill(0);
-                    return self.note(member, Change::Unreadable, None);
-                }
+                Err(why) => return self.refuse(member, why, buf),
             };
             let short = filled < buf.len();
             if let Some(rest) = buf.get_mut(filled..) {
@@ -433,7 +424,7 @@ impl Generation {
     fn serve_other(
         &self,
         member: MemberId,
-        file: &(OwnedFd, Attr),
+        file: &OwnedFd,
         promised: Stamp,
         stamp: Stamp,
         short: bool,
@@ -455,7 +446,7 @@ impl Generation {
                 let filled = self.layout.extents(member).is_some_and(|extents| {
                     let run = |e: &tar::Extent| DataRun { offset: e.offset, len: e.len };
                     let runs: Vec<_> = extents.iter().map(run).collect();
-                    !is_hole_outside(&file.0, &runs, promised.size).unwrap_or(false)
+                    !is_hole_outside(file, &runs, promised.size).unwrap_or(false)
                 });
                 if filled {
                     return self.note(member, Change::Rewritten, Some(stamp));
@@ -470,16 +461,6 @@ impl Generation {
                 }
             }
         }
-    }
-}
-
-impl Stamp {
-    fn of(attr: &Attr) -> Self {
-        let ino = match attr.id {
-            ObjectId::Disk { ino, .. } => ino,
-            ObjectId::Generated(n) => n,
-        };
-        Self { ino, size: attr.size, ctime: attr.ctime }
     }
 }
 

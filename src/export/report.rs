@@ -6,7 +6,6 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fmt;
 
 /// Lines kept of each kind: a machine with a million sockets must not fill the memory with their names.
 const MOST_LINES: usize = 10_000;
@@ -237,16 +236,17 @@ impl Change {
     }
 }
 
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Changed => "changed",
-            Self::Grew => "grew",
-            Self::Shrank => "shrank",
-            Self::Vanished => "vanished",
-            Self::Unreadable => "unreadable",
-            Self::Rewritten => "rewritten",
-        })
+impl Change {
+    /// The same for people.
+    pub fn while_exported(self) -> &'static str {
+        match self {
+            Self::Changed => "changed before it was exported: the newer state is in the export",
+            Self::Grew => "grew before it was exported: what was added is not in the export",
+            Self::Shrank => "shrank while it was exported",
+            Self::Vanished => "vanished while it was exported",
+            Self::Unreadable => "cannot be read",
+            Self::Rewritten => "was rewritten while it was exported",
+        }
     }
 }
 

@@ -3,6 +3,10 @@
 //! Every open is relative to a descriptor below the layer's root and goes through openat2(2) with BENEATH,
 //! NO_SYMLINKS, NO_MAGICLINKS and NO_XDEV, so whatever the machine does to its tree meanwhile, no path of it leads
 //! anywhere else.
+//!
+//! Files are read through a detached mount of the layer where the process may make one (as root): it is read-only,
+//! opens no device and moves no access time, so one open by the whole path does. Elsewhere an O_PATH descriptor is looked
+//! at before anything is opened. Directories are walked on the mount that they are on, where another mount shows.
 
 use crate::sys;
 use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -26,15 +30,44 @@ const CONFINED: ResolveFlags = ResolveFlags::BENEATH
 #[derive(Debug)]
 pub(crate) struct Layer {
     root: OwnedFd,
+    /// The same directory through a mount of our own, which is nowhere but here.
+    quiet: Option<OwnedFd>,
     mount: u64,
     subvol: Option<u64>,
 }
+
+/// Bytes of the longest path that a system call takes, without its NUL (linux/limits.h, `PATH_MAX`).
+const LONGEST_PATH: usize = 4095;
 
 impl Layer {
     /// Everything on the mount that `root` is on.
     pub(crate) fn new(root: OwnedFd) -> Result<Self, Errno> {
         let st = stat_fd(&root)?;
-        Ok(Self { root, mount: st.stx_mnt_id, subvol: subvol(&st) })
+        let quiet = quiet_mount(&root)
+            .inspect_err(
+                |error| tracing::debug!(%error, "no mount of our own: opening the slow way"),
+            )
+            .ok();
+        Ok(Self { root, quiet, mount: st.stx_mnt_id, subvol: subvol(&st) })
+    }
+
+    /// Opens the file `path` below the layer's root; `None` if only [`open_file`] can. Whether it is a regular file is
+    /// the caller's to look at: a FIFO that takes its place at this very moment is opened, which its writer may notice.
+    pub(crate) fn open_path(&self, path: &[u8]) -> Option<Result<OwnedFd, Errno>> {
+        let quiet = self.quiet.as_ref().filter(|_| path.len() <= LONGEST_PATH)?;
+        let flags =
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let opened = fs::openat2(quiet, path, flags, Mode::empty(), CONFINED);
+        Some(opened.map_err(|error| match error {
+            // A device: the mount has none.
+            Errno::ACCESS if self.is_device(path) => Errno::NXIO,
+            other => other,
+        }))
+    }
+
+    fn is_device(&self, path: &[u8]) -> bool {
+        let kind = stat_at(&self.root, path).map(|st| kind_of(&st));
+        matches!(kind, Ok(fs::FileType::CharacterDevice | fs::FileType::BlockDevice))
     }
 
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
@@ -112,15 +145,36 @@ pub(crate) fn open_file(dir: impl AsFd, name: &[u8]) -> Result<(OwnedFd, Statx),
         CONFINED & !ResolveFlags::NO_SYMLINKS,
     )?;
     let st = stat_fd(&path)?;
-    match fs::FileType::from_raw_mode(u32::from(st.stx_mode)) {
-        fs::FileType::RegularFile => {}
-        fs::FileType::Directory => return Err(Errno::ISDIR),
-        fs::FileType::Symlink => return Err(Errno::LOOP),
-        _ => return Err(Errno::NXIO),
-    }
+    only_files(&st)?;
     let number = rustix::path::DecInt::from_fd(&path);
     let fd = read_quietly(|flags| fs::openat(own_fds()?, number.as_c_str(), flags, Mode::empty()))?;
     Ok((fd, st))
+}
+
+fn kind_of(st: &Statx) -> fs::FileType {
+    fs::FileType::from_raw_mode(u32::from(st.stx_mode))
+}
+
+/// Refuses all that [`open_file`] refuses.
+pub(crate) fn only_files(st: &Statx) -> Result<(), Errno> {
+    match kind_of(st) {
+        fs::FileType::RegularFile => Ok(()),
+        fs::FileType::Directory => Err(Errno::ISDIR),
+        fs::FileType::Symlink => Err(Errno::LOOP),
+        _ => Err(Errno::NXIO),
+    }
+}
+
+/// A detached clone of the mount that `directory` is on, with that directory as its root: what is mounted below is not
+/// in it. Takes CAP_SYS_ADMIN.
+fn quiet_mount(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let mount = open_tree(directory, c"", flags)?;
+    sys::quiet_mount(mount.as_fd())?;
+    Ok(mount)
 }
 
 /// `/proc/self/fd`, opened once. A magic link of our own table leads to the pinned object and nowhere else.

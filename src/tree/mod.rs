@@ -274,11 +274,34 @@ impl Tree {
                 if self.rules.excluded_by_user(&dir.0.path, name, false) {
                     return Err(Errno::NOENT);
                 }
-                let (fd, st) = layer::open_file(dir.disk()?, name)?;
+                let (fd, st) = self.open_regular(dir, name)?;
                 let subvol = self.subvol(dir, dir.0.layer, &st, name);
                 Ok((File::Disk(fd), self.disk_attr(&st, dir.0.layer, subvol, false)))
             }
         }
+    }
+
+    fn open_regular(&self, dir: &Dir, name: &[u8]) -> Result<(OwnedFd, Statx), Errno> {
+        let here = dir.disk()?;
+        match self.open_path(dir.0.layer, &[&dir.0.path, b"/".as_slice(), name].concat()) {
+            None => layer::open_file(here, name),
+            Some(file) => {
+                let file = file?;
+                let st = layer::stat_fd(&file)?;
+                layer::only_files(&st)?;
+                Ok((file, st))
+            }
+        }
+    }
+
+    /// Opens the file at `path` (absolute, in the machine), which was found in `layer`; `None` where the process may only
+    /// do so from its directory. What there is now may be anything but a link or a device: [`stamp`] tells.
+    pub fn open_path(&self, layer: u8, path: &[u8]) -> Option<Result<OwnedFd, Errno>> {
+        let below = match layer {
+            HOME_LAYER => path.strip_prefix(HOME.as_bytes())?,
+            _ => path,
+        };
+        self.layer(layer).open_path(below.strip_prefix(b"/")?)
     }
 
     /// Attributes of an opened file of this tree's layers; `like` are those that it was opened with.
@@ -416,6 +439,25 @@ pub fn open_layer(path: &Path) -> Result<OwnedFd, Errno> {
 /// As [`open_layer`], below a directory that somebody with fewer rights has opened.
 pub fn open_layer_at(parent: &OwnedFd, name: &std::ffi::OsStr) -> Result<OwnedFd, Errno> {
     layer::open_root(parent, Path::new(name))
+}
+
+/// What a file's bytes are tied to: any write, truncation or replacement moves one of these (statx(2); ctime cannot be
+/// set back, and on kernels from 6.13 it is fine enough to tell two writes in one tick apart).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Inode number on its file system.
+    pub ino: u64,
+    /// Bytes.
+    pub size: u64,
+    /// When anything about it changed last.
+    pub ctime: Time,
+}
+
+/// The stamp of an opened file; as [`Tree::open_file`] for what is no regular file.
+pub fn stamp(file: &OwnedFd) -> Result<Stamp, Errno> {
+    let st = layer::stat_fd(file)?;
+    layer::only_files(&st)?;
+    Ok(Stamp { ino: st.stx_ino, size: st.stx_size, ctime: st.stx_ctime.into() })
 }
 
 /// The owner of an opened layer, on the host.

@@ -1,10 +1,10 @@
-//! A real LXD with one code machine as Codchi makes it, in a temporary directory, without a network.
+//! A real LXD or Incus with one code machine as Codchi makes it, in a temporary directory, without a network.
 
 use super::mounted::{Mounted, mounts_below};
 use super::{Done, program, require_root, run, wait_until};
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs::{self, File};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
@@ -136,7 +136,7 @@ impl Host {
             }
         }
         command.env("LXD_DIR", &self.lxd).env("INCUS_DIR", &self.incus);
-        command.args(["--user", user, "--driver", "auto", "--config-dir"]).arg(config);
+        command.args(["--user", user, "--config-dir"]).arg(config);
         if let Some(data) = data {
             command.arg("--data-dir").arg(data);
         }
@@ -184,21 +184,95 @@ pub(crate) fn plant(top: &Path, files: &[Entry], ids: fn(u32) -> u32) {
     }
 }
 
-/// A host with a real LXD; codchi-demo is made and not started.
+pub(crate) fn entries() -> impl Iterator<Item = &'static Entry> + Clone {
+    FILES.iter().chain(HOME)
+}
+
+pub(crate) fn expected() -> String {
+    entries().map(|(path, uid, gid, mode, _)| format!("{uid} {gid} {mode:o} {path}\n")).collect()
+}
+
+/// Owners and modes as they are below `top`; the contents are compared on the way.
+pub(crate) fn seen(top: &Path) -> String {
+    entries()
+        .map(|(path, _, _, _, content)| {
+            let at = top.join(path);
+            let meta = at.symlink_metadata().unwrap_or_else(|e| panic!("{}: {e}", at.display()));
+            if let Some(content) = content {
+                assert_eq!(fs::read_to_string(&at).unwrap(), *content, "{}", at.display());
+            }
+            format!("{} {} {:o} {path}\n", meta.uid(), meta.gid(), meta.mode() & 0o7777)
+        })
+        .collect()
+}
+
+/// The export of a machine, extracted, is what the instance sees; so is `rootfs`, of a mount.
+pub(crate) fn check(host: &Host, stage: &str, rootfs: &Path) {
+    assert_eq!(seen(rootfs), expected(), "rootfs/, {stage}");
+    let out = host.path().join("extracted");
+    let tar = host.path().join("demo.tar");
+    host.run(&["export", "demo", "-q", "-o", tar.to_str().unwrap()]).ok();
+    fs::create_dir(&out).unwrap();
+    run(program("tar", ["--numeric-owner", "-xpf"]).arg(&tar).arg("-C").arg(&out)).silent();
+    assert_eq!(seen(&out), expected(), "the extracted export, {stage}");
+    fs::remove_dir_all(&out).unwrap();
+    fs::remove_file(&tar).unwrap();
+}
+
+/// A daemon and its programs.
 #[derive(Debug)]
-pub(crate) struct Lxd {
+pub(crate) struct Kind {
+    /// As `list` writes it.
+    pub(crate) name: &'static str,
+    /// As it is spoken of.
+    pub(crate) title: &'static str,
+    pub(crate) client: &'static str,
+    daemon: &'static str,
+    /// The program with the commands `init`, `waitready` and `shutdown`.
+    admin: &'static [&'static str],
+    dir: &'static str,
+    conf: &'static str,
+    group: &'static str,
+}
+
+pub(crate) const LXD: &Kind = &Kind {
+    name: "lxd",
+    title: "LXD",
+    client: "lxc",
+    daemon: "lxd",
+    admin: &["lxd"],
+    dir: "LXD_DIR",
+    conf: "LXD_CONF",
+    group: "lxd",
+};
+
+pub(crate) const INCUS: &Kind = &Kind {
+    name: "incus",
+    title: "Incus",
+    client: "incus",
+    // Debian keeps it off the PATH.
+    daemon: "/usr/libexec/incus/incusd",
+    admin: &["incus", "admin"],
+    dir: "INCUS_DIR",
+    conf: "INCUS_CONF",
+    group: "incus-admin",
+};
+
+/// A host with a real daemon; codchi-demo is made and not started.
+#[derive(Debug)]
+pub(crate) struct Server {
     pub(crate) host: Host,
+    pub(crate) kind: &'static Kind,
     daemon: Option<Child>,
     // The last to be dropped.
     _turn: MutexGuard<'static, ()>,
 }
 
-impl Lxd {
+impl Server {
     /// With a pool of this driver.
-    pub(crate) fn new(driver: &str) -> Self {
+    pub(crate) fn new(kind: &'static Kind, driver: &str) -> Self {
         let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let host = Host::new();
-        fs::create_dir_all(&host.lxd).unwrap();
         // newuidmap refuses Codchi's raw.idmap otherwise.
         for path in ["/etc/subuid", "/etc/subgid"] {
             let mut text = fs::read_to_string(path).unwrap_or_default();
@@ -207,44 +281,57 @@ impl Lxd {
                 fs::write(path, text).unwrap();
             }
         }
-        let mut lxd = Self { host, daemon: None, _turn: turn };
-        lxd.start_daemon();
+        let mut server = Self { host, kind, daemon: None, _turn: turn };
+        fs::create_dir_all(server.base()).unwrap();
+        server.start_daemon();
         let size = if driver == "btrfs" { ", config: {size: 2GiB}" } else { "" };
         let preseed = format!(
             "storage_pools: [{{name: default, driver: {driver}{size}}}]\n\
              profiles: [{{name: default, devices: {{root: {{path: /, pool: default, type: disk}}}}}}]\n"
         );
-        let file = lxd.host.path().join("preseed");
+        let file = server.host.path().join("preseed");
         fs::write(&file, preseed).unwrap();
-        run(lxd.env(program("sh", ["-c", "lxd init --preseed <\"$0\"", file.to_str().unwrap()])))
-            .ok();
-        lxd.import();
-        lxd.create("demo");
-        plant(&lxd.host.home("demo"), HOME, shifted);
-        lxd
+        let script = "file=$1; shift; \"$@\" init --preseed <\"$file\"";
+        let mut init = server.env(program("sh", ["-c", script, "sh"]));
+        run(init.arg(&file).args(kind.admin)).ok();
+        server.import();
+        server.create("demo");
+        plant(&server.host.home("demo"), HOME, shifted);
+        server
+    }
+
+    /// Its base directory.
+    pub(crate) fn base(&self) -> &Path {
+        if self.kind.name == LXD.name { &self.host.lxd } else { &self.host.incus }
     }
 
     fn env(&self, mut command: Command) -> Command {
-        command.env("LXD_DIR", &self.host.lxd).env("LXD_CONF", self.host.path().join("client"));
+        command.env(self.kind.dir, self.base());
+        command.env(self.kind.conf, self.host.path().join("client"));
         command
     }
 
-    /// LXD's client.
-    pub(crate) fn lxc(&self, args: &[&str]) -> Done {
-        run(self.env(program("lxc", ["-q"])).args(args))
+    /// The daemon's client.
+    pub(crate) fn client(&self, args: &[&str]) -> Done {
+        run(self.env(program(self.kind.client, ["-q"])).args(args))
+    }
+
+    fn admin(&self, args: &[&str]) -> Done {
+        let (name, first) = self.kind.admin.split_first().unwrap();
+        run(self.env(program(name, first)).args(args))
     }
 
     pub(crate) fn start_daemon(&mut self) {
         let log = File::options()
             .append(true)
             .create(true)
-            .open(self.host.path().join("lxd.log"))
+            .open(self.host.path().join("daemon.log"))
             .unwrap();
-        let mut command = self.env(program("lxd", ["--group", "lxd"]));
+        let mut command = self.env(program(self.kind.daemon, ["--group", self.kind.group]));
         let child =
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
         self.daemon = Some(child.unwrap());
-        run(self.env(program("lxd", ["waitready", "--timeout=60"]))).ok();
+        self.admin(&["waitready", "--timeout=60"]).ok();
     }
 
     /// SIGKILL, as a crash does: the machines go on.
@@ -276,7 +363,7 @@ impl Lxd {
             .arg(&image)
             .arg("."))
         .ok();
-        self.lxc(&["image", "import", archive.to_str().unwrap(), "--alias", "machine"]).ok();
+        self.client(&["image", "import", archive.to_str().unwrap(), "--alias", "machine"]).ok();
     }
 
     /// An instance as Codchi makes it, without starting it.
@@ -284,39 +371,39 @@ impl Lxd {
         self.host.configure(machine);
         let instance = format!("codchi-{machine}");
         let source = format!("source={}", self.host.home(machine).display());
-        self.lxc(&["init", "machine", &instance]).ok();
-        self.lxc(&["config", "set", &instance, "security.nesting=true"]).ok();
-        self.lxc(&["config", "set", &instance, "raw.idmap=uid 1000 0\ngid 1000 0"]).ok();
+        self.client(&["init", "machine", &instance]).ok();
+        self.client(&["config", "set", &instance, "security.nesting=true"]).ok();
+        self.client(&["config", "set", &instance, "raw.idmap=uid 1000 0\ngid 1000 0"]).ok();
         let device = ["home/codchi", "disk", &source, "path=/home/codchi"];
-        self.lxc(&[&["config", "device", "add", &instance][..], &device].concat()).ok();
+        self.client(&[&["config", "device", "add", &instance][..], &device].concat()).ok();
     }
 
     pub(crate) fn rootfs(&self, machine: &str) -> PathBuf {
-        self.host.lxd.join(format!("storage-pools/default/containers/codchi-{machine}/rootfs"))
+        self.base().join(format!("storage-pools/default/containers/codchi-{machine}/rootfs"))
     }
 }
 
-impl Drop for Lxd {
+impl Drop for Server {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = fs::read_to_string(self.host.path().join("lxd.log")).unwrap_or_default();
-            eprintln!("log of LXD:\n{log}");
+            let log = fs::read_to_string(self.host.path().join("daemon.log")).unwrap_or_default();
+            eprintln!("log of {}:\n{log}", self.kind.title);
         }
         if self.daemon.is_none() {
             self.start_daemon();
         }
-        let names = self.lxc(&["list", "--format", "csv", "--columns", "n"]).out();
+        let names = self.client(&["list", "--format", "csv", "--columns", "n"]).out();
         for name in names.lines() {
-            let _ = self.lxc(&["delete", "-f", name]);
+            let _ = self.client(&["delete", "-f", name]);
         }
-        let _ = self.lxc(&["image", "delete", "machine"]);
-        let _ = self.lxc(&["profile", "device", "remove", "default", "root"]);
-        let _ = self.lxc(&["storage", "delete", "default"]);
-        let _ = run(self.env(program("lxd", ["shutdown", "--timeout", "20"])));
+        let _ = self.client(&["image", "delete", "machine"]);
+        let _ = self.client(&["profile", "device", "remove", "default", "root"]);
+        let _ = self.client(&["storage", "delete", "default"]);
+        let _ = self.admin(&["shutdown", "--timeout", "20"]);
         if let Some(mut daemon) = self.daemon.take() {
             let mut ended = false;
             if !std::thread::panicking() {
-                wait_until("the end of LXD", Duration::from_secs(20), || {
+                wait_until("the end of the daemon", Duration::from_secs(20), || {
                     ended = daemon.try_wait().unwrap().is_some();
                     ended
                 });

@@ -5,11 +5,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub(crate) mod disk;
+pub(crate) mod docker;
 pub(crate) mod expected;
 pub(crate) mod fixture;
 pub(crate) mod lxd;
 pub(crate) mod mounted;
 pub(crate) mod plan;
+pub(crate) mod played;
 pub(crate) mod readers;
 pub(crate) mod snapshot;
 pub(crate) mod xattr;

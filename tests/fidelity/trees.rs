@@ -17,6 +17,13 @@ pub(crate) struct Machine {
     pub(crate) disk: DiskKind,
 }
 
+impl Machine {
+    /// The directories of [`BASE`] and nothing in them.
+    pub(crate) fn empty(disk: DiskKind) -> Self {
+        Self { rootfs: Plan(Vec::new()), home: Plan(Vec::new()), disk }
+    }
+}
+
 /// Where the entries of a root file system go: two of these are not exported.
 pub(crate) const BASE: [&str; 7] = ["", "home", "srv", "opt", "var/lib", "var/log", "nix"];
 
