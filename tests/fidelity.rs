@@ -52,8 +52,11 @@ fn one_of_everything_arrives_as_it_is() {
 #[test]
 fn every_limit_of_a_reader_is_real() {
     let disk = Disk::new(DiskKind::Xfs);
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/READERS.md");
+    let page = fs::read_to_string(page).unwrap();
     for limit in LIMITS {
         println!("{:?}: {}", limit.reader, limit.property);
+        assert!(page.contains(limit.property), "it is not in docs/READERS.md");
         let dir = tempfile::tempdir_in(disk.path()).unwrap();
         fs::create_dir(dir.path().join("from")).unwrap();
         fs::write(dir.path().join("from/file"), b"content").unwrap();

@@ -136,7 +136,7 @@ pub(crate) const LIMITS: &[Limit] = &[
                 |node: &Node| i128::from(node.mtime) * 1_000_000_000 + i128::from(node.nsec);
             let (sent, got) = (nanos(out), nanos(copy));
             // 53 bits, for the number and for its way back into nanoseconds.
-            let most = (i128::from(out.mtime).abs() * 1_000_000_000 >> 52) + 1;
+            let most = ((i128::from(out.mtime).abs() * 1_000_000_000) >> 52) + 1;
             let applies = sent != got && (sent - got).abs() <= most;
             if applies {
                 (out.mtime, out.nsec) = (copy.mtime, copy.nsec);
@@ -226,6 +226,21 @@ pub(crate) const LIMITS: &[Limit] = &[
             let (plain, filtered) = two_ways_of_rsync(&from, dir);
             assert_eq!(plain.get(xattr::DEFAULT), None);
             assert_eq!(filtered[xattr::DEFAULT], acl);
+        },
+    },
+    Limit {
+        reader: Route::Rsync,
+        property: "the fraction of a directory's time is not set where the second is right already",
+        // Machines are dated in the past.
+        apply: |_, _| false,
+        proof: |dir| {
+            for (top, fraction) in [("from", "125"), ("to", "875")] {
+                fs::create_dir_all(dir.join(top).join("inner")).unwrap();
+                let time = format!("@1700000000.{fraction}");
+                run(program("touch", ["-d", &time]).arg(dir.join(top).join("inner"))).silent();
+            }
+            Route::Rsync.copy(Path::new(""), &dir.join("from"), &dir.join("to"));
+            assert_eq!(fs::metadata(dir.join("to/inner")).unwrap().mtime_nsec(), 875_000_000);
         },
     },
     Limit {
