@@ -18,7 +18,7 @@ use std::fs;
 
 /// How many generated machines: more with FIDELITY_CASES.
 fn cases() -> u32 {
-    std::env::var("FIDELITY_CASES").map_or(9, |text| text.parse().expect("FIDELITY_CASES"))
+    std::env::var("FIDELITY_CASES").map_or(24, |text| text.parse().expect("FIDELITY_CASES"))
 }
 
 #[test]
