@@ -267,10 +267,16 @@ fn below(dir: BorrowedFd<'_>, name: &CStr) -> Vec<u8> {
     [prefix.as_bytes(), name.to_bytes()].concat()
 }
 
-/// What `read` writes into a buffer that stays with the thread; most files have no attributes, and cost no allocation.
-fn fill(read: impl FnOnce(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+/// What `read` writes. Most files have nothing, and the kernel allocates as much as it is offered: a small buffer comes
+/// first. The large one stays with the thread.
+fn fill(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
     thread_local! {
         static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let mut small = [0; 256];
+    match read(&mut small) {
+        Err(Errno::RANGE) => {}
+        len => return Ok(small.get(..len?).unwrap_or_default().to_vec()),
     }
     let mut buffer = BUFFER.with(RefCell::take);
     buffer.resize(XATTR_MAX, 0);
