@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::fixture::{EXCLUDED, Fixture, LOOKALIKES, is_at_or_below, is_excluded};
+use common::expected::{expected, without_etc};
+use common::fixture::{EXCLUDED, Fixture, LOOKALIKES, is_at_or_below};
 use common::mounted::Mounted;
 use common::readers::{LOCALES, READERS, Reader};
 use common::snapshot::{Snapshot, bytes, show};
@@ -13,37 +14,6 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-
-const HOME: &[u8] = b"home/codchi";
-
-/// What the contract says of the machine's files on disk; without `/etc`, which is generated.
-fn expected(fixture: &Fixture, name: &str) -> Snapshot {
-    let place = fixture.place(name);
-    let rootfs = Snapshot::of(&place.rootfs);
-    let sockets: Vec<_> = rootfs
-        .nodes
-        .iter()
-        .filter(|(_, node)| node.kind == FileType::Socket)
-        .map(|(path, _)| path.clone())
-        .collect();
-    let rootfs = rootfs.filtered(|path| {
-        !is_excluded(path) && !is_at_or_below(path, HOME) && !sockets.contains(&path.to_vec())
-    });
-    let homes = Snapshot::of(place.home.parent().unwrap());
-    let prefix = [name.as_bytes(), b"/"].concat();
-    let of_codchi =
-        |_: &[u8], node: &mut common::snapshot::Node| (node.uid, node.gid) = (1000, 100);
-    let home = Snapshot::of(&place.home).filtered(|path| path != b".Xauthority").map(of_codchi);
-    let mut tree = rootfs.graft(HOME, home);
-    let mut directory = homes.nodes[prefix.strip_suffix(b"/").unwrap()].clone();
-    of_codchi(HOME, &mut directory);
-    tree.nodes.insert(HOME.to_vec(), directory);
-    tree
-}
-
-fn without_etc(tree: &Snapshot) -> Snapshot {
-    tree.filtered(|path| !is_at_or_below(path, b"etc"))
-}
 
 /// Python sets no times of links.
 fn without_link_times(tree: &Snapshot) -> Snapshot {
@@ -67,7 +37,7 @@ fn the_tree_is_the_machine() {
     fixture.hostile("m");
     let mounted = Mounted::new(&fixture);
     let tree = Snapshot::of(&mounted.rootfs("m"));
-    expected(&fixture, "m").assert_same(&without_etc(&tree), "disk against rootfs/");
+    expected(&fixture, "m", Snapshot::of).assert_same(&without_etc(&tree), "disk against rootfs/");
 
     let mut etc = tree.paths();
     etc.retain(|path| is_at_or_below(path, b"etc"));

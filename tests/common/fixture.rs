@@ -99,8 +99,13 @@ impl Drop for Fixture {
 
 impl Fixture {
     pub(crate) fn new() -> Self {
+        Self::below(&std::env::temp_dir())
+    }
+
+    /// In a new directory of `parent`.
+    pub(crate) fn below(parent: &Path) -> Self {
         require_root();
-        let temp = tempfile::Builder::new().prefix("codchifs-test-").tempdir().unwrap();
+        let temp = tempfile::Builder::new().prefix("codchifs-test-").tempdir_in(parent).unwrap();
         let fixture = Self { temp };
         for directory in [
             fixture.config().join("machine"),

@@ -5,19 +5,24 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub(crate) mod clients;
+pub(crate) mod disk;
 pub(crate) mod docker;
+pub(crate) mod expected;
 pub(crate) mod fixture;
 pub(crate) mod lxd;
 pub(crate) mod mounted;
+pub(crate) mod plan;
 pub(crate) mod played;
 pub(crate) mod readers;
 pub(crate) mod snapshot;
 pub(crate) mod ssh;
+pub(crate) mod xattr;
 
 use std::borrow::BorrowMut;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -34,7 +39,7 @@ pub(crate) fn require_root() {
         "these tests make device nodes, foreign owners and mounts: run them as root (tests/run)"
     );
     assert!(
-        std::path::Path::new("/dev/fuse").exists(),
+        Path::new("/dev/fuse").exists(),
         "/dev/fuse is missing: load the fuse module, or give the container the device"
     );
 }
@@ -169,6 +174,23 @@ fn read_back(file: &mut File) -> Vec<u8> {
     file.seek(SeekFrom::Start(0)).unwrap();
     file.read_to_end(&mut bytes).unwrap();
     bytes
+}
+
+/// A directory that `make` filled, in this run or in an earlier one; `cargo clean` removes it.
+pub(crate) fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let directory = all.join(name);
+    // Another test may be making it.
+    let lock = File::create(all.join(format!("{name}.lock"))).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    if !directory.exists() {
+        let partial = all.join(format!("{name}.partial"));
+        let _ = std::fs::remove_dir_all(&partial);
+        std::fs::create_dir(&partial).unwrap();
+        make(&partial);
+        std::fs::rename(&partial, &directory).unwrap();
+    }
+    directory
 }
 
 /// Whether `needle` occurs in `bytes`.

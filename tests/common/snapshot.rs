@@ -1,16 +1,21 @@
 //! Everything about a directory tree that an export has to keep, as a value that can be compared.
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
-use std::collections::BTreeMap;
+use super::xattr::{self, Xattrs};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+/// A hole of this size or more has to stay one.
+pub(crate) const LARGE_HOLE: u64 = 1 << 20;
+
 /// One entry. Times in whole seconds: that is what a tar keeps.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) kind: FileType,
     pub(crate) mode: u32,
@@ -24,10 +29,18 @@ pub(crate) struct Node {
     pub(crate) rdev: u64,
     /// The first name of the file, where the tree has several.
     pub(crate) same_as: Option<Vec<u8>>,
+    /// The fraction of `mtime`; like all below it only in [`Snapshot::full`], else 0 and empty.
+    pub(crate) nsec: u32,
+    /// ACLs are in here, as the disk holds them.
+    pub(crate) xattrs: Xattrs,
+    /// Allocated bytes; no difference between nodes.
+    pub(crate) allocated: u64,
+    /// Bytes in holes of [`LARGE_HOLE`] and more; no difference between nodes.
+    pub(crate) holes: u64,
 }
 
 /// A tree below a directory, which is not part of it. Paths have no leading slash.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Snapshot {
     pub(crate) nodes: BTreeMap<Vec<u8>, Node>,
 }
@@ -38,12 +51,20 @@ impl Snapshot {
         Self::with_inodes(root).0
     }
 
+    /// The same with fractions of times, extended attributes and holes.
+    pub(crate) fn full(root: &Path) -> Self {
+        Self::walked(root, Walk { full: true, ..Walk::default() }).0
+    }
+
     /// The tree, and the inode number of every path.
     pub(crate) fn with_inodes(root: &Path) -> (Self, BTreeMap<Vec<u8>, u64>) {
+        Self::walked(root, Walk::default())
+    }
+
+    fn walked(root: &Path, mut walk: Walk) -> (Self, BTreeMap<Vec<u8>, u64>) {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, root, flags, Mode::empty())
             .unwrap_or_else(|error| panic!("{}: {error}", root.display()));
-        let mut walk = Walk::default();
         walk.directory(fd, &mut Vec::new());
         walk.finish()
     }
@@ -95,6 +116,24 @@ impl Snapshot {
         assert!(differences.is_empty(), "{what}:\n{differences}");
     }
 
+    /// Fails where `copy` has filled large holes of this tree.
+    #[track_caller]
+    pub(crate) fn assert_holes_kept(&self, copy: &Self, what: &str) {
+        // What a file system rounds up for the end of each extent and for its maps.
+        const SLACK: u64 = 256 << 10;
+        for (path, node) in self.nodes.iter().filter(|(_, node)| node.holes > 0) {
+            let most = node.size - node.holes + SLACK;
+            let allocated = copy.nodes[path].allocated;
+            assert!(
+                allocated <= most,
+                "{what}: {} of {} bytes, {} of them in large holes, takes {allocated} bytes",
+                show(path),
+                node.size,
+                node.holes
+            );
+        }
+    }
+
     /// One line for each difference, the first forty of them; `-` is here, `+` is there.
     pub(crate) fn differences(&self, other: &Self) -> String {
         const SHOWN: usize = 40;
@@ -102,10 +141,12 @@ impl Snapshot {
         for (path, node) in &self.nodes {
             match other.nodes.get(path) {
                 None => lines.push(format!("- {}", show(path))),
-                Some(there) if there != node => {
-                    lines.push(format!("! {}: {}", show(path), fields(node, there)));
+                Some(there) => {
+                    let fields = fields(node, there);
+                    if !fields.is_empty() {
+                        lines.push(format!("! {}: {fields}", show(path)));
+                    }
                 }
-                Some(_) => {}
             }
         }
         let new = other.nodes.keys().filter(|path| !self.nodes.contains_key(*path));
@@ -118,6 +159,20 @@ impl Snapshot {
         }
         text
     }
+}
+
+/// The names whose values differ, for people; empty if none do.
+pub(crate) fn differing(here: &Xattrs, there: &Xattrs) -> String {
+    let value = |value: Option<&Vec<u8>>| {
+        value.map_or("none".into(), |value| format!("{:?} of {}", show(value), value.len()))
+    };
+    let mut text = String::new();
+    let names: BTreeSet<_> = here.keys().chain(there.keys()).collect();
+    for name in names.into_iter().filter(|name| here.get(*name) != there.get(*name)) {
+        let (here, there) = (value(here.get(name)), value(there.get(name)));
+        let _ = write!(text, "{} {here} -> {there}; ", show(name));
+    }
+    text
 }
 
 /// A path for people; a long one is cut.
@@ -144,11 +199,14 @@ fn fields(here: &Node, there: &Node) -> String {
     field("content", &here.hash, &there.hash);
     field("rdev", &here.rdev, &there.rdev);
     field("link of", &here.same_as.as_deref().map(show), &there.same_as.as_deref().map(show));
-    text
+    field("nsec", &here.nsec, &there.nsec);
+    text + &differing(&here.xattrs, &there.xattrs)
 }
 
 #[derive(Default)]
 struct Walk {
+    full: bool,
+    buffer: Vec<u8>,
     nodes: BTreeMap<Vec<u8>, Node>,
     inodes: BTreeMap<Vec<u8>, u64>,
     files: BTreeMap<(u64, u64), Vec<Vec<u8>>>,
@@ -197,16 +255,27 @@ impl Walk {
                 0
             },
             same_as: None,
+            nsec: 0,
+            xattrs: Xattrs::new(),
+            allocated: 0,
+            holes: 0,
         };
+        if self.full {
+            node.nsec = stat.st_mtime_nsec as u32;
+            node.allocated = stat.st_blocks as u64 * 512;
+            node.xattrs = xattr::read(&xattr::at(parent, name))
+                .unwrap_or_else(|error| fail("attributes of", error));
+        }
         let mut below = None;
         match kind {
             FileType::RegularFile => {
                 let fd = open(OFlags::NONBLOCK).unwrap_or_else(|error| fail("open", error));
-                let mut content = Vec::new();
-                File::from(fd)
-                    .read_to_end(&mut content)
+                node.hash = hash(&File::from(fd.try_clone().unwrap()), &mut self.buffer)
                     .unwrap_or_else(|error| panic!("read {}: {error}", show(path)));
-                node.hash = xxhash_rust::xxh3::xxh3_64(&content);
+                if self.full {
+                    node.holes =
+                        large_holes(&fd, node.size).unwrap_or_else(|error| fail("holes of", error));
+                }
             }
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(parent, name, Vec::new())
@@ -238,6 +307,51 @@ impl Walk {
         }
         (Snapshot { nodes: self.nodes }, self.inodes)
     }
+}
+
+/// Of all that is not zeros and where it is: the same for a hole and for zeros, and soon done with holes.
+fn hash(file: &File, buffer: &mut Vec<u8>) -> std::io::Result<u64> {
+    const CHUNK: u64 = 64 << 10;
+    buffer.resize(CHUNK as usize, 0);
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    let mut at = 0;
+    loop {
+        match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => return Ok(hash.digest()),
+            data => at = data? / CHUNK * CHUNK,
+        }
+        let mut length = 0;
+        while length < buffer.len() {
+            match file.read_at(&mut buffer[length..], at + length as u64)? {
+                0 => break,
+                read => length += read,
+            }
+        }
+        if buffer[..length].iter().any(|byte| *byte != 0) {
+            hash.update(&at.to_le_bytes());
+            hash.update(&buffer[..length]);
+        }
+        at += CHUNK;
+    }
+}
+
+/// Bytes in holes of [`LARGE_HOLE`] and more.
+fn large_holes(file: &OwnedFd, size: u64) -> Result<u64, Errno> {
+    let (mut holes, mut at) = (0, 0);
+    while at < size {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => size,
+            other => other?,
+        };
+        if data - at >= LARGE_HOLE {
+            holes += data - at;
+        }
+        if data >= size {
+            break;
+        }
+        at = rustix::fs::seek(file, SeekFrom::Hole(data))?;
+    }
+    Ok(holes)
 }
 
 fn names(fd: &OwnedFd, path: &[u8]) -> Vec<Vec<u8>> {
