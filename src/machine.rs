@@ -71,6 +71,8 @@ pub struct Machine {
     pub location: Option<Location>,
     /// The home directory on the host.
     pub home: PathBuf,
+    /// What the user wants to have included.
+    includes: Vec<String>,
     /// Without the secrets that Codchi knows; their names are what the receiver must fill in.
     pub redacted: Option<Redacted>,
     /// How fresh what the daemon said is, at the last look.
@@ -235,6 +237,7 @@ impl Machines {
                 home: self.home(name, location.as_ref()),
                 location,
                 redacted: None,
+                includes: Vec::new(),
                 facts: Mutex::new(facts.clone()),
             };
             (Some(Arc::new(machine)), None)
@@ -292,6 +295,7 @@ impl Machines {
                     location,
                     home,
                     redacted,
+                    includes: self.settings.selection.include.clone(),
                     facts: Mutex::new(facts.clone()),
                 };
                 (Some(Arc::new(machine)), Some(origin))
@@ -305,5 +309,17 @@ impl Machine {
     /// How fresh what the daemon said is, at the last look.
     pub fn facts(&self) -> Facts {
         self.facts.lock().clone()
+    }
+
+    /// Paths of `--include` that the machine has not: most likely misspelt.
+    pub fn missing_includes(&self) -> Vec<&str> {
+        let Ok(tree) = &self.tree else { return Vec::new() };
+        let missing = |path: &&String| {
+            let Some((parent, name)) = path.trim_end_matches('/').rsplit_once('/') else {
+                return true;
+            };
+            report::walk(tree, parent).is_none_or(|dir| tree.lookup(&dir, name.as_bytes()).is_err())
+        };
+        self.includes.iter().filter(missing).map(String::as_str).collect()
     }
 }

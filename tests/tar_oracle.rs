@@ -84,7 +84,7 @@ proptest! {
         entries in prop::collection::vec(entry(), 1..60),
         mtime_ns: bool,
     ) {
-        let layout = layout(&entries, Options { mtime_ns });
+        let layout = layout(&entries, Options { mtime_ns, align: None });
         let mut path = Vec::new();
         let short = layout.iter().all(|id| {
             layout.path(id, &mut path);
@@ -276,7 +276,7 @@ fn big_numbers_are_read() {
 
 #[test]
 fn extracted_times_are_exact() {
-    let mut builder = LayoutBuilder::new(Options { mtime_ns: true });
+    let mut builder = LayoutBuilder::new(Options { mtime_ns: true, align: None });
     let times = [(1_700_000_000, 1), (1_700_000_000, 999_999_999), (77, 0), (5, 500_000_000)];
     let names = ["a", "b", "c", "d"];
     for (name, mtime) in names.into_iter().zip(times) {

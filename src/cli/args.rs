@@ -194,6 +194,7 @@ impl From<Wishes> for Settings {
                 mtime_ns: wishes.mtime == Mtime::Ns,
                 sparse: wishes.sparse == Sparse::Yes,
                 strict: wishes.on_change == OnChange::Fail,
+                align: false,
             },
             redact: wishes.secrets == Secrets::Omit,
         }
@@ -257,8 +258,32 @@ pub(super) struct Export {
     /// No progress
     #[arg(short, long)]
     pub(super) quiet: bool,
+    /// Compress, with a level from 1 to 22 [default level: 3]
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "3",
+        value_parser = clap::value_parser!(i32).range(1..=22),
+        conflicts_with = "reflink"
+    )]
+    pub(super) zstd: Option<i32>,
+    /// `auto`: where source and target are on one btrfs or XFS, share the blocks of large files; other bytes than
+    /// export.tar, the same content
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "never")]
+    pub(super) reflink: Reflink,
     #[command(flatten)]
     pub(super) wishes: Wishes,
+}
+
+/// When blocks are shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Reflink {
+    /// The bytes of export.tar
+    Never,
+    /// Where the file system can
+    Auto,
 }
 
 #[derive(Debug, ClapArgs)]

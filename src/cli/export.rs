@@ -1,16 +1,16 @@
 //! `codchifs export`: a machine's tar without a mount.
 
-use super::args::{Export, Global, Secrets};
+use super::args::{Export, Global, Reflink, Secrets};
 use super::progress::{Progress, size};
+use super::target::{Target, shares_blocks};
 use super::{Context, Failure, Outcome, complain};
 use crate::backend::Power;
-use crate::export::{Change, Generation, StreamError, write_all};
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use crate::export::{Change, Generation, Sink, StreamError, write_all};
+use crate::machine::Settings;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, IsTerminal as _, Write};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,18 @@ use std::time::Instant;
 
 pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> {
     let name = export.name.as_str();
-    let machines = Context::new(global)?.machines(export.wishes.clone().into(), Vec::new())?;
+    let redacted = if export.wishes.secrets == Secrets::Omit { "-redacted" } else { "" };
+    let suffix = if export.zstd.is_some() { ".zst" } else { "" };
+    let output = export.output.clone();
+    let output = output.unwrap_or_else(|| PathBuf::from(format!("{name}{redacted}.tar{suffix}")));
+    let to_stdout = output == Path::new("-");
+    if to_stdout && io::stdout().is_terminal() {
+        return Err("export: a tar on a terminal helps nobody; -o FILE, or a pipe".into());
+    }
+    let mut settings = Settings::from(export.wishes.clone());
+    settings.options.align =
+        export.reflink == Reflink::Auto && !to_stdout && shares_blocks(&output);
+    let machines = Context::new(global)?.machines(settings, Vec::new())?;
     let machine = machines
         .get(name.as_bytes())
         .ok_or_else(|| format!("export {name}: no such machine; `codchifs list` names them"))?;
@@ -32,12 +43,10 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
             "{name} runs: what changes during the export makes it incomplete; stop the machine first"
         ));
     }
-    let redacted = if export.wishes.secrets == Secrets::Omit { "-redacted" } else { "" };
-    let output = export.output.clone();
-    let output = output.unwrap_or_else(|| PathBuf::from(format!("{name}{redacted}.tar")));
-    let to_stdout = output == Path::new("-");
-    if to_stdout && io::stdout().is_terminal() {
-        return Err("export: a tar on a terminal helps nobody; -o FILE, or a pipe".into());
+    for path in machine.missing_includes() {
+        complain(&format!(
+            "{name}: --include {path}: there is nothing of this name in the machine"
+        ));
     }
     let stopped = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
@@ -65,19 +74,24 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
     })?;
     let started = Instant::now();
     let mut progress = Progress::new(generation.size(), export.quiet);
-    let mut copy = |out: &mut dyn Write| {
-        let result = write_all(&generation, out, |done| {
+    let mut copy = |out: &File| {
+        let so_far = |done| {
             progress.at(done);
             match stopped.load(Ordering::Relaxed) {
                 true => Err(io::Error::other("stopped by a signal")),
                 false => Ok(()),
             }
-        });
+        };
+        let result = match export.zstd {
+            None => write_all(&generation, Sink::File(out), so_far),
+            Some(level) => compressed(&generation, out, level, so_far),
+        };
         progress.end();
         result
     };
     let Some(target) = target else {
-        match copy(&mut io::stdout().lock()) {
+        let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        match copy(&stdout) {
             Err(StreamError::Write(e)) if e.kind() == io::ErrorKind::BrokenPipe => {
                 return Err(e.into());
             }
@@ -85,7 +99,7 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
         }
         return Ok(verdict(name, &generation, None));
     };
-    if let Err(why) = copy(&mut &target.file) {
+    if let Err(why) = copy(&target.file) {
         verdict(name, &generation, None);
         let what = format!("export {name}: {}: {why}", output.display());
         let hint = match &why {
@@ -116,6 +130,21 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
     Ok(verdict(name, &generation, None))
 }
 
+/// Writes the archive through zstd, on its own threads.
+fn compressed(
+    generation: &Arc<Generation>,
+    out: &File,
+    level: i32,
+    progress: impl FnMut(u64) -> io::Result<()>,
+) -> Result<(), StreamError> {
+    let mut encoder = zstd::Encoder::new(out, level)?;
+    encoder.include_checksum(true)?;
+    encoder.multithread(std::thread::available_parallelism().map_or(1, |n| n.get() as u32))?;
+    write_all(generation, Sink::Writer(&mut encoder), progress)?;
+    encoder.finish()?.flush()?;
+    Ok(())
+}
+
 /// Says what is not as the scan saw it. A torn export has failed, however many of its bytes are right.
 fn verdict(name: &str, generation: &Generation, kept: Option<&Path>) -> Outcome {
     let (changes, more) = generation.status().changes().lines();
@@ -144,96 +173,4 @@ fn verdict(name: &str, generation: &Generation, kept: Option<&Path>) -> Outcome 
         kept.map(|path| format!("; what was written is {}", path.display())).unwrap_or_default();
     complain(&format!("export {name}: incomplete: {remedy}{kept}"));
     Outcome::Incomplete
-}
-
-/// The file being written: under another name until it is whole and on the disk.
-struct Target {
-    file: File,
-    output: PathBuf,
-    /// `None` where the output is no regular file (a pipe, a device) and is written as it is.
-    partial: Option<PathBuf>,
-}
-
-impl Target {
-    fn create(output: &Path) -> io::Result<Self> {
-        let special = output.metadata().is_ok_and(|m| !m.is_file());
-        if special {
-            let file = OpenOptions::new().write(true).open(output)?;
-            return Ok(Self { file, output: output.into(), partial: None });
-        }
-        // Through a link to the file that is meant.
-        let output = output.canonicalize().unwrap_or_else(|_| output.into());
-        let mut partial = output.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW);
-        // Another export may finish between the open and the lock, and take the name away.
-        let file = loop {
-            let file = options.open(&partial)?;
-            flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|why| match why {
-                Errno::WOULDBLOCK => {
-                    io::Error::other(format!("another export is writing {}", partial.display()))
-                }
-                why => why.into(),
-            })?;
-            let (ours, named) = (file.metadata()?, partial.symlink_metadata());
-            if named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())) {
-                break file;
-            }
-        };
-        // It holds a person's secrets: for nobody else from its first byte on.
-        let meta = file.metadata()?;
-        if meta.uid() != rustix::process::geteuid().as_raw() || meta.nlink() != 1 {
-            return Err(io::Error::other(format!(
-                "{} is there and not ours; remove it",
-                partial.display()
-            )));
-        }
-        file.set_permissions(Permissions::from_mode(0o600))?;
-        file.set_len(0)?;
-        Ok(Self { file, output, partial: Some(partial) })
-    }
-
-    /// Whether it lies in one of the machine's own directories, and so would be in its own archive.
-    fn is_below(&self, directory: &Path) -> bool {
-        self.partial.is_some()
-            && directory.canonicalize().is_ok_and(|directory| {
-                let parent = self.output.parent().filter(|p| !p.as_os_str().is_empty());
-                parent
-                    .unwrap_or(Path::new("."))
-                    .canonicalize()
-                    .is_ok_and(|p| p.starts_with(directory))
-            })
-    }
-
-    fn finish(self) -> io::Result<()> {
-        let Some(partial) = &self.partial else { return Ok(()) };
-        let named = self.file.sync_all().and_then(|()| std::fs::rename(partial, &self.output));
-        if let Err(why) = named {
-            self.discard();
-            return Err(why);
-        }
-        // The rename is on the disk when its directory is.
-        let dir = self.output.parent().filter(|d| !d.as_os_str().is_empty());
-        File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
-    }
-
-    /// Leaves what was written under its other name.
-    fn keep(self) -> io::Result<PathBuf> {
-        self.file.sync_all()?;
-        Ok(self.partial.unwrap_or(self.output))
-    }
-
-    fn discard(&self) {
-        if let Some(partial) = &self.partial {
-            let _ = std::fs::remove_file(partial);
-        }
-    }
 }

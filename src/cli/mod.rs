@@ -6,10 +6,11 @@ mod export;
 mod list;
 mod mount;
 mod progress;
+mod target;
 
 use args::{Args, Command, Driver, Global};
 use clap::Parser as _;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -78,7 +79,11 @@ fn start_logging(global: &Global) {
         .ok()
         .and_then(|text| tracing_subscriber::EnvFilter::try_new(text).ok())
         .unwrap_or_else(|| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// Whose machines, and where.

@@ -3,7 +3,7 @@
 use super::Options;
 use super::report::{Change, ChangeLine, Changes, Note, printable};
 use super::scan::Scan;
-use crate::tar::{self, Layout, MemberId};
+use crate::tar::{self, Layout, MemberId, Run};
 use crate::tree::{Attr, DataRun, Dir, File, ObjectId, Stamp, Time, Tree, is_hole_outside, stamp};
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -352,6 +352,34 @@ impl Generation {
             }
         }
         Ok((filled, stamp(file)?))
+    }
+
+    /// Runs of at least `least` bytes of files on the disk, in archive order.
+    pub(super) fn runs(&self, least: u64) -> impl Iterator<Item = Run> {
+        let on_disk = |run: &Run| self.layout.tag(run.member).is_some_and(|t| t.layer != GENERATED);
+        self.layout.runs(least).filter(on_disk)
+    }
+
+    /// Has `copy` copy from the member's file, if it is as the scan saw it, and looks at it again afterwards. `None` if it
+    /// is not: it has to be read then.
+    pub(super) fn with_file<T>(
+        &self,
+        member: MemberId,
+        copy: impl FnOnce(&OwnedFd) -> T,
+    ) -> Option<T> {
+        let promised = self.promised(member);
+        let file = self.open(member).ok()?;
+        if stamp(&file) != Ok(promised) || self.changed.load(Ordering::SeqCst) && self.known(member)
+        {
+            return None;
+        }
+        self.serve_promised(member);
+        let copied = copy(&file);
+        // Pages are copied later than they are looked up: only what is the same after all was one state throughout.
+        if stamp(&file) != Ok(promised) {
+            self.note(member, Change::Rewritten, None);
+        }
+        Some(copied)
     }
 
     /// What stands in the place of a member that cannot be read.

@@ -22,7 +22,7 @@ pub use generation::{Generation, Status};
 pub use history::{History, Hold};
 pub use report::{Change, ChangeLine, Changes, LeftOutLine, Note, printable};
 pub use scan::ScanError;
-pub use stream::{StreamError, write_all};
+pub use stream::{Sink, StreamError, write_all};
 
 /// Where the names of the owners are. Only a scan knows what is in it.
 pub const OWNERS: &str = "/etc/nixos/codchi-owners";
@@ -36,10 +36,15 @@ pub struct Options {
     pub sparse: bool,
     /// End a read with EIO where anything is not as the scan saw it.
     pub strict: bool,
+    /// Lay large files out so that a file system can share their blocks with the archive.
+    pub align: bool,
 }
+
+/// Files of at least this many bytes are laid out to be shared: below, what is saved is less than the room it takes.
+const ALIGN_FROM: u64 = 64 << 10;
 
 impl Default for Options {
     fn default() -> Self {
-        Self { mtime_ns: false, sparse: true, strict: false }
+        Self { mtime_ns: false, sparse: true, strict: false, align: false }
     }
 }

@@ -4,7 +4,7 @@ use super::generation::{Tag, layer_of};
 use super::owners::Ids;
 use super::records::records;
 use super::report::{LeftOutLine, Note};
-use super::{OWNERS, Options};
+use super::{ALIGN_FROM, OWNERS, Options};
 use crate::tar::{self, Extent, Layout, LayoutBuilder, LayoutError, Link, Member, MemberId};
 use crate::tree::{Dir, Kind, LeftOut, ObjectId, Scanned, Time, Tree, Weight};
 use lru::LruCache;
@@ -120,7 +120,8 @@ pub(super) fn scan(tree: &Tree, options: Options, threads: usize) -> Result<Scan
         left_out.attribute("trusted.* (only root sees them)", b"/");
     }
     let owners: Arc<[u8]> = owners(tree, &queue.dirs).into_bytes().into();
-    let options = tar::Options { mtime_ns: options.mtime_ns };
+    let align = options.align.then_some(ALIGN_FROM);
+    let options = tar::Options { mtime_ns: options.mtime_ns, align };
     let layout = assemble(tree, queue.dirs, options, &owners, &mut newest, &mut left_out)?;
     left_out.finish();
     Ok(Scan { layout, newest_ctime: newest, left_out, incomplete: queue.incomplete, owners })

@@ -1,7 +1,14 @@
 //! A generation from its first byte to its last, without a mount.
+//!
+//! Small files are read by two threads into large blocks, which one thread writes in turn. A large file never enters this
+//! process: the kernel copies it, or, where source and target are on a file system that can, shares its blocks.
 
 use super::Generation;
+use crate::tar::Run;
+use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
+use rustix::pipe::SpliceFlags;
+use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,6 +19,10 @@ const BLOCK: usize = 1 << 20;
 const READERS: usize = 2;
 /// Blocks on the way for each reader: one being filled, one being written.
 const BLOCKS: usize = 2;
+/// Runs of at least this many bytes are left to the kernel: below, its calls cost more than our copies.
+const LARGE: u64 = 256 << 10;
+/// Bytes that the kernel copies in one call: between two, progress shows and a signal counts.
+const AT_ONCE: u64 = 256 << 20;
 
 /// Why a stream ended early.
 #[derive(Debug, thiserror::Error)]
@@ -24,66 +35,228 @@ pub enum StreamError {
     Write(#[from] io::Error),
 }
 
-/// Writes all of `generation` to `out`. `progress` hears of the bytes written so far, and ends the stream with its
+/// Where a generation goes.
+#[allow(missing_debug_implementations)] // A writer need not have one.
+pub enum Sink<'a> {
+    /// A file, a pipe or a socket, from where its position is.
+    File(&'a File),
+    /// Through a program's hands: a compressor.
+    Writer(&'a mut dyn Write),
+}
+
+/// A piece of the archive, in archive order.
+#[derive(Clone, Copy, Debug)]
+enum Piece {
+    /// To be read by one of our threads: offset and length.
+    Block(u64, usize),
+    /// To be copied by the kernel.
+    Run(Run),
+}
+
+/// Cuts an archive of `size` bytes into pieces around `runs`.
+fn pieces(size: u64, runs: impl Iterator<Item = Run>) -> impl Iterator<Item = Piece> {
+    let mut runs = runs.peekable();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let end = runs.peek().map_or(size, |run| run.start);
+        if at < end {
+            let len = (end - at).min(BLOCK as u64);
+            at += len;
+            return Some(Piece::Block(at - len, len as usize));
+        }
+        let run = runs.next()?;
+        at = run.start.saturating_add(run.len);
+        Some(Piece::Run(run))
+    })
+}
+
+/// Writes all of `generation` to `sink`. `progress` hears of the bytes written so far, and ends the stream with its
 /// error.
 ///
 /// Reader `r` of `n` reads blocks `r`, `r + n`, `r + 2n`, …; the caller's thread writes them in turn.
 pub fn write_all(
     generation: &Arc<Generation>,
-    out: &mut dyn Write,
+    mut sink: Sink<'_>,
     mut progress: impl FnMut(u64) -> io::Result<()>,
 ) -> Result<(), StreamError> {
+    let least = match sink {
+        Sink::File(_) => LARGE,
+        Sink::Writer(_) => u64::MAX,
+    };
+    let plan = || pieces(generation.size(), generation.runs(least));
     std::thread::scope(|scope| {
         let mut readers = Vec::new();
         for r in 0..READERS {
             let (full, filled) = channel();
             let (empty, free) = channel();
             for _ in 0..BLOCKS {
-                let _ = empty.send(vec![0; BLOCK]);
+                let _ = empty.send(Vec::with_capacity(BLOCK));
             }
-            scope.spawn(move || read_blocks(generation, r, &free, &full));
+            let blocks = plan().filter_map(|piece| match piece {
+                Piece::Block(offset, len) => Some((offset, len)),
+                Piece::Run(_) => None,
+            });
+            let mine = blocks.skip(r).step_by(READERS);
+            scope.spawn(move || read_blocks(generation, mine, &free, &full));
             readers.push((filled, empty));
         }
         let mut written = 0;
+        let mut kernel = Kernel::default();
         // The readers end when their channels close, which they do when `readers` is dropped, on every way out.
-        for (filled, empty) in readers.iter().cycle() {
-            let Ok(block) = filled.recv() else { break };
-            let block = block.map_err(StreamError::Read)?;
-            if block.is_empty() {
-                break;
+        let mut turn = readers.iter().cycle();
+        for piece in plan() {
+            match piece {
+                Piece::Block(..) => {
+                    let Some((filled, empty)) = turn.next() else { break };
+                    let Ok(block) = filled.recv() else { break };
+                    let block = block.map_err(StreamError::Read)?;
+                    sink.write_all(&block)?;
+                    written += block.len() as u64;
+                    let _ = empty.send(block);
+                    progress(written)?;
+                }
+                Piece::Run(run) => {
+                    let mut done = 0;
+                    while done < run.len {
+                        let rest = Run {
+                            offset: run.offset + done,
+                            start: run.start + done,
+                            len: (run.len - done).min(AT_ONCE),
+                            ..run
+                        };
+                        done += match &sink {
+                            Sink::File(out) => copy(generation, rest, out, &mut kernel)?,
+                            Sink::Writer(_) => 0,
+                        };
+                        progress(written + done)?;
+                    }
+                    written += run.len;
+                }
             }
-            out.write_all(&block)?;
-            written += block.len() as u64;
-            progress(written)?;
-            let _ = empty.send(block);
         }
         if written != generation.size() {
             return Err(StreamError::Read(Errno::IO));
         }
-        out.flush()?;
+        sink.flush()?;
         Ok(())
     })
 }
 
-/// Sends every block of reader `first`, then an empty one.
+impl Sink<'_> {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::File(file) => (&mut &**file).write_all(bytes),
+            Self::Writer(writer) => writer.write_all(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::File(file) => (&mut &**file).flush(),
+            Self::Writer(writer) => writer.flush(),
+        }
+    }
+}
+
+/// Sends every block, read.
 fn read_blocks(
     generation: &Generation,
-    first: usize,
+    blocks: impl Iterator<Item = (u64, usize)>,
     free: &Receiver<Vec<u8>>,
     full: &Sender<Result<Vec<u8>, Errno>>,
 ) {
-    let mut number = first as u64;
-    while let Ok(mut block) = free.recv() {
-        block.resize(BLOCK, 0);
-        let read = generation.read_unchecked(number * BLOCK as u64, &mut block);
-        let done = !matches!(read, Ok(n) if n > 0);
-        let sent = full.send(read.map(|n| {
-            block.truncate(n);
-            block
-        }));
-        if done || sent.is_err() {
-            break;
+    for (offset, len) in blocks {
+        let Ok(mut block) = free.recv() else { return };
+        block.resize(len, 0);
+        let read = match generation.read_unchecked(offset, &mut block) {
+            Ok(n) if n == len => Ok(block),
+            Ok(_) => Err(Errno::IO),
+            Err(why) => Err(why),
+        };
+        let failed = read.is_err();
+        if full.send(read).is_err() || failed {
+            return;
         }
-        number += READERS as u64;
+    }
+}
+
+/// Copies a run to `out`: as much of it as the kernel likes to, and what it does not like by hand. Bytes written, at
+/// least one.
+fn copy(
+    generation: &Generation,
+    run: Run,
+    out: &File,
+    kernel: &mut Kernel,
+) -> Result<u64, StreamError> {
+    let copied = generation.with_file(run.member, |file| kernel.copy(file, run, out));
+    if let Some(copied) = copied.filter(|copied| *copied > 0) {
+        return Ok(copied);
+    }
+    let mut block = vec![0; (run.len as usize).min(BLOCK)];
+    generation.read_unchecked(run.start, &mut block).map_err(StreamError::Read)?;
+    (&mut &*out).write_all(&block)?;
+    Ok(block.len() as u64)
+}
+
+/// Ways to have the kernel copy, each until it has refused.
+#[derive(Debug, Default)]
+struct Kernel {
+    no_copy: bool,
+    no_splice: bool,
+    pipe: Option<(OwnedFd, OwnedFd)>,
+}
+
+impl Kernel {
+    /// Bytes copied; 0 where the kernel refuses, or something is wrong on either side: who copies by hand is told what.
+    fn copy(&mut self, file: &OwnedFd, run: Run, out: &File) -> u64 {
+        let mut done = 0;
+        while done < run.len && !self.no_copy {
+            let mut from = run.offset + done;
+            let len = usize::try_from(run.len - done).unwrap_or(usize::MAX);
+            match rustix::fs::copy_file_range(file, Some(&mut from), out, None, len) {
+                Ok(0) => return done,
+                Ok(n) => done += n as u64,
+                Err(Errno::INTR) => {}
+                Err(_) => self.no_copy = true,
+            }
+        }
+        while done < run.len && !self.no_splice {
+            match self.splice(file, run.offset + done, run.len - done, out) {
+                Ok(0) => return done,
+                Ok(n) => done += n,
+                Err(_) => self.no_splice = true,
+            }
+        }
+        done
+    }
+
+    /// Moves references to the file's pages through a pipe.
+    fn splice(&mut self, file: &OwnedFd, from: u64, len: u64, out: &File) -> Result<u64, Errno> {
+        let (read, write) = match self.pipe.take() {
+            Some(pipe) => pipe,
+            None => {
+                let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+                // The default of 64 KiB works as well, only slower.
+                let _ = rustix::pipe::fcntl_setpipe_size(&write, BLOCK);
+                (read, write)
+            }
+        };
+        let len = usize::try_from(len).unwrap_or(usize::MAX).min(BLOCK);
+        let mut from = from;
+        let flags = SpliceFlags::MORE;
+        let full = rustix::pipe::splice(file, Some(&mut from), write.as_fd(), None, len, flags)?;
+        let mut done = 0;
+        while done < full {
+            // What stays in the pipe is dropped with it, and was not counted.
+            match rustix::pipe::splice(&read, None, out, None, full - done, flags) {
+                Ok(0) => return Ok(done as u64),
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(_) if done > 0 => return Ok(done as u64),
+                Err(why) => return Err(why),
+            }
+        }
+        self.pipe = Some((read, write));
+        Ok(done as u64)
     }
 }

@@ -76,6 +76,10 @@ impl Machine {
             let warning = "the machine runs: what changes while it is copied makes a copy fail; stop it first";
             report.warnings.push(warning.into());
         }
+        for path in self.missing_includes() {
+            let warning = format!("--include {path}: there is nothing of this name in the machine");
+            report.warnings.push(warning);
+        }
         if let (Ok(tree), Some(exports)) = (&self.tree, &self.exports) {
             report.redacted = self.redacted.as_ref().map(|redacted| fill_in(redacted, tree));
             report.of_exports(exports, export_name(self.redacted.is_some()));
@@ -226,7 +230,8 @@ fn credentials(tree: &Tree) -> Vec<String> {
     found
 }
 
-fn walk(tree: &Tree, path: &str) -> Option<Dir> {
+/// The directory at a path.
+pub(super) fn walk(tree: &Tree, path: &str) -> Option<Dir> {
     open(tree, &tree.root().ok()?.0, path)
 }
 

@@ -94,6 +94,20 @@ pub(super) fn length(
     fields: &Fields,
     records: u64,
 ) -> Option<u64> {
+    let plain = plain_length(path, path_fits, link)?;
+    match needs_pax(fields, records) {
+        false => Some(plain),
+        true => plain.checked_add(pax_length(fields, records)?),
+    }
+}
+
+/// Bytes of the PAX header alone, with `records` bytes of encoded ones.
+pub(super) fn pax_length(fields: &Fields, records: u64) -> Option<u64> {
+    helper_length(numbers_length(fields).checked_add(records)?)
+}
+
+/// The same without a PAX header.
+pub(super) fn plain_length(path: u64, path_fits: bool, link: u64) -> Option<u64> {
     let mut total = BLOCK;
     if !path_fits {
         total = total.checked_add(helper_length(path.checked_add(1)?)?)?;
@@ -101,14 +115,53 @@ pub(super) fn length(
     if link > NAME as u64 {
         total = total.checked_add(helper_length(link.checked_add(1)?)?)?;
     }
-    if needs_pax(fields, records) {
-        let mut body = records;
-        each_record(fields, |key, value| {
-            body = body.saturating_add(record_length(key, value) as u64);
-        });
-        total = total.checked_add(helper_length(body)?)?;
-    }
     Some(total)
+}
+
+/// Bytes of the records of the numbers in a PAX header.
+fn numbers_length(fields: &Fields) -> u64 {
+    let mut body = 0u64;
+    each_record(fields, |key, value| {
+        body = body.saturating_add(record_length(key, value) as u64);
+    });
+    body
+}
+
+/// The shortest comment: `12 comment=\n`.
+const LEAST_COMMENT: u64 = 12;
+
+/// Bytes of the comment that has a body begin at a multiple of `page`, where all before it but the PAX header ends at
+/// `before`; `None` if it does so without one. `needed` says that there is a PAX header anyway.
+pub(super) fn comment_to_align(
+    fields: &Fields,
+    before: u64,
+    records: u64,
+    needed: bool,
+    page: u64,
+) -> Option<u64> {
+    if !needed && before.is_multiple_of(page) {
+        return None;
+    }
+    let body = numbers_length(fields).checked_add(records)?;
+    let mut padded = body.checked_next_multiple_of(BLOCK)?;
+    let aligned =
+        |padded: u64| Some(before.checked_add(BLOCK)?.checked_add(padded)?.is_multiple_of(page));
+    if needed && aligned(padded)? {
+        return None;
+    }
+    while !aligned(padded)? || padded - body < LEAST_COMMENT {
+        padded = padded.checked_add(BLOCK)?;
+    }
+    Some(padded - body)
+}
+
+/// A comment of `len` bytes in all, at least [`LEAST_COMMENT`], and encoded records after it.
+pub(super) fn with_comment(len: u64, records: &[u8]) -> Vec<u8> {
+    let mut out = format!("{len} comment=").into_bytes();
+    out.resize((len as usize).saturating_sub(1).max(out.len()), b' ');
+    out.push(b'\n');
+    out.extend_from_slice(records);
+    out
 }
 
 /// A helper record: its own header block and its padded body.

@@ -76,6 +76,19 @@ pub struct Layout<T> {
     size: u64,
 }
 
+/// A run of a file's bytes in the archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Whose.
+    pub member: MemberId,
+    /// Offset of the first byte in the file.
+    pub offset: u64,
+    /// Offset of the first byte in the archive.
+    pub start: u64,
+    /// Number of bytes.
+    pub len: u64,
+}
+
 /// A sparse file's data.
 #[derive(Clone, Debug)]
 struct Sparse {
@@ -165,6 +178,22 @@ impl<T> Layout<T> {
             len: end.saturating_sub(piece.start),
         };
         Some(pieces.iter().zip(ends).map(extent).collect())
+    }
+
+    /// All runs of at least `least` bytes that lie in one piece both in a file and in the archive, in archive order.
+    pub fn runs(&self, least: u64) -> impl Iterator<Item = Run> {
+        self.iter().filter(move |member| self.size_of(*member) >= least).flat_map(move |member| {
+            let start = self.body_start(member);
+            let whole = [Extent { offset: 0, len: self.size_of(member) }];
+            let extents = self.extents(member).unwrap_or_else(|| whole.to_vec());
+            let mut before = 0u64;
+            let runs = extents.into_iter().map(move |Extent { offset, len }| {
+                let run = Run { member, offset, start: start.saturating_add(before), len };
+                before = before.saturating_add(len);
+                run
+            });
+            runs.filter(move |run| run.len >= least)
+        })
     }
 
     /// Which bytes of a member's file the body has from `within` on: their offset in the file, and how many follow it

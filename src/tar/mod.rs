@@ -44,8 +44,12 @@
 //! A time before 1970 with a fraction is written as POSIX has it, -1.5 seconds as `-1.500000000`. GNU tar and Python
 //! read it so; bsdtar (3.6.2) reads the fraction as positive and is one second late.
 //!
-//! **The trailer** is zeros from the end of the last member to the next multiple of 4096, and 4096 more. So the
-//! archive's size is a multiple of 4096, and its last page is all trailer: a reader has seen every member before it.
+//! With [`Options::align`] a large file has one more PAX record before those of the member's own, a `comment` of as many spaces as
+//! bring its first byte to a multiple of that many bytes, where file systems can share it. Readers ignore it.
+//!
+//! **The trailer** is one page of 4096 zeros at a multiple of 4096. The last member ends there: where it would not, its
+//! PAX header has such a comment as well. So a reader that stops at the first zero block has asked for the last page, and
+//! has seen every member before it.
 //!
 //! Sources: POSIX.1-2017 "pax"; the GNU tar manual, "Basic Tar Format".
 
@@ -55,7 +59,7 @@ mod reader;
 mod sparse;
 
 pub use header::PaxRecord;
-pub use layout::{Layout, LayoutBuilder, LayoutError, MemberId, Options, Part, Segment};
+pub use layout::{Layout, LayoutBuilder, LayoutError, MemberId, Options, Part, Run, Segment};
 pub use reader::{Source, read_at};
 pub use sparse::Extent;
 

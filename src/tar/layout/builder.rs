@@ -19,6 +19,8 @@ const MAX_RECORDS: usize = 512 << 20;
 pub struct Options {
     /// Write mtimes with nanoseconds, which takes a PAX header for every member that has any.
     pub mtime_ns: bool,
+    /// Have files of at least this many bytes begin at a multiple of [`PAGE`] bytes, which takes a PAX header for most.
+    pub align: Option<u64>,
 }
 
 /// Why a member cannot be in the archive.
@@ -123,6 +125,22 @@ pub struct LayoutBuilder<T> {
     /// Encoded PAX records that some member has: their index in the layout.
     records: HashMap<Box<[u8]>, u32>,
     records_len: usize,
+    last: Option<Last>,
+}
+
+/// What decides the length of a member's header blocks, kept of the last one.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    /// As a PAX header shows them.
+    fields: Fields,
+    /// Offset in the archive.
+    start: u64,
+    /// Bytes of the member without its PAX header.
+    plain: u64,
+    /// It has a PAX header.
+    pax: bool,
+    /// Its body is where it is to be.
+    aligned: bool,
 }
 
 impl<T: Copy> LayoutBuilder<T> {
@@ -147,6 +165,7 @@ impl<T: Copy> LayoutBuilder<T> {
             owners: HashMap::new(),
             records: HashMap::new(),
             records_len: 0,
+            last: None,
         }
     }
 
@@ -211,20 +230,34 @@ impl<T: Copy> LayoutBuilder<T> {
             header::put_record(&mut records, key, value);
         }
         let records_len = records.len() as u64;
+        let shown_len = path_len as usize + usize::from(member.kind == Kind::Directory);
+        let start = self.layout.members_end;
+        let fits = self.path_fits(shown_len, member);
+        let nsec = fields.mtime.1;
+        if !self.options.mtime_ns {
+            fields.mtime.1 = 0;
+        }
+        let align = self.options.align.is_some_and(|least| data >= least && data > 0);
+        let needed = header::needs_pax(&fields, records_len);
+        // A PAX header has the exact time, whatever it is there for.
+        let exact = Fields { mtime: (fields.mtime.0, nsec), ..fields };
+        let plain = header::plain_length(shown_len as u64, fits, link_len.into())
+            .and_then(|len| len.checked_add(map_len));
+        if align
+            && let Some(before) = plain.and_then(|len| len.checked_add(start))
+            && let Some(comment) =
+                header::comment_to_align(&exact, before, records_len, needed, PAGE)
+        {
+            records = header::with_comment(comment, &records);
+        }
+        if needed || !records.is_empty() {
+            fields = exact;
+        }
+        let records_len = records.len() as u64;
         let known = records.is_empty() || self.records.contains_key(&*records);
         if !known && self.records_len.saturating_add(records.len()) > MAX_RECORDS {
             return Err(LayoutError::Records { name: name() });
         }
-
-        if !self.options.mtime_ns {
-            let nsec = std::mem::take(&mut fields.mtime.1);
-            if header::needs_pax(&fields, records_len) {
-                fields.mtime.1 = nsec;
-            }
-        }
-        let shown_len = path_len as usize + usize::from(member.kind == Kind::Directory);
-        let start = self.layout.members_end;
-        let fits = self.path_fits(shown_len, member);
         let place = header::length(shown_len as u64, fits, link_len.into(), &fields, records_len)
             .and_then(|len| {
                 let len = len.checked_add(map_len)?;
@@ -239,6 +272,13 @@ impl<T: Copy> LayoutBuilder<T> {
             return Err(LayoutError::Size { name: name(), size });
         };
 
+        self.last = Some(Last {
+            fields: exact,
+            start,
+            plain: plain.unwrap_or(0).saturating_add(data.next_multiple_of(BLOCK)),
+            pax: header::needs_pax(&fields, records_len),
+            aligned: align,
+        });
         if let Some(extents) = extents {
             self.sparse(id, extents, data);
         }
@@ -284,7 +324,8 @@ impl<T: Copy> LayoutBuilder<T> {
     }
 
     /// Freezes the members and adds the trailer.
-    pub fn finish(self) -> Layout<T> {
+    pub fn finish(mut self) -> Layout<T> {
+        self.end_at_a_page();
         let mut layout = self.layout;
         layout.starts.shrink_to_fit();
         layout.records.shrink_to_fit();
@@ -298,6 +339,33 @@ impl<T: Copy> LayoutBuilder<T> {
         // Every push has checked this sum.
         layout.size = archive_size(layout.members_end).unwrap_or(MAX_SIZE);
         layout
+    }
+
+    /// Has the last member end at the end of a page, by a comment in its PAX header: readers that stop at the first zero
+    /// block then stop in the last page of the archive, where they meet the error that says that it is torn.
+    fn end_at_a_page(&mut self) {
+        let Some(last) = self.last.filter(|last| !last.aligned) else { return };
+        let Some(member) = self.layout.records.len().checked_sub(1) else { return };
+        let fields = last.fields;
+        let own = self.layout.pax_records(MemberId(member as u32)).to_vec();
+        let before = last.start.saturating_add(last.plain);
+        let comment = header::comment_to_align(&fields, before, own.len() as u64, last.pax, PAGE);
+        let Some(comment) = comment else { return };
+        let records = header::with_comment(comment, &own);
+        let pax = header::pax_length(&fields, records.len() as u64);
+        let end = pax.and_then(|pax| before.checked_add(pax)).filter(|end| *end <= MAX_SIZE / 2);
+        let Some(end) = end else { return };
+        let body = self.layout.members_end - self.layout.body_start(MemberId(member as u32));
+        let records = self.records(records.into());
+        if self.layout.records_of.last().is_some_and(|(of, _)| *of as usize == member) {
+            self.layout.records_of.pop();
+        }
+        self.layout.records_of.push((member as u32, records));
+        if let Some(record) = self.layout.records.last_mut() {
+            record.mtime_nsec = fields.mtime.1;
+            record.header_blocks = ((end - last.start - body) / BLOCK) as u32;
+        }
+        self.layout.members_end = end;
     }
 
     /// Bytes of the parent's path with `./` in front; `None` if it is no directory pushed before.
