@@ -183,7 +183,8 @@ fn every_form_is_read() {
         let fields: Vec<&str> = line.split(' ').collect();
         let perm = if layout.kind(id) == Kind::Directory { "755" } else { "644" };
         assert_eq!(fields[2..5], [perm, "1000", "100"]);
-        assert_eq!(fields[6..7], ["1700000000"]);
+        // A PAX header, which the last member has, makes it a fraction.
+        assert_eq!(fields[6].trim_end_matches(".0"), "1700000000");
         assert_eq!(fields[5], layout.size_of(id).to_string());
         assert_eq!(fields[10], "");
         match path.as_slice() {

@@ -19,8 +19,6 @@ use std::time::{Duration, SystemTime};
 const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 /// Files kept open because one read did not take all of them.
 const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
-/// Bytes of the page that a torn generation refuses.
-const PAGE: u64 = 4096;
 /// How often a file that changes while it is read is tried before its member counts as torn.
 const TRIES: usize = 3;
 
@@ -247,15 +245,16 @@ impl Generation {
     /// EIO for the last page of a torn generation: some readers do not look at what close(2) answers.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         let n = self.read_unchecked(offset, buf)?;
-        let end = offset.saturating_add(n as u64);
-        if self.torn()
-            && n > 0
-            && end > self.last_page()
-            && offset < self.last_page().saturating_add(PAGE)
-        {
+        if self.torn() && self.has_last_page(offset, n) {
             return Err(Errno::IO);
         }
         Ok(n)
+    }
+
+    /// Whether some of `len` bytes from `offset` are in the last page of the archive.
+    pub fn has_last_page(&self, offset: u64, len: usize) -> bool {
+        let end = offset.saturating_add(len as u64).min(self.size());
+        offset < end && end > self.last_page()
     }
 
     /// As [`Self::read_at`], the last page of a torn generation too: for a caller that asks [`Self::torn`] at the end.

@@ -11,7 +11,7 @@ mod session;
 pub use error::MountError;
 pub use session::{MountOptions, serve, unmount};
 
-use crate::vfs::{Cache, Opened, Seek, Vfs};
+use crate::vfs::{Cache, Notice, Opened, Seek, Vfs};
 use background::Background;
 use convert::{attr, errno, kind};
 use fuser::{
@@ -25,6 +25,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 /// Largest read that the kernel may send at once; it sends no writes. Bounds our buffers.
 const MOST_AT_ONCE: u32 = 1 << 20;
@@ -46,14 +47,22 @@ const CAPABILITIES: [InitFlags; 7] = [
 // Not FUSE_NO_OPEN_SUPPORT: an open is the only look at a file rewritten with size and mtime kept.
 
 /// The adaptor.
-#[derive(Debug)]
 struct Adaptor {
     vfs: Arc<Vfs>,
     background: Background,
+    /// To the thread that tells the kernel what it must forget.
+    errands: Sender<Errand>,
     /// The one user besides root who gets in, where the kernel lets everybody through.
     only: Option<u32>,
     /// Everybody gets in, and the kernel checks permissions.
     kernel_checks: bool,
+}
+
+/// What the thread does that tells the kernel what it must forget: one after the other.
+enum Errand {
+    Tell(Notice),
+    /// An answer that must not overtake what is told before it.
+    Answer(Box<dyn FnOnce() + Send>),
 }
 
 /// Runs `job`; a panic is logged and nothing more: what it owned is dropped, and a dropped reply
@@ -227,9 +236,23 @@ impl Filesystem for Adaptor {
         reply: ReplyData,
     ) {
         survive("read", || {
-            with_buffer(size, |buffer| match self.vfs.read(fh.0, offset, buffer) {
-                Ok(count) => reply.data(buffer.get(..count).unwrap_or_default()),
-                Err(error) => reply.error(failed("read", ino.0, error)),
+            with_buffer(size, |buffer| {
+                let (count, barrier) = self.vfs.read(fh.0, offset, buffer);
+                let data = match count {
+                    Ok(count) => buffer.get(..count).unwrap_or_default(),
+                    Err(error) => return reply.error(failed("read", ino.0, error)),
+                };
+                let Some(barrier) = barrier else { return reply.data(data) };
+                let data = data.to_vec();
+                let answer = move || {
+                    barrier.pass();
+                    reply.data(&data);
+                };
+                if let Err(errand) = self.errands.send(Errand::Answer(Box::new(answer)))
+                    && let Errand::Answer(answer) = errand.0
+                {
+                    answer();
+                }
             });
         });
     }

@@ -1,7 +1,7 @@
 //! Mounting, serving, unmounting.
 
 use super::mounts::{self, Mounted, TYPE, mounted_at};
-use super::{Adaptor, Background, MountError};
+use super::{Adaptor, Background, Errand, MountError};
 use crate::machine::Machines;
 use crate::vfs::{Access, Notice, Vfs};
 use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL};
@@ -66,10 +66,17 @@ pub fn serve(
         others: options.allow_other,
         checked: options.allow_root,
     };
-    let (notices, noticed) = channel();
+    let (errands, to_do) = channel();
+    let tell = errands.clone();
+    let notify = move |notice| {
+        if tell.send(Errand::Tell(notice)).is_err() {
+            tracing::debug!(?notice, "nobody tells the kernel");
+        }
+    };
     let adaptor = Adaptor {
-        vfs: Arc::new(Vfs::new(machines, access, notices)),
+        vfs: Arc::new(Vfs::new(machines, access, notify)),
         background: Background::default(),
+        errands,
         only: options.allow_root.then_some(options.uid),
         kernel_checks: options.allow_other,
     };
@@ -81,7 +88,7 @@ pub fn serve(
     let notifier = session.notifier();
     let started = std::thread::Builder::new()
         .name("codchifs-notify".into())
-        .spawn(move || notify(&notifier, &noticed))
+        .spawn(move || run_errands(&notifier, &to_do))
         .and_then(|_| session.spawn());
     let background = match started {
         Ok(background) => background,
@@ -347,23 +354,28 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Tells the kernel what it must forget. A thread of its own: the kernel waits for reads of the pages it is to drop, and
-/// those wait for the session's threads.
-fn notify(notifier: &Notifier, notices: &Receiver<Notice>) {
-    for notice in notices {
-        let told = match notice {
-            Notice::Pages { ino, offset } => {
-                notifier.inval_inode(INodeNo(ino), i64::try_from(offset).unwrap_or(0), 0)
-            }
-            Notice::Name { parent, name } => {
-                notifier.inval_entry(INodeNo(parent), OsStr::new(name))
-            }
-        };
-        match told {
-            // The kernel has forgotten it already.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(%error, ?notice, "cannot have the kernel forget"),
-            Ok(()) => {}
+/// Tells the kernel what it must forget, and answers what had to wait for that. A thread of its own: the kernel waits for
+/// reads of the pages it is to drop, and those wait for the session's threads.
+fn run_errands(notifier: &Notifier, errands: &Receiver<Errand>) {
+    for errand in errands {
+        match errand {
+            Errand::Tell(notice) => tell(notifier, notice),
+            Errand::Answer(answer) => super::survive("read", answer),
         }
+    }
+}
+
+fn tell(notifier: &Notifier, notice: Notice) {
+    let told = match notice {
+        Notice::Pages { ino, offset } => {
+            notifier.inval_inode(INodeNo(ino), i64::try_from(offset).unwrap_or(0), 0)
+        }
+        Notice::Name { parent, name } => notifier.inval_entry(INodeNo(parent), OsStr::new(name)),
+    };
+    match told {
+        // The kernel has forgotten it already.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(%error, ?notice, "cannot have the kernel forget"),
+        Ok(()) => {}
     }
 }

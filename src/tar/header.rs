@@ -155,7 +155,7 @@ pub(super) fn comment_to_align(
     Some(padded - body)
 }
 
-/// A comment of `len` bytes in all, at least [`LEAST_COMMENT`], and encoded records after it.
+/// A comment of `len` bytes in all, at least 12, and encoded records after it.
 pub(super) fn with_comment(len: u64, records: &[u8]) -> Vec<u8> {
     let mut out = format!("{len} comment=").into_bytes();
     out.resize((len as usize).saturating_sub(1).max(out.len()), b' ');

@@ -12,6 +12,17 @@ use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// Marks a place behind notices; to be passed when the kernel has had them.
+#[derive(Debug)]
+pub struct Barrier(Arc<Node>);
+
+impl Barrier {
+    /// The kernel has had every notice before this.
+    pub fn pass(self) {
+        self.0.settled.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Where lseek(2) is asked to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -93,8 +104,29 @@ impl Vfs {
     /// Fills `buf` from `offset` on and returns how much there was: less than asked only at the
     /// end of the file. A shorter answer inside the file would make the kernel believe that the
     /// file ends there, and a copy would be cut off without an error.
-    pub fn read(&self, handle: u64, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
-        match &*self.handles.get(handle)? {
+    ///
+    /// With a [`Barrier`], the answer is not to reach the kernel before all notices so far have.
+    pub fn read(
+        &self,
+        handle: u64,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> (Result<usize, Errno>, Option<Barrier>) {
+        let handle = match self.handles.get(handle) {
+            Ok(handle) => handle,
+            Err(error) => return (Err(error), None),
+        };
+        let count = Self::read_handle(&handle, offset, buf);
+        let Handle::Export { node, hold } = &*handle else { return (count, None) };
+        match self.announce(node, hold.generation()) {
+            // The kernel waits for this very page before it drops it: the answer must not wait for that.
+            Some(_) if hold.generation().has_last_page(offset, buf.len()) => (Err(Errno::IO), None),
+            barrier => (count, barrier),
+        }
+    }
+
+    fn read_handle(handle: &Handle, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        match handle {
             Handle::Disk { file, .. } => fill(file, offset, buf),
             Handle::Bytes { bytes, .. } => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -105,41 +137,39 @@ impl Vfs {
                 }
                 Ok(count)
             }
-            Handle::Export { node, hold } => {
-                let generation = hold.generation();
-                let result = generation.read_at(offset, buf);
-                if generation.torn() {
-                    self.announce(node, generation);
-                }
-                result
-            }
+            Handle::Export { hold, .. } => hold.generation().read_at(offset, buf),
             Handle::Directory { .. } => Err(Errno::ISDIR),
         }
     }
 
-    /// Announces a torn generation, once.
-    fn announce(&self, node: &Node, generation: &Generation) {
-        if node.told.swap(true, Ordering::Relaxed) {
-            return;
+    /// Announces a torn generation, once. Until the kernel has dropped the last page, no reader gets further: some do not
+    /// look at what close(2) answers, and would take that page from the cache.
+    fn announce(&self, node: &Arc<Node>, generation: &Generation) -> Option<Barrier> {
+        if !generation.torn() || node.settled.load(Ordering::SeqCst) {
+            return None;
         }
-        let parent = Key::new(&node.key.machine, Object::Machine);
-        let parent = self.table.number(&parent);
-        self.notice(Notice::Pages { ino: node.ino, offset: generation.last_page() });
-        self.notice(Notice::Name { parent, name: self.machines.export_name() });
+        // Held while the notices are queued: whoever comes second must come behind them.
+        let mut told = node.told.lock();
+        if !std::mem::replace(&mut *told, true) {
+            let parent = Key::new(&node.key.machine, Object::Machine);
+            let parent = self.table.number(&parent);
+            self.notice(Notice::Pages { ino: node.ino, offset: generation.last_page() });
+            self.notice(Notice::Name { parent, name: self.machines.export_name() });
+        }
+        Some(Barrier(Arc::clone(node)))
     }
 
     /// Has the kernel told that what it knows is not so any more.
     pub(super) fn notice(&self, notice: Notice) {
-        if self.notices.send(notice).is_err() {
-            tracing::debug!(?notice, "nobody listens");
-        }
+        (self.notify)(notice);
     }
 
     /// What close(2) answers: EIO if what was read is no faithful export.
     pub fn flush(&self, handle: u64) -> Result<(), Errno> {
         match &*self.handles.get(handle)? {
             Handle::Export { node, hold } if hold.generation().torn() => {
-                self.announce(node, hold.generation());
+                // An error needs not wait.
+                drop(self.announce(node, hold.generation()));
                 Err(Errno::IO)
             }
             _ => Ok(()),

@@ -42,8 +42,10 @@ pub(super) struct Node {
     pub(super) stamp: Mutex<Option<Stamp>>,
     /// The ctime of a file when the kernel was last told of its content; `None` before it was opened.
     pub(super) seen: Mutex<Option<Time>>,
-    /// The kernel was told that this generation is torn.
-    pub(super) told: AtomicBool,
+    /// The notices that this generation is torn are on their way.
+    pub(super) told: Mutex<bool>,
+    /// The kernel has had them.
+    pub(super) settled: AtomicBool,
 }
 
 impl Node {
@@ -60,7 +62,8 @@ impl Node {
             generation: Mutex::new(generation),
             stamp: Mutex::new(None),
             seen: Mutex::new(None),
-            told: AtomicBool::new(false),
+            told: Mutex::new(false),
+            settled: AtomicBool::new(false),
         }
     }
 

@@ -27,7 +27,7 @@ mod number;
 use crate::machine::Machines;
 use crate::tree::{Kind, StatFs, Time, Tree};
 use dirs::{Dirs, moved};
-pub use file::Seek;
+pub use file::{Barrier, Seek};
 use handle::Handles;
 use inode::{Found, Node, Place, Table};
 use number::{Key, Object};
@@ -35,7 +35,6 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 /// How long the kernel may believe a name or attributes of something that can change at any time.
@@ -145,7 +144,7 @@ pub enum Notice {
 }
 
 /// The mounted namespace.
-#[derive(Debug)]
+#[allow(missing_debug_implementations)] // A closure has none.
 pub struct Vfs {
     machines: Arc<Machines>,
     access: Access,
@@ -154,13 +153,17 @@ pub struct Vfs {
     dirs: Dirs,
     /// Per machine, the hash of the last report and since when it is so.
     reports: Mutex<HashMap<Arc<str>, (u64, Time)>>,
-    notices: Sender<Notice>,
+    notify: Box<dyn Fn(Notice) + Send + Sync>,
 }
 
 impl Vfs {
-    /// A namespace of all machines. Whoever receives `notices` must not be the thread that serves reads, since dropping a
-    /// page waits for them.
-    pub fn new(machines: Arc<Machines>, access: Access, notices: Sender<Notice>) -> Self {
+    /// A namespace of all machines. `notify` takes notices to the kernel, in their order, on another thread than those that
+    /// serve reads: dropping a page waits for reads of it.
+    pub fn new(
+        machines: Arc<Machines>,
+        access: Access,
+        notify: impl Fn(Notice) + Send + Sync + 'static,
+    ) -> Self {
         Self {
             machines,
             access,
@@ -168,7 +171,7 @@ impl Vfs {
             handles: Handles::default(),
             dirs: Dirs::new(),
             reports: Mutex::default(),
-            notices,
+            notify: Box::new(notify),
         }
     }
 

@@ -9,7 +9,6 @@ use crate::machine::Machine;
 use crate::tree::{self, Kind, Time, Tree};
 use rustix::io::Errno;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -129,7 +128,7 @@ impl Vfs {
             .find(|key| {
                 self.table.find(key).is_none_or(|node| match node.generation() {
                     Some(known) => Arc::ptr_eq(&known, &generation) || !known.torn(),
-                    None => !node.told.load(Ordering::Relaxed),
+                    None => !*node.told.lock(),
                 })
             })
             .ok_or(Errno::STALE)?;

@@ -64,6 +64,13 @@ fn extraction(name: &str, from: &Path, to: &Path) -> Command {
     command
 }
 
+fn busybox_tar(from: &Path, to: &Path) -> Command {
+    fs::create_dir_all(to).unwrap();
+    let mut command = program("busybox", ["tar", "-xf"]);
+    command.arg(from).arg("-C").arg(to);
+    command
+}
+
 /// A new repository beside `to`.
 fn restic(from: &Path, to: &Path) -> Command {
     let repository = to.with_extension("restic");
@@ -98,6 +105,7 @@ pub(crate) const CLIENTS: &[Client] = &[
     local("restic", |_, f, t| restic(f, t), 3, Leaves::Nothing),
     local("tar -x", |_, f, t| extraction("tar", f, t), 2, Leaves::Tree),
     local("bsdtar -x", |_, f, t| extraction("bsdtar", f, t), 1, Leaves::Tree),
+    local("busybox tar -x", |_, f, t| busybox_tar(f, t), 1, Leaves::Tree),
     remote(
         "scp from",
         |s, f, t| {

@@ -19,7 +19,7 @@ const MAX_RECORDS: usize = 512 << 20;
 pub struct Options {
     /// Write mtimes with nanoseconds, which takes a PAX header for every member that has any.
     pub mtime_ns: bool,
-    /// Have files of at least this many bytes begin at a multiple of [`PAGE`] bytes, which takes a PAX header for most.
+    /// Have files of at least this many bytes begin at a multiple of 4096 bytes, which takes a PAX header for most.
     pub align: Option<u64>,
 }
 
