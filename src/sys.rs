@@ -85,13 +85,15 @@ struct MountAttr {
 const MOUNT_SETATTR: libc::c_long = 442;
 /// `MOUNT_ATTR_RDONLY`, `_NOSUID`, `_NODEV`, `_NOEXEC`, `_NOATIME` and `_NOSYMFOLLOW` (linux/mount.h).
 const QUIET: u64 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x0020_0000;
+/// `MOUNT_ATTR__ATIME`: whoever chooses how access times are kept has to clear all of it.
+const ATIME: u64 = 0x70;
 
 /// Makes a detached mount one through which nothing can be written, no device opened, no link followed and no access time
 /// moved.
 ///
 /// mount_setattr(2), since Linux 5.12, `NOSYMFOLLOW` since 5.14.
 pub(crate) fn quiet_mount(mount: BorrowedFd<'_>) -> Result<(), Errno> {
-    let attr = MountAttr { set: QUIET, clear: 0, propagation: 0, user_namespace: 0 };
+    let attr = MountAttr { set: QUIET, clear: ATIME, propagation: 0, user_namespace: 0 };
     // SAFETY: the kernel reads an empty path and `attr`, of the size given; both outlive the call.
     let result = unsafe {
         libc::syscall(

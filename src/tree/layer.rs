@@ -285,3 +285,50 @@ fn fill(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Err
     BUFFER.with(|place| place.replace(buffer));
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{FileType, Timespec, Timestamps, makedev, mknodat, utimensat};
+    use std::fs::{create_dir, write};
+
+    #[test]
+    fn root_reads_through_a_mount_that_opens_no_device_and_moves_no_time() {
+        assert!(rustix::process::geteuid().is_root(), "run the tests as root");
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        create_dir(at("d")).unwrap();
+        write(at("d/file"), "text").unwrap();
+        std::os::unix::fs::symlink("file", at("d/link")).unwrap();
+        for (name, kind, device) in
+            [("null", FileType::CharacterDevice, makedev(1, 3)), ("fifo", FileType::Fifo, 0)]
+        {
+            mknodat(fs::CWD, at("d").join(name), kind, Mode::RUSR, device).unwrap();
+        }
+        let long_ago = Timespec { tv_sec: 1, tv_nsec: 0 };
+        let times = Timestamps { last_access: long_ago, last_modification: long_ago };
+        utimensat(fs::CWD, at("d/file"), &times, AtFlags::empty()).unwrap();
+        let layer = Layer::new(open_root(fs::CWD, temp.path()).unwrap()).unwrap();
+        let open = |path: &[u8]| layer.open_path(path).expect("root has a mount of its own");
+        let file = open(b"d/file").unwrap();
+        let mut text = [0; 9];
+        assert_eq!(rustix::io::pread(&file, &mut text, 0), Ok(4));
+        assert_eq!(stat_fd(&file).unwrap().stx_atime.tv_sec, 1);
+        let rest: [(&[u8], _); 4] = [
+            (b"d/null", Errno::NXIO),
+            (b"d/link", Errno::LOOP),
+            (b"d/none", Errno::NOENT),
+            (b"../etc/passwd", Errno::XDEV),
+        ];
+        for (path, why) in rest {
+            assert_eq!(open(path).unwrap_err(), why, "{path:?}");
+        }
+        assert_eq!(only_files(&stat_fd(open(b"d/fifo").unwrap()).unwrap()), Err(Errno::NXIO));
+        let dir = open_dir(layer.root(), b"d").unwrap();
+        for (name, why) in
+            [(&b"null"[..], Errno::NXIO), (b"fifo", Errno::NXIO), (b"link", Errno::LOOP)]
+        {
+            assert_eq!(open_file(&dir, name).unwrap_err(), why, "{name:?}");
+        }
+    }
+}
