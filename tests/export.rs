@@ -12,6 +12,7 @@ use common::{contains, program, run};
 use rustix::fs::FileType;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -334,4 +335,24 @@ fn an_export_into_the_machine_itself_is_refused() {
     let done = fixture.run(["export", "m", "-o", output.to_str().unwrap()]).exits(1);
     assert!(done.err().contains("lies in the machine itself"), "{}", done.err());
     assert!(!output.exists() && !place.home.join("m.tar.partial").exists());
+}
+
+#[test]
+fn hard_links_between_rootfs_and_home_are_two_files() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    fs::write(place.rootfs.join("srv/one"), "both").unwrap();
+    fs::hard_link(place.rootfs.join("srv/one"), place.rootfs.join("srv/two")).unwrap();
+    fs::hard_link(place.rootfs.join("srv/one"), place.home.join("three")).unwrap();
+    let mounted = Mounted::new(&fixture);
+    let root = mounted.rootfs("m");
+    let ino = |path: &str| fs::metadata(root.join(path)).unwrap().ino();
+    assert_eq!(ino("srv/one"), ino("srv/two"));
+    assert_ne!(ino("srv/one"), ino("home/codchi/three"));
+    let archive = copied(&mounted, &fixture, "m", "m.tar");
+    let list = run(program("tar", ["-tvf"]).arg(&archive)).ok().out();
+    let kind = |name: &str| list.lines().find(|l| l.contains(name)).unwrap().chars().next();
+    assert_eq!(kind("./home/codchi/three"), Some('-'));
+    assert_eq!(kind("./srv/one"), Some('-'));
+    assert_eq!(kind("./srv/two link to ./srv/one"), Some('h'));
 }

@@ -160,6 +160,12 @@ impl Exports {
         current.or_else(|| self.history.kept(id))
     }
 
+    /// Has the next lookup scan, however young the layout is.
+    #[cfg(test)]
+    pub(super) fn renew(&self) {
+        self.state.lock().current = None;
+    }
+
     /// The machine's generations before this one.
     pub fn history(&self) -> &Arc<History> {
         &self.history

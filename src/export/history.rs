@@ -19,9 +19,17 @@ const MOST_BYTES: usize = 1 << 30;
 const MOST_PAST: usize = 16;
 
 /// One machine's generations, former and present.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct History {
     state: Mutex<State>,
+    /// [`MOST_BYTES`], but for tests.
+    most_bytes: usize,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self { state: Mutex::default(), most_bytes: MOST_BYTES }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +71,12 @@ impl Drop for Hold {
 }
 
 impl History {
+    /// One that may take less memory.
+    #[cfg(test)]
+    pub(super) fn bounded(most_bytes: usize) -> Self {
+        Self { most_bytes, ..Self::default() }
+    }
+
     /// Counts an open handle of a generation.
     pub fn open(self: &Arc<Self>, generation: &Arc<Generation>) -> Hold {
         let mut state = self.state.lock();
@@ -97,7 +111,8 @@ impl History {
         loop {
             gone.extend(state.purge(closed));
             let used: usize = state.kept.iter().map(|kept| kept.generation.heap_bytes()).sum();
-            if state.kept.is_empty() || used.saturating_add(generation.heap_bytes()) <= MOST_BYTES {
+            let all = used.saturating_add(generation.heap_bytes());
+            if state.kept.is_empty() || all <= self.most_bytes {
                 break;
             }
             if closed == 0 {

@@ -23,6 +23,10 @@ impl Sample {
     }
 
     fn exports(&self) -> Exports {
+        self.exports_with(History::default())
+    }
+
+    fn exports_with(&self, history: History) -> Exports {
         let source = Source {
             rootfs: open_layer(&self.dir.path().join("rootfs")).unwrap(),
             rootfs_owners: Owners::AsOnDisk,
@@ -37,7 +41,7 @@ impl Sample {
             gid: 0,
         };
         let tree = Tree::new(source, &Selection::default(), vec![env], Time::default()).unwrap();
-        Exports::new(Arc::new(tree), Time::default(), Options::default(), Arc::default())
+        Exports::new(Arc::new(tree), Time::default(), Options::default(), Arc::new(history))
     }
 }
 
@@ -161,4 +165,34 @@ fn the_reader_sees_only_what_it_asks_for() {
         let at = offset as usize;
         assert_eq!(&buf[..n], &whole[at..(at + len).min(whole.len())]);
     }
+}
+
+#[test]
+fn generations_that_are_open_are_never_more_than_fit_into_memory() {
+    let s = Sample::new();
+    fs::write(s.path("a"), "1").unwrap();
+    let size = s.exports().lookup().unwrap().heap_bytes();
+    let exports = s.exports_with(History::bounded(size * 5 / 2));
+    let mut number = 0;
+    let mut next = || {
+        number += 1;
+        fs::write(s.path("a"), number.to_string()).unwrap();
+        exports.renew();
+        exports.lookup_or_why()
+    };
+    let history = exports.history();
+    let holds = [history.open(&next().unwrap()), history.open(&next().unwrap())];
+    let why = next().unwrap_err();
+    assert!(matches!(*why, ScanError::Held { open: 2 }), "{why}");
+    exports.renew();
+    assert_eq!(exports.lookup().unwrap_err(), Errno::NFILE);
+    // One that is closed gives way, though it would be kept if there were room.
+    let [first, second] = holds;
+    let id = first.generation().id();
+    drop(first);
+    assert!(exports.by_id(id).is_some());
+    let third = next().unwrap();
+    assert!(exports.by_id(id).is_none());
+    let still = second.generation().id();
+    assert!(exports.by_id(still).is_some() && exports.by_id(third.id()).is_some());
 }
