@@ -92,6 +92,11 @@ fn failed_export(disk: &Disk, path: &str) {
     let done = disk.fixture.run(["export", "m", "-o", output.to_str().unwrap()]).exits(1);
     assert!(done.err().contains(path), "{}", done.err());
     assert!(!output.exists(), "an export that is not whole has the name of a whole one");
+    // All that could be read is kept under the name that the message has.
+    let kept = disk.fixture.path().join("m.tar.partial");
+    assert!(done.err().contains(&format!("what was written is {}", kept.display())));
+    Reader::Gnu.list(&kept, "C");
+    fs::remove_file(kept).unwrap();
 }
 
 fn read(root: &Path, path: &str) -> Vec<u8> {
