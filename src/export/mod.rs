@@ -14,6 +14,7 @@ mod records;
 mod report;
 mod scan;
 mod stream;
+mod tag;
 #[cfg(test)]
 mod tests;
 

@@ -1,9 +1,9 @@
 //! A walk over a tree's metadata that freezes its layout. No regular file is opened but to find holes.
 
-use super::generation::{Tag, layer_of};
 use super::owners::Ids;
 use super::records::records;
 use super::report::{LeftOutLine, Note};
+use super::tag::{Tag, layer_of};
 use super::{ALIGN_FROM, OWNERS, Options};
 use crate::tar::{self, Extent, Layout, LayoutBuilder, LayoutError, Link, Member, MemberId};
 use crate::tree::{Dir, Kind, LeftOut, ObjectId, Scanned, Time, Tree, Weight};

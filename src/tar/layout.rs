@@ -8,9 +8,13 @@ use super::header::{BLOCK, Fields, Header};
 use super::{Extent, Kind};
 
 mod builder;
+mod error;
 mod record;
+mod scratch;
 
-pub use builder::{LayoutBuilder, LayoutError, Options};
+pub use builder::{LayoutBuilder, Options};
+pub use error::LayoutError;
+pub(super) use scratch::Scratch;
 
 use record::{ROOT, Record, UNKNOWN, file_len, rdev};
 
@@ -418,40 +422,5 @@ impl<T> Layout<T> {
         let start = start as usize;
         let text = self.names.get(start..start.saturating_add(len));
         text.unwrap_or_default()
-    }
-}
-
-/// Buffers for encoding headers one after the other; siblings share their parent's path.
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    /// The archive's name of the member encoded last.
-    path: Vec<u8>,
-    /// Whose path is in the first `dir_len` bytes of `path`, with `./` and the final `/`; `None` for nobody's.
-    dir: Option<u32>,
-    dir_len: usize,
-    link: Vec<u8>,
-    out: Vec<u8>,
-}
-
-impl Scratch {
-    fn place<T>(&mut self, layout: &Layout<T>, member: MemberId, record: &Record) {
-        if self.dir != Some(record.parent) {
-            self.path.clear();
-            self.path.extend_from_slice(b"./");
-            if let Some(parent) = layout.parent(member) {
-                layout.append_path(parent, &mut self.path);
-                self.path.push(b'/');
-            }
-            self.dir = Some(record.parent);
-            self.dir_len = self.path.len();
-        }
-        self.path.truncate(self.dir_len);
-        self.path.extend_from_slice(layout.name(member));
-        if record.perm.kind() == Kind::Directory {
-            self.path.push(b'/');
-            // What comes next is most often inside.
-            self.dir = Some(member.0);
-            self.dir_len = self.path.len();
-        }
     }
 }

@@ -1,0 +1,271 @@
+//! The bytes of a generation's files, and what of them is not as the scan saw it.
+
+use super::Generation;
+use crate::export::report::{Change, ChangeLine, printable};
+use crate::export::tag::{GENERATED, Tag};
+use crate::tar::{self, Layout, MemberId, Run};
+use crate::tree::{DataRun, Dir, File, Stamp, Time, is_hole_outside, stamp};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How often a file that changes while it is read is tried before its member counts as torn.
+const TRIES: usize = 3;
+
+impl Generation {
+    fn served(&self, member: MemberId) -> Option<(&AtomicU64, u64)> {
+        Some((self.served.get(member.0 as usize / 64)?, 1 << (member.0 % 64)))
+    }
+
+    fn promised(&self, member: MemberId) -> Stamp {
+        let tag = self.layout.tag(member).copied();
+        let tag = tag.unwrap_or(Tag { ino: 0, ctime_sec: 0, ctime_nsec: 0, layer: 0 });
+        Stamp {
+            ino: tag.ino,
+            size: self.layout.size_of(member),
+            ctime: Time { sec: tag.ctime_sec, nsec: tag.ctime_nsec },
+        }
+    }
+
+    /// Remembers what happened to a member; the first thing that tears it stays.
+    fn note(&self, member: MemberId, change: Change, stamp: Option<Stamp>) {
+        let mut changes = self.changes.lock();
+        let entry = changes.entry(member).or_insert((change, stamp));
+        if change.tears() && !entry.0.tears() {
+            *entry = (change, stamp);
+        }
+        let change = entry.0;
+        drop(changes);
+        let torn = change.tears() || self.options.strict;
+        let mut path = Vec::new();
+        self.layout.path(member, &mut path);
+        path.insert(0, b'/');
+        let line = ChangeLine { path: printable(&path), reason: change, torn };
+        // Before the flag: whoever sees it looks for the reason.
+        if self.status.changes.set(member.0, line) {
+            tracing::warn!(path = %printable(&path), ?change, torn, "not served as it was scanned");
+        }
+        self.changed.store(true, Ordering::SeqCst);
+        if torn {
+            self.status.torn.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Opens the directory that `member` is in.
+    fn parent_dir(&self, member: MemberId) -> Result<Dir, Errno> {
+        let mut missing = Vec::new();
+        let mut at = self.layout.parent(member);
+        let mut dir = loop {
+            let Some(parent) = at else { break self.tree.root()?.0 };
+            if let Some(dir) = self.dirs.lock().get(&parent) {
+                break dir.clone();
+            }
+            missing.push(parent);
+            at = self.layout.parent(parent);
+        };
+        for member in missing.into_iter().rev() {
+            dir = self.tree.open_dir(&dir, self.layout.name(member))?.0;
+            self.dirs.lock().put(member, dir.clone());
+        }
+        Ok(dir)
+    }
+
+    fn open(&self, member: MemberId) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(file) = self.files.lock().get(&member) {
+            return Ok(Arc::clone(file));
+        }
+        let mut path = Vec::new();
+        self.layout.path(member, &mut path);
+        path.insert(0, b'/');
+        let layer = self.layout.tag(member).ok_or(Errno::IO)?.layer;
+        if let Some(file) = self.tree.open_path(layer, &path) {
+            return file.map(Arc::new);
+        }
+        let dir = self.parent_dir(member)?;
+        match self.tree.open_file(&dir, self.layout.name(member))? {
+            (File::Disk(fd), _) => Ok(Arc::new(fd)),
+            (File::Generated(_), _) => Err(Errno::NOENT),
+        }
+    }
+
+    /// Reads, and looks at the file's stamp afterwards: if that is what was expected, the bytes are of that state.
+    fn read_stamped(file: &OwnedFd, offset: u64, buf: &mut [u8]) -> Result<(usize, Stamp), Errno> {
+        let mut filled = 0;
+        while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pread(file, rest, offset.saturating_add(filled as u64)) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(Errno::INTR) => {}
+                // A FIFO or a directory has none.
+                Err(Errno::SPIPE | Errno::ISDIR) => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok((filled, stamp(file)?))
+    }
+
+    /// Runs of at least `least` bytes of files on the disk, in archive order.
+    pub(in crate::export) fn runs(&self, least: u64) -> impl Iterator<Item = Run> {
+        let on_disk = |run: &Run| self.layout.tag(run.member).is_some_and(|t| t.layer != GENERATED);
+        self.layout.runs(least).filter(on_disk)
+    }
+
+    /// Has `copy` copy from the member's file, if it is as the scan saw it, and looks at it again afterwards. `None` if it
+    /// is not: it has to be read then.
+    pub(in crate::export) fn with_file<T>(
+        &self,
+        member: MemberId,
+        copy: impl FnOnce(&OwnedFd) -> T,
+    ) -> Option<T> {
+        let promised = self.promised(member);
+        let file = self.open(member).ok()?;
+        if stamp(&file) != Ok(promised) || self.changed.load(Ordering::SeqCst) && self.known(member)
+        {
+            return None;
+        }
+        self.serve_promised(member);
+        let copied = copy(&file);
+        // Pages are copied later than they are looked up: only what is the same after all was one state throughout.
+        if stamp(&file) != Ok(promised) {
+            self.note(member, Change::Rewritten, None);
+        }
+        Some(copied)
+    }
+
+    /// What stands in the place of a member that cannot be read.
+    fn refuse(&self, member: MemberId, why: Errno, buf: &mut [u8]) {
+        buf.fill(0);
+        let gone =
+            matches!(why, Errno::NOENT | Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::NOTDIR);
+        let change = if gone { Change::Vanished } else { Change::Unreadable };
+        tracing::debug!(%why, ?change, "cannot read a member");
+        self.note(member, change, None);
+    }
+
+    fn read_disk(&self, member: MemberId, offset: u64, buf: &mut [u8]) {
+        let promised = self.promised(member);
+        let file = match self.open(member) {
+            Ok(file) => file,
+            Err(why) => return self.refuse(member, why, buf),
+        };
+        let whole = offset == 0 && buf.len() as u64 == promised.size;
+        let mut before = None;
+        let mut settled = false;
+        for _ in 0..TRIES {
+            let (filled, stamp) = match Self::read_stamped(&file, offset, buf) {
+                Ok(read) => read,
+                Err(why) => return self.refuse(member, why, buf),
+            };
+            let short = filled < buf.len();
+            if let Some(rest) = buf.get_mut(filled..) {
+                rest.fill(0);
+            }
+            if stamp == promised && !short {
+                self.serve_promised(member);
+                settled = true;
+                break;
+            }
+            // Two looks around one read that agree: the bytes are of that state.
+            if before == Some(stamp) {
+                self.serve_other(member, &file, promised, stamp, short);
+                settled = true;
+                break;
+            }
+            before = Some(stamp);
+        }
+        // Neither state held still for one read.
+        if !settled {
+            self.note(member, Change::Rewritten, None);
+        }
+        if !whole {
+            self.files.lock().put(member, file);
+        }
+    }
+
+    /// Whether something happened to a member.
+    fn known(&self, member: MemberId) -> bool {
+        self.changes.lock().contains_key(&member)
+    }
+
+    /// Bytes of the state that the scan saw are about to be served.
+    fn serve_promised(&self, member: MemberId) {
+        if let Some((word, bit)) = self.served(member) {
+            word.fetch_or(bit, Ordering::SeqCst);
+        }
+        // In this order: a reader that records another state looks at the bit after it has recorded.
+        if self.changed.load(Ordering::SeqCst) && self.known(member) {
+            self.note(member, Change::Rewritten, None);
+        }
+    }
+
+    /// Bytes of another state than the scan saw are about to be served.
+    fn serve_other(
+        &self,
+        member: MemberId,
+        file: &OwnedFd,
+        promised: Stamp,
+        stamp: Stamp,
+        short: bool,
+    ) {
+        if short {
+            return self.note(member, Change::Shrank, None);
+        }
+        let first = self.changes.lock().get(&member).map(|(_, first)| *first);
+        match first {
+            Some(Some(first)) if first != stamp => self.note(member, Change::Rewritten, None),
+            Some(_) => {}
+            None => {
+                let change = match stamp.size.cmp(&promised.size) {
+                    std::cmp::Ordering::Greater => Change::Grew,
+                    std::cmp::Ordering::Equal => Change::Changed,
+                    std::cmp::Ordering::Less => Change::Shrank,
+                };
+                // What was written into a hole since the scan has no place in the archive.
+                let filled = self.layout.extents(member).is_some_and(|extents| {
+                    let run = |e: &tar::Extent| DataRun { offset: e.offset, len: e.len };
+                    let runs: Vec<_> = extents.iter().map(run).collect();
+                    !is_hole_outside(file, &runs, promised.size).unwrap_or(false)
+                });
+                if filled {
+                    return self.note(member, Change::Rewritten, Some(stamp));
+                }
+                self.note(member, change, Some(stamp));
+                let (word, bit) = match self.served(member) {
+                    Some(served) => served,
+                    None => return,
+                };
+                if word.load(Ordering::SeqCst) & bit != 0 {
+                    self.note(member, Change::Rewritten, None);
+                }
+            }
+        }
+    }
+}
+
+impl tar::Source<Tag> for Generation {
+    type Error = Errno;
+
+    fn read_body(
+        &self,
+        layout: &Layout<Tag>,
+        member: MemberId,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), Errno> {
+        let tag = layout.tag(member).ok_or(Errno::IO)?;
+        if tag.layer == GENERATED {
+            let file = usize::try_from(tag.ino).ok().and_then(|i| self.tree.generated().get(i));
+            let from = usize::try_from(offset).ok();
+            let content = file.map(|file| file.content.as_ref().unwrap_or(&self.owners));
+            let bytes = content.zip(from).and_then(|(c, at)| c.get(at..at.checked_add(buf.len())?));
+            buf.copy_from_slice(bytes.ok_or(Errno::IO)?);
+            return Ok(());
+        }
+        self.read_disk(member, offset, buf);
+        match self.options.strict && self.known(member) {
+            true => Err(Errno::IO),
+            false => Ok(()),
+        }
+    }
+}
