@@ -108,6 +108,16 @@ pub(crate) fn quiet_mount(mount: BorrowedFd<'_>) -> Result<(), Errno> {
     outcome(result).map(drop)
 }
 
+/// Gives memory that is free back to the system: the allocator keeps what a scan needed, several times as much as its
+/// layout, for a next time that may never come. malloc_trim(3), of glibc alone.
+pub(crate) fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes a number and touches nothing but the allocator's own state, under its own locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 fn outcome(result: libc::c_long) -> Result<usize, Errno> {
     usize::try_from(result)
         .map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))

@@ -4,6 +4,7 @@ use super::Options;
 use super::generation::Generation;
 use super::history::History;
 use super::scan::{self, ScanError};
+use crate::sys;
 use crate::tree::{Time, Tree};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
@@ -17,6 +18,9 @@ const AGE_PER_SCAN: u32 = 2;
 const MOST_AGE: Duration = Duration::from_secs(30);
 /// After a lookup returned a layout it is served this long: cp(1) fails when the inode changes between its stat and its open.
 pub const HOLD: Duration = Duration::from_secs(1);
+
+/// A scan of so many members leaves megabytes behind that are worth some milliseconds.
+const MANY: usize = 20_000;
 
 /// The export of one machine as it is configured now.
 #[derive(Debug)]
@@ -135,6 +139,9 @@ impl Exports {
         let tree = Arc::clone(&self.tree);
         let avoid = |id| self.history.is_torn(id);
         let generation = Generation::new(tree, scan, mtime, took, self.options, avoid);
+        if generation.members() >= MANY {
+            sys::trim_memory();
+        }
         tracing::debug!(members = generation.members(), size = generation.size(), ?took, "scanned");
         Ok((generation, took))
     }

@@ -211,12 +211,14 @@ impl Filesystem for Adaptor {
                 }
             });
             match opened {
-                Ok(Opened { handle, cache }) => {
-                    let flags = match cache {
+                Ok(Opened { handle, cache, close_tells }) => {
+                    let mut flags = match cache {
                         Cache::Keep => FopenFlags::FOPEN_KEEP_CACHE,
                         Cache::Drop => FopenFlags::empty(),
                         Cache::Bypass => FopenFlags::FOPEN_DIRECT_IO,
                     };
+                    // A round trip less for every file of a tree.
+                    flags.set(FopenFlags::FOPEN_NOFLUSH, !close_tells);
                     reply.opened(FileHandle(handle), flags);
                 }
                 Err(error) => reply.error(failed("open", ino.0, error)),

@@ -50,14 +50,15 @@ impl Vfs {
                 let history = Arc::clone(self.exports(&node.key.machine)?.history());
                 let hold = history.open(&generation);
                 let handle = self.handles.add(Handle::Export { node, hold });
-                Ok(Opened { handle, cache: if shared { Cache::Keep } else { Cache::Drop } })
+                let cache = if shared { Cache::Keep } else { Cache::Drop };
+                Ok(Opened { handle, cache, close_tells: true })
             }
             Object::Report => {
                 let machine = self.machines.get(node.key.machine.as_bytes());
                 let (bytes, time) = self.report(&*machine.ok_or(Errno::STALE)?);
                 let attr = self.report_attr(ino, &bytes, time);
                 let handle = self.handles.add(Handle::Bytes { node, bytes: bytes.into(), attr });
-                Ok(Opened { handle, cache: Cache::Bypass })
+                Ok(Opened { handle, cache: Cache::Bypass, close_tells: false })
             }
             Object::Placeholder => Err(Errno::STALE),
             _ => Err(Errno::ISDIR),
@@ -82,7 +83,7 @@ impl Vfs {
                 let cache = cached_as(&node, &attr);
                 *node.seen.lock() = Some(attr.ctime);
                 let handle = self.handles.add(Handle::Disk { node, tree, file, attr });
-                Ok(Opened { handle, cache })
+                Ok(Opened { handle, cache, close_tells: false })
             }
             File::Generated(bytes) => {
                 let (bytes, attr) = match bytes {
@@ -96,7 +97,7 @@ impl Vfs {
                 };
                 let attr = Attr::of(node.ino, &attr);
                 let handle = self.handles.add(Handle::Bytes { node, bytes, attr });
-                Ok(Opened { handle, cache: Cache::Bypass })
+                Ok(Opened { handle, cache: Cache::Bypass, close_tells: false })
             }
         }
     }

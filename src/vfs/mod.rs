@@ -121,6 +121,8 @@ pub struct Opened {
     pub handle: u64,
     /// What to do with cached pages.
     pub cache: Cache,
+    /// Whether close(2) may fail: [`Vfs::flush`] is then to be asked.
+    pub close_tells: bool,
 }
 
 /// Something that the kernel believes and that is not so any more.
