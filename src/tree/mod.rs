@@ -58,12 +58,24 @@ struct Place {
 }
 
 /// What opening a regular file gives.
-#[derive(Debug)]
 pub enum File {
     /// A regular file of the machine, opened read-only.
     Disk(OwnedFd),
     /// A generated file: all of its bytes; `None` for one that only a scan can make.
     Generated(Option<Arc<[u8]>>),
+}
+
+// As of a [`GeneratedFile`]: lengths only, since the bytes may be codchi-env's.
+impl std::fmt::Debug for File {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Disk(fd) => f.debug_tuple("Disk").field(fd).finish(),
+            Self::Generated(bytes) => {
+                let len = bytes.as_ref().map(|bytes| bytes.len());
+                f.debug_struct("Generated").field("bytes", &len).finish()
+            }
+        }
+    }
 }
 
 /// One entry of a directory.
