@@ -84,7 +84,7 @@ pub struct Machine {
 pub struct Redacted {
     /// Names of the variables in codchi-env that have no value.
     pub secrets: Vec<String>,
-    /// Modules whose URL has no token.
+    /// Modules whose URL has no token, Codchi's own among them.
     pub modules: Vec<String>,
 }
 
@@ -278,12 +278,7 @@ impl Machines {
             before.and_then(|(machine, _)| Some(Arc::clone(machine.exports.as_ref()?.history())));
         let redacted = self.settings.redact.then(|| Redacted {
             secrets: config.secrets.keys().cloned().collect(),
-            modules: config
-                .modules
-                .iter()
-                .filter(|(_, url)| url.has_token())
-                .map(|(n, _)| n.clone())
-                .collect(),
+            modules: config.inputs_with_token(),
         });
         match self.build(&config, &origin, &home, history.unwrap_or_default()) {
             Ok((tree, exports)) => {
