@@ -7,7 +7,7 @@ mod report;
 use crate::backend::{Backend, Facts, LocateError, Location, Query};
 use crate::codchi::{self, Found, MachineName, State, Times};
 use crate::credentials::{User, as_user};
-use crate::export::{self, Exports};
+use crate::export::{self, Exports, History};
 use crate::tree::{self, Selection, Tree};
 use build::identity;
 use credentials::Credentials;
@@ -118,6 +118,8 @@ pub struct Machines {
     /// Only these, where there are any.
     only: Vec<MachineName>,
     known: Mutex<HashMap<MachineName, Known>>,
+    /// Of all machines in `known`, and of those that are broken for a moment.
+    histories: Mutex<HashMap<MachineName, Arc<History>>>,
 }
 
 impl Machines {
@@ -131,7 +133,15 @@ impl Machines {
         only: Vec<MachineName>,
     ) -> Result<Self, tree::RuleError> {
         settings.selection.check()?;
-        Ok(Self { state, user, backend, settings, only, known: Mutex::default() })
+        Ok(Self {
+            state,
+            user,
+            backend,
+            settings,
+            only,
+            known: Mutex::default(),
+            histories: Mutex::default(),
+        })
     }
 
     /// The name of every machine's tar: one without secrets is never taken for a whole one.
@@ -165,7 +175,17 @@ impl Machines {
             .collect();
         // What Codchi has forgotten must not be held open by us.
         self.known.lock().retain(|name, _| names.contains(name));
+        self.histories.lock().retain(|name, _| names.contains(name));
         Ok(names.iter().map(|name| Arc::from(name.as_str())).collect())
+    }
+
+    /// Drops what nobody has asked for within an hour. To be called now and then.
+    pub fn tidy(&self) {
+        let machines: Vec<_> =
+            self.known.lock().values().map(|known| Arc::clone(&known.machine)).collect();
+        for exports in machines.iter().filter_map(|machine| machine.exports.as_ref()) {
+            exports.tidy();
+        }
     }
 
     /// The machine of that name: the same `Arc` while nothing it was made from changed, else made anew.
@@ -278,14 +298,13 @@ impl Machines {
             }
             Err(why) => return broken(Status::Broken, location, why.to_string()),
         };
-        let history =
-            before.and_then(|(machine, _)| Some(Arc::clone(machine.exports.as_ref()?.history())));
+        let history = Arc::clone(self.histories.lock().entry(name.clone()).or_default());
         let redacted = self.settings.redact.then(|| Redacted {
             secrets: config.secrets.keys().cloned().collect(),
             modules: config.inputs_with_token(),
             inside: Credentials::default(),
         });
-        match self.build(&config, &origin, &home, history.unwrap_or_default()) {
+        match self.build(&config, &origin, &home, history) {
             Ok((tree, exports)) => {
                 let machine = Machine {
                     name: Arc::from(name.as_str()),

@@ -7,7 +7,7 @@ use rustix::fd::{AsRawFd, BorrowedFd};
 use rustix::io::Errno;
 use std::ffi::CStr;
 
-/// `listxattrat` and `getxattrat` of linux/xattr.h have one number on every architecture, as all system calls since 5.1.
+/// `listxattrat` and `getxattrat` of linux/xattr.h: the numbers of every architecture but alpha, mips and x32.
 const GETXATTRAT: libc::c_long = 464;
 const LISTXATTRAT: libc::c_long = 465;
 
@@ -81,7 +81,7 @@ struct MountAttr {
     user_namespace: u64,
 }
 
-/// mount_setattr(2) has the same number on every architecture.
+/// mount_setattr(2), on the same ones.
 const MOUNT_SETATTR: libc::c_long = 442;
 /// `MOUNT_ATTR_RDONLY`, `_NOSUID`, `_NODEV`, `_NOEXEC`, `_NOATIME` and `_NOSYMFOLLOW` (linux/mount.h).
 const QUIET: u64 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x0020_0000;
@@ -108,6 +108,79 @@ pub(crate) fn quiet_mount(mount: BorrowedFd<'_>) -> Result<(), Errno> {
     outcome(result).map(drop)
 }
 
+/// `struct fiemap_extent` (linux/fiemap.h).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FiemapExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved: [u32; 3],
+}
+
+/// Extents of one answer.
+const EXTENTS: usize = 64;
+
+/// `struct fiemap` with room for extents behind it.
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [FiemapExtent; EXTENTS],
+}
+
+/// Bytes of `struct fiemap` alone, which the number of the call is made of.
+const FIEMAP_BYTES: usize = 32;
+
+/// Calls `each` with begin and end of extents of `file` from `start` on, written or not: some of them, in ascending order. Where
+/// to go on; `None` after the last one.
+///
+/// ioctl(2), `FS_IOC_FIEMAP` (Documentation/filesystems/fiemap.rst). EOPNOTSUPP or ENOTTY where the file system has no
+/// such map. What is not on the disk yet may be missing.
+pub(crate) fn extents(
+    file: BorrowedFd<'_>,
+    start: u64,
+    mut each: impl FnMut(u64, u64),
+) -> Result<Option<u64>, Errno> {
+    const LAST: u32 = 1;
+    let none = FiemapExtent {
+        logical: 0,
+        physical: 0,
+        length: 0,
+        reserved64: [0; 2],
+        flags: 0,
+        reserved: [0; 3],
+    };
+    let mut map = Fiemap {
+        start,
+        length: u64::MAX - start,
+        flags: 0,
+        mapped_extents: 0,
+        extent_count: EXTENTS as u32,
+        reserved: 0,
+        extents: [none; EXTENTS],
+    };
+    let call = rustix::ioctl::opcode::read_write::<[u8; FIEMAP_BYTES]>(b'f', 11);
+    // SAFETY: the kernel reads the head of `map` and writes it and at most `extent_count` extents, which is all there are;
+    // it outlives the call.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), call as _, &raw mut map) };
+    outcome(result.into())?;
+    let found = map.extents.get(..map.mapped_extents as usize).unwrap_or_default();
+    let mut next = None;
+    for extent in found {
+        let end = extent.logical.saturating_add(extent.length);
+        each(extent.logical, end);
+        next = (extent.flags & LAST == 0 && end > start).then_some(end);
+    }
+    Ok(next)
+}
+
 /// Gives memory that is free back to the system: the allocator keeps what a scan needed, several times as much as its
 /// layout, for a next time that may never come. malloc_trim(3), of glibc alone.
 pub(crate) fn trim_memory() {
@@ -128,6 +201,30 @@ mod tests {
     use super::*;
     use rustix::fd::AsFd as _;
     use rustix::fs::{XattrFlags, setxattr};
+
+    #[test]
+    fn extents_are_those_of_the_file() {
+        let file = tempfile::tempfile().unwrap();
+        let mut found = Vec::new();
+        match extents(file.as_fd(), 0, |begin, end| found.push((begin, end))) {
+            // A file system without a map.
+            Err(Errno::OPNOTSUPP | Errno::NOTTY) => return,
+            next => assert_eq!((next, found.len()), (Ok(None), 0)),
+        }
+        use std::os::unix::fs::FileExt as _;
+        const STEP: u64 = 1 << 20;
+        for at in 0..200 {
+            file.write_all_at(b"x", at * STEP).unwrap();
+        }
+        file.sync_all().unwrap();
+        let mut next = Some(0);
+        while let Some(start) = next {
+            next = extents(file.as_fd(), start, |begin, end| found.push((begin, end))).unwrap();
+        }
+        let begins: Vec<_> = found.iter().map(|(begin, _)| *begin).collect();
+        assert_eq!(begins, (0..200).map(|at| at * STEP).collect::<Vec<_>>());
+        assert!(found.iter().all(|(begin, end)| end - begin >= 1 && end - begin < STEP));
+    }
 
     #[test]
     fn reads_what_setxattr_wrote() {

@@ -151,3 +151,91 @@ fn what_is_written_into_a_hole_after_the_scan_tears() {
     assert_eq!(mounted.report("m")["changed"][0]["reason"], "rewritten");
     run(program("cp", [mounted.tar("m"), fixture.path().join("copy")])).silent();
 }
+
+#[test]
+fn a_change_of_nothing_that_is_exported_gives_the_times_of_a_new_mount() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    let times = |mounted: &Mounted| {
+        let meta = fs::metadata(mounted.tar("m")).unwrap();
+        (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec())
+    };
+    let mounted = Mounted::new(&fixture);
+    let first = times(&mounted);
+    // The root directory has another ctime.
+    fs::create_dir(place.rootfs.join("bin")).unwrap();
+    fs::remove_dir(place.rootfs.join("bin")).unwrap();
+    wait_until("the next scan", DEADLINE, || times(&mounted) != first);
+    let second = times(&mounted);
+    mounted.unmount();
+    assert_eq!(times(&Mounted::new(&fixture)), second);
+}
+
+#[test]
+fn a_removal_beside_an_include_is_a_newer_export() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    for name in ["aa", "bb"] {
+        fs::create_dir_all(place.rootfs.join("etc/kept")).unwrap();
+        fs::write(place.rootfs.join("etc/kept").join(name), name).unwrap();
+    }
+    let include = ["--include", "/etc/kept/aa", "--include", "/etc/kept/bb"];
+    let mounted = Mounted::with(&fixture, &include);
+    let first = fs::metadata(mounted.tar("m")).unwrap();
+    fs::remove_file(place.rootfs.join("etc/kept/bb")).unwrap();
+    let second = next(&mounted, first.ino());
+    assert!((second.mtime(), second.mtime_nsec()) > (first.mtime(), first.mtime_nsec()));
+}
+
+#[test]
+fn a_machine_that_was_away_keeps_its_generations_to_resume_from() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    let mounted = Mounted::new(&fixture);
+    let whole = fs::read(mounted.tar("m")).unwrap();
+    let old = resume(&mounted);
+    let away = place.rootfs.with_extension("away");
+    fs::rename(&place.rootfs, &away).unwrap();
+    wait_until("its absence", DEADLINE, || mounted.report("m")["state"] != "ready");
+    fs::rename(&away, &place.rootfs).unwrap();
+    wait_until("its return", DEADLINE, || mounted.report("m")["state"] == "ready");
+    assert!(fs::read(&old).unwrap() == whole);
+}
+
+#[test]
+fn what_a_copy_had_open_is_let_go_when_it_ends() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    let large = place.rootfs.join("srv/large");
+    fs::write(&large, vec![1; 3 << 20]).unwrap();
+    let mounted = Mounted::new(&fixture);
+    let open = File::open(mounted.tar("m")).unwrap();
+    let mut bytes = vec![0; open.metadata().unwrap().len() as usize];
+    open.read_exact_at(&mut bytes, 0).unwrap();
+    let has = |mounted: &Mounted| mounted.open_files().iter().any(|f| f.ends_with("srv/large"));
+    assert!(has(&mounted), "a file that is read in parts stays open meanwhile");
+    drop(open);
+    wait_until("the file to be closed", DEADLINE, || !has(&mounted));
+}
+
+#[test]
+fn blocks_that_are_allocated_and_not_written_are_data_cached_or_not() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    let path = place.rootfs.join("srv/disk");
+    let file = path.to_str().unwrap();
+    run(program("fallocate", ["-l", "8M", file])).silent();
+    run(program("truncate", ["-s", "64M", file])).silent();
+    let mounted = Mounted::new(&fixture);
+    let first = fs::metadata(mounted.tar("m")).unwrap();
+    assert!((8 << 20..10 << 20).contains(&first.len()), "{}", first.len());
+    fs::read(mounted.rootfs("m").join("srv/disk")).unwrap();
+    fs::read(&path).unwrap();
+    let scanned = || mounted.report("m")["generation"]["scanned"].clone();
+    let before = scanned();
+    wait_until("another scan", DEADLINE, || {
+        let meta = fs::metadata(mounted.tar("m")).unwrap();
+        assert_eq!((meta.ino(), meta.len()), (first.ino(), first.len()));
+        scanned() != before
+    });
+}

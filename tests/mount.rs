@@ -15,7 +15,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -108,15 +108,15 @@ fn a_directory_of_100_000_entries_and_a_listing_during_its_scan() {
     crowded(&fixture, "m", FILES);
     let mounted = Mounted::new(&fixture);
 
-    // `ls NAME` and report.json answer while stat of export.tar scans.
+    // `ls NAME` and report.json answer while stat of export.tar scans, the first ones as well.
     let machine = mounted.point().join("m");
-    assert_eq!(listing(&machine).iter().filter(|name| *name == "export.tar").count(), 1);
     let tar = mounted.tar("m");
     let scan = std::thread::spawn(move || fs::symlink_metadata(tar).unwrap().len());
     let (mut during, mut slowest) = (0, Duration::ZERO);
     while !scan.is_finished() {
         let start = Instant::now();
-        listing(&machine);
+        let names = listing(&machine);
+        assert_eq!(names.iter().filter(|name| *name == "export.tar").count(), 1);
         mounted.report("m");
         slowest = slowest.max(start.elapsed());
         during += usize::from(!scan.is_finished());
@@ -538,4 +538,46 @@ fn a_mount_inside_a_machine_does_not_wait_for_itself() {
     });
     fixture.run(["unmount", &text]).ok();
     assert!(listed.is_some_and(|count| count > 1));
+}
+
+#[test]
+fn with_allow_other_acls_decide_as_on_a_native_mount() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    let acls = [
+        ("named", "u::rw-,u:65534:r--,g::---,m::r--,o::---"),
+        // Shown as rw-rw----: the bits of the group are the mask.
+        ("masked", "u::rw-,u:71:rw-,g::---,m::rw-,o::---"),
+    ];
+    for (name, acl) in acls {
+        let path = place.rootfs.join("srv").join(name);
+        fs::write(&path, name).unwrap();
+        std::os::unix::fs::chown(&path, Some(0), Some(100)).unwrap();
+        run(program("setfacl", ["--set", acl]).arg(&path)).silent();
+    }
+    // Everybody must be able to come there.
+    for path in [fixture.path(), &fixture.rootfs_dir(), place.rootfs.parent().unwrap()] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mounted = Mounted::with(&fixture, &["-o", "allow_other"]);
+    for (name, uid, gid, may) in [
+        ("named", 65534, 65534, true),
+        ("named", 65533, 65533, false),
+        ("named", 65533, 100, false),
+        ("masked", 71, 71, true),
+        ("masked", 65533, 100, false),
+    ] {
+        for top in [place.rootfs.clone(), mounted.rootfs("m")] {
+            let who = [format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into()];
+            let path = top.join("srv").join(name);
+            let done = run(program("setpriv", who).arg("cat").arg(&path));
+            assert_eq!(
+                done.code == Some(0),
+                may,
+                "{uid}:{gid}, {}: {}",
+                path.display(),
+                done.err()
+            );
+        }
+    }
 }

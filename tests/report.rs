@@ -262,3 +262,73 @@ fn the_example_in_the_docs_fits_the_schema() {
     let (example, _) = rest.split_once("```").unwrap();
     assert_valid(&serde_json::from_str(example).unwrap(), &Fixture::new());
 }
+
+#[test]
+fn lines_of_one_reason_crowd_out_no_others_and_are_always_the_same() {
+    let fixture = Fixture::new();
+    let place = lossy(&fixture);
+    let directory = place.rootfs.join("srv/sockets");
+    fs::create_dir(&directory).unwrap();
+    // mknod makes them as well, and faster.
+    let mode = rustix::fs::Mode::RUSR;
+    let dir = fs::File::open(&directory).unwrap();
+    for number in 0..12_000 {
+        let name = format!("{number:05}");
+        rustix::fs::mknodat(&dir, name, rustix::fs::FileType::Socket, mode, 0).unwrap();
+    }
+    let report = || {
+        let mounted = Mounted::new(&fixture);
+        fs::metadata(mounted.tar("m")).unwrap();
+        mounted.report("m")["left_out"].clone()
+    };
+    let first = report();
+    let of = |reason: &str| {
+        let lines = first["lines"].as_array().unwrap().iter();
+        lines.filter(|line| line["reason"] == reason).count()
+    };
+    assert_eq!((of("socket"), of("attribute"), of("etc")), (10_000, 1, 2));
+    assert_eq!(first["more"], 2001);
+    assert!(first == report(), "which lines are kept depends on the scan");
+}
+
+#[test]
+fn a_home_that_is_left_out_has_a_line() {
+    let fixture = Fixture::new();
+    let place = fixture.empty("m");
+    write(&place.home, "project/a", "12345");
+    write(&place.rootfs, "home/codchi/hidden", "1");
+    let mounted = Mounted::with(&fixture, &["--exclude", "/home/codchi"]);
+    fs::metadata(mounted.tar("m")).unwrap();
+    let report = mounted.report("m");
+    let line = ("/home/codchi".to_owned(), Some(1), Some(5));
+    assert_eq!(lines(&report, "excluded-by-user"), [line]);
+    assert_eq!(lines(&report, "below-home"), [("/home/codchi".to_owned(), Some(1), Some(1))]);
+}
+
+#[test]
+fn more_attributes_than_every_reader_takes_are_named_once_for_all_names_of_a_file() {
+    let disk = common::disk::Disk::new(common::disk::DiskKind::Xfs);
+    let fixture = Fixture::below(&disk.path());
+    let place = fixture.empty("m");
+    let file = place.rootfs.join("srv-file");
+    fs::write(&file, "x").unwrap();
+    for number in 0..20 {
+        let name = format!("user.a{number}");
+        lsetxattr(&file, name, &[b'v'; 60_000], XattrFlags::empty()).unwrap();
+    }
+    for number in 0..50 {
+        fs::hard_link(&file, place.rootfs.join(format!("link-{number:02}"))).unwrap();
+    }
+    let mounted = Mounted::new(&fixture);
+    let size = fs::metadata(mounted.tar("m")).unwrap().len();
+    assert!((1_200_000..1_300_000).contains(&size), "{size}");
+    let report = mounted.report("m");
+    assert_valid(&report, &fixture);
+    assert_eq!(lines(&report, "large-attributes"), [("/link-00".to_owned(), None, None)]);
+    let copy = fixture.path().join("copy.tar");
+    run(program("cp", [&mounted.tar("m"), &copy])).silent();
+    let refused = run(program("bsdtar", ["-tf"]).arg(&copy));
+    assert_ne!(refused.code, Some(0), "bsdtar reads it: no line is needed");
+    let list = run(program("tar", ["-tf"]).arg(&copy)).ok().out();
+    assert_eq!(list.lines().filter(|l| l.contains("link-") || l.contains("srv-file")).count(), 51);
+}

@@ -178,3 +178,22 @@ fn an_include_of_nothing_is_said() {
     let mounted = Mounted::with(&fixture, &["--include", "/etc/shh"]);
     assert!(mounted.report("m")["warnings"][0].as_str().unwrap().contains("/etc/shh"));
 }
+
+#[test]
+fn a_pipe_that_is_read_slowly_gets_no_mixture_for_a_whole_file() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    let large = place.home.join("large");
+    fs::write(&large, vec![b'A'; 64 * MIB]).unwrap();
+    let export = fixture.command(["export", "m", "-o", "-"]);
+    let (out, status) = (fixture.path().join("out.tar"), fixture.path().join("status"));
+    // Rewritten in place while most of it is still to be read, and again shortly before its end.
+    let rewrite = format!(
+        "tr '\\0' B </dev/zero | dd of={large:?} bs=1M count=64 iflag=fullblock conv=notrunc status=none"
+    );
+    let script = format!(
+        "{{ {export:?}; echo $? >{status:?}; }} | {{ head -c 1000000; {rewrite}; head -c 60000000; {rewrite}; cat; }} >{out:?}"
+    );
+    run(program("bash", ["-c", &script])).ok();
+    assert_eq!(fs::read_to_string(status).unwrap(), "1\n", "a mixture passed for a whole export");
+}

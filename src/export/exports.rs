@@ -2,7 +2,7 @@
 
 use super::Options;
 use super::generation::Generation;
-use super::history::History;
+use super::history::{History, KEEP};
 use super::scan::{self, ScanError};
 use crate::sys;
 use crate::tree::{Time, Tree};
@@ -165,6 +165,16 @@ impl Exports {
     pub fn by_id(&self, id: u64) -> Option<Arc<Generation>> {
         let current = self.last().filter(|generation| generation.id() == id);
         current.or_else(|| self.history.kept(id))
+    }
+
+    /// Drops what nobody has asked for within an hour. To be called now and then.
+    pub fn tidy(&self) {
+        self.history.tidy();
+        let mut state = self.state.lock();
+        let idle = |c: &mut Current| c.looked_up.elapsed() > KEEP;
+        let gone = state.current.take_if(idle);
+        drop(state);
+        drop(gone);
     }
 
     /// Has the next lookup scan, however young the layout is.

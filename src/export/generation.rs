@@ -112,6 +112,10 @@ impl Generation {
             hash.update(&(content.len() as u64).to_le_bytes());
             hash.update(content);
         }
+        // Another mtime is another inode: what a lookup shows must not depend on which scan came first.
+        hash.update(&mtime.sec.to_le_bytes());
+        hash.update(&mtime.nsec.to_le_bytes());
+        hash.update(&[u8::from(scan.incomplete)]);
         let mut id = hash.digest();
         // A torn generation is never served again, and its inode has pages in the kernel's cache that are not the file's.
         while avoid(id) {
@@ -183,6 +187,15 @@ impl Generation {
     pub fn ctime(&self) -> Time {
         // Below 10^9, which fits.
         Time { sec: self.mtime.sec, nsec: (self.id() % 1_000_000_000) as u32 }
+    }
+
+    /// Closes what was opened for readers: nobody reads any more.
+    pub(super) fn let_go(&self) {
+        let gone = (
+            std::mem::replace(&mut *self.dirs.lock(), LruCache::new(OPEN_DIRS)),
+            std::mem::replace(&mut *self.files.lock(), LruCache::new(OPEN_FILES)),
+        );
+        drop(gone);
     }
 
     /// A later scan found the same layout. What is left out may have changed all the same.

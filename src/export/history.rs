@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A generation is kept this long after its last close: an interrupted copy goes on from where it was.
-const KEEP: Duration = Duration::from_secs(60 * 60);
+pub(super) const KEEP: Duration = Duration::from_secs(60 * 60);
 /// So many closed ones at most.
 const MOST_CLOSED: usize = 8;
 /// Bytes of the layouts of all generations but the first: a million members take some 90 MB.
@@ -93,12 +93,18 @@ impl History {
 
     fn close(&self, generation: &Arc<Generation>) {
         let mut state = self.state.lock();
+        let mut last = false;
         if let Some(kept) = state.kept.iter_mut().find(|k| Arc::ptr_eq(&k.generation, generation)) {
             kept.open = kept.open.saturating_sub(1);
             kept.closed = Instant::now();
+            last = kept.open == 0;
         }
         let gone = state.purge(MOST_CLOSED);
         drop(state);
+        if last {
+            // A file that the machine deletes must not be held by a copy that has ended.
+            generation.let_go();
+        }
         // A million members are not given back while somebody waits.
         drop(gone);
     }
@@ -135,6 +141,12 @@ impl History {
         drop(state);
         drop(gone);
         found
+    }
+
+    /// Drops what nobody may ask for any more.
+    pub(super) fn tidy(&self) {
+        let gone = self.state.lock().purge(MOST_CLOSED);
+        drop(gone);
     }
 
     /// Whether a generation of this id was torn under a reader.

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Lines kept of each kind: a machine with a million sockets must not fill the memory with their names.
+/// Lines kept of each reason: a machine with a million sockets must not fill the memory with their names.
 const MOST_LINES: usize = 10_000;
 
 /// Something on the disk that is not in the export as it is there.
@@ -28,6 +28,10 @@ pub struct LeftOutLine {
 }
 
 impl LeftOutLine {
+    fn key(&self) -> (&str, &str, &str) {
+        (&self.path, self.reason, &self.text)
+    }
+
     fn new(path: &[u8], reason: &'static str, text: String) -> Self {
         Self { path: printable(path), reason, text, files: None, bytes: None }
     }
@@ -107,6 +111,12 @@ impl LeftOutLine {
         Self::new(path, "long-path", text.into())
     }
 
+    /// More attributes than every reader takes.
+    pub(super) fn large_attributes(path: &[u8]) -> Self {
+        let text = "more than 1 MiB of extended attributes: bsdtar stops reading the archive there; extract it with GNU tar";
+        Self::new(path, "large-attributes", text.into())
+    }
+
     /// A member that the archive format cannot express; the error names it.
     pub(super) fn unarchivable(path: &[u8], why: &LayoutError) -> Self {
         Self::new(path, "unarchivable", why.to_string())
@@ -116,23 +126,29 @@ impl LeftOutLine {
 /// Lines of a scan, bounded.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Note {
-    /// The first lines.
+    /// Sorted by path.
     pub lines: Vec<LeftOutLine>,
     /// How many more there were.
     pub more: u64,
+    /// By reason, until the end of the scan: one kind of line must not crowd out the others.
+    #[serde(skip)]
+    by_reason: BTreeMap<&'static str, Vec<LeftOutLine>>,
     /// By kind of extended attribute, the first path that has one in byte order, and how many have.
     #[serde(skip)]
     attributes: BTreeMap<&'static str, (Vec<u8>, u64)>,
     #[serde(skip)]
     pub(super) incomplete: bool,
+    /// There was no room for all extended attributes.
+    #[serde(skip)]
+    pub(super) no_room: bool,
 }
 
 impl Note {
     pub(super) fn push(&mut self, line: LeftOutLine) {
-        if self.lines.len() < MOST_LINES {
-            self.lines.push(line);
-        } else {
-            self.more = self.more.saturating_add(1);
+        let lines = self.by_reason.entry(line.reason).or_default();
+        lines.push(line);
+        if lines.len() >= 2 * MOST_LINES {
+            self.more = self.more.saturating_add(keep_first(lines));
         }
     }
 
@@ -151,7 +167,7 @@ impl Note {
 
     pub(super) fn append(&mut self, other: Self) {
         self.more = self.more.saturating_add(other.more);
-        for line in other.lines {
+        for line in other.by_reason.into_values().flatten() {
             self.push(line);
         }
         for (kind, (path, files)) in other.attributes {
@@ -159,14 +175,26 @@ impl Note {
         }
     }
 
-    /// Sorted, so that the report does not depend on which thread came first; one line for each kind of attribute.
+    /// Sorted and cut, so that the report does not depend on which thread came first; one line for each kind of attribute.
     pub(super) fn finish(&mut self) {
         for (kind, (path, files)) in std::mem::take(&mut self.attributes) {
             let line = LeftOutLine::of(&path, LeftOut::Xattr(kind));
             self.push(LeftOutLine { files: Some(files), ..line });
         }
-        self.lines.sort_by(|a, b| (&a.path, a.reason, &a.text).cmp(&(&b.path, b.reason, &b.text)));
+        for (_, mut lines) in std::mem::take(&mut self.by_reason) {
+            self.more = self.more.saturating_add(keep_first(&mut lines));
+            self.lines.append(&mut lines);
+        }
+        self.lines.sort_by(|a, b| a.key().cmp(&b.key()));
     }
+}
+
+/// Keeps the first lines by path; how many are gone.
+fn keep_first(lines: &mut Vec<LeftOutLine>) -> u64 {
+    lines.sort_by(|a, b| a.key().cmp(&b.key()));
+    let more = lines.len().saturating_sub(MOST_LINES) as u64;
+    lines.truncate(MOST_LINES);
+    more
 }
 
 /// A member that is not served as the scan saw it.

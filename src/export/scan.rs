@@ -6,19 +6,26 @@ use super::report::{LeftOutLine, Note};
 use super::tag::{Tag, layer_of};
 use super::{ALIGN_FROM, OWNERS, Options};
 use crate::tar::{self, Extent, Layout, LayoutBuilder, LayoutError, Link, Member, MemberId};
-use crate::tree::{Dir, Kind, LeftOut, ObjectId, Scanned, Time, Tree, Weight};
+use crate::tree::{
+    Attr, DataRun, Dir, Kind, LeftOut, ObjectId, Scanned, Time, Tree, Wants, Weight, Xattr,
+};
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 /// Directories kept open at once, so that neither depth nor width of a tree can use up the descriptors.
 const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// Bytes of the longest path that a system call takes (linux/limits.h, `PATH_MAX`, less its NUL).
 const LONGEST_PATH: u32 = 4095;
+
+/// Bytes of attributes that every reader takes: bsdtar's limit for a whole PAX header is 1 MiB (libarchive,
+/// archive_read_support_format_tar.c).
+const LARGEST_PAX: usize = (1 << 20) - (8 << 10);
 
 /// Why there is no layout.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +45,12 @@ pub enum ScanError {
         /// How many.
         open: usize,
     },
+    /// Extended attributes that would fill the memory.
+    #[error(
+        "the extended attributes of the machine exceed {} MiB; leave a part of it out with --exclude",
+        tar::MAX_RECORDS >> 20
+    )]
+    Attributes,
     /// More directories than numbers for them.
     #[error("the machine has more than 2^32 directories")]
     TooMany,
@@ -78,11 +91,17 @@ struct Queue {
     incomplete: bool,
     /// The root directory itself could not be listed: there is nothing to export.
     no_root: Option<Errno>,
+    /// What ends the scan.
+    failed: Option<ScanError>,
 }
 
 struct Walk<'a> {
     tree: &'a Tree,
     holes: bool,
+    /// Files with further names whose attributes and holes were read: under a thousand names they are the same.
+    linked: Mutex<HashSet<ObjectId>>,
+    /// Bytes of extended attributes that may still be kept.
+    room: AtomicUsize,
     root: Dir,
     queue: Mutex<Queue>,
     work: Condvar,
@@ -95,6 +114,8 @@ pub(super) fn scan(tree: &Tree, options: Options, threads: usize) -> Result<Scan
     let walk = Walk {
         tree,
         holes: options.sparse,
+        linked: Mutex::default(),
+        room: AtomicUsize::new(tar::MAX_RECORDS),
         root,
         queue: Mutex::new(Queue {
             pending: vec![0],
@@ -114,6 +135,9 @@ pub(super) fn scan(tree: &Tree, options: Options, threads: usize) -> Result<Scan
     if let Some(why) = queue.no_root {
         return Err(ScanError::Root(why));
     }
+    if let Some(why) = queue.failed {
+        return Err(why);
+    }
     let mut newest = tree.newest_root_ctime().map_err(ScanError::Root)?;
     let mut left_out = queue.left_out;
     if !sees_trusted() {
@@ -123,8 +147,9 @@ pub(super) fn scan(tree: &Tree, options: Options, threads: usize) -> Result<Scan
     let align = options.align.then_some(ALIGN_FROM);
     let options = tar::Options { mtime_ns: options.mtime_ns, align };
     let layout = assemble(tree, queue.dirs, options, &owners, &mut newest, &mut left_out)?;
+    let incomplete = queue.incomplete || left_out.incomplete;
     left_out.finish();
-    Ok(Scan { layout, newest_ctime: newest, left_out, incomplete: queue.incomplete, owners })
+    Ok(Scan { layout, newest_ctime: newest, left_out, incomplete, owners })
 }
 
 /// Whether the kernel shows this process attributes `trusted.*` at all: it leaves them out without a word (xattr(7)).
@@ -175,11 +200,14 @@ impl Walk<'_> {
         };
         let at = |name: &[u8]| [dir.path(), b"/", name].concat();
         let mut hidden = Vec::new();
-        let listed = self.tree.scan_dir(&dir, self.holes, &mut |name, why| match why {
+        let details = |attr: &Attr| !is_linked(attr) || self.linked.lock().insert(attr.id);
+        let wants = Wants { holes: self.holes, details: &details, room: &self.room };
+        let listed = self.tree.scan_dir(&dir, &wants, &mut |name, why| match why {
             LeftOut::ByUser | LeftOut::BuiltIn | LeftOut::BelowHome => {
                 hidden.push((name.to_vec(), why));
             }
             LeftOut::Xattr(kind) => note.attribute(kind, &at(name)),
+            LeftOut::Xattrs(Errno::NOMEM) => note.no_room = true,
             why => {
                 let unreadable = matches!(why, LeftOut::Unreadable(_) | LeftOut::Xattrs(_));
                 // What nobody can read is no failure of this export.
@@ -205,7 +233,8 @@ impl Walk<'_> {
         let etc = path == b"/etc" && why == LeftOut::BuiltIn;
         let made = if etc { self.tree.system_file("etc/.clean") } else { None }.unwrap_or_default();
         let made: HashSet<&[u8]> = made.split(|byte| *byte == b'\n').collect();
-        let weight = self.tree.weigh(dir, name, &mut |below| {
+        let of_home = why == LeftOut::ByUser;
+        let weight = self.tree.weigh(dir, name, of_home, &mut |below| {
             if etc && below != b".clean" && !made.contains(below) {
                 note.push(LeftOutLine::stray(&[&path, b"/".as_slice(), below].concat()));
             }
@@ -236,13 +265,19 @@ impl Walk<'_> {
             }
         }
         for f in found.iter_mut().filter(|f| f.entry.attr.kind == Kind::Directory) {
-            let Ok(child) = u32::try_from(queue.dirs.len()) else { break };
+            let Ok(child) = u32::try_from(queue.dirs.len()) else {
+                queue.failed = Some(ScanError::TooMany);
+                break;
+            };
             let name = f.entry.name.clone();
             queue.dirs.push(Directory { parent: number, name, found: Vec::new() });
             queue.pending.push(child);
             f.dir = Some(child);
         }
         queue.incomplete |= note.incomplete;
+        if note.no_room {
+            queue.failed = Some(ScanError::Attributes);
+        }
         queue.left_out.append(note);
         if let Some(dir) = queue.dirs.get_mut(number as usize) {
             dir.found = found;
@@ -283,6 +318,25 @@ fn path_of(dirs: &[Directory], number: u32) -> Vec<u8> {
     names.iter().rev().flat_map(|n| [b"/".as_slice(), n].concat()).collect()
 }
 
+/// Whether an entry may have other names.
+fn is_linked(attr: &Attr) -> bool {
+    attr.nlink > 1 && attr.kind != Kind::Directory
+}
+
+type Details = (Attr, Vec<Xattr>, Option<Box<[DataRun]>>);
+
+/// Takes out what was read of files with further names, under whichever name that was.
+fn details_of_linked(dirs: &mut [Directory]) -> HashMap<ObjectId, Details> {
+    let mut details = HashMap::new();
+    for entry in dirs.iter_mut().flat_map(|dir| &mut dir.found).map(|found| &mut found.entry) {
+        if is_linked(&entry.attr) && (!entry.xattrs.is_empty() || entry.data.is_some()) {
+            let xattrs = std::mem::take(&mut entry.xattrs);
+            details.insert(entry.attr.id, (entry.attr, xattrs, entry.data.take()));
+        }
+    }
+    details
+}
+
 /// Pushes everything in archive order: a directory before what is in it, siblings by bytes.
 fn assemble(
     tree: &Tree,
@@ -294,6 +348,7 @@ fn assemble(
 ) -> Result<Layout<Tag>, ScanError> {
     let mut builder = LayoutBuilder::new(options);
     let mut first_names: HashMap<ObjectId, MemberId> = HashMap::new();
+    let mut linked = details_of_linked(&mut dirs);
     let mut take = |number: u32| {
         let found = dirs.get_mut(number as usize).map(|d| std::mem::take(&mut d.found));
         found.unwrap_or_default().into_iter()
@@ -305,15 +360,19 @@ fn assemble(
             stack.pop();
             continue;
         };
-        let Scanned { name, mut attr, target, xattrs, data } = found.entry;
+        let Scanned { name, mut attr, target, mut xattrs, mut data } = found.entry;
+        if let Some(details) = linked.remove(&attr.id) {
+            // Its size is of the moment at which its holes were looked for.
+            (attr, xattrs, data) = details;
+        }
         match attr.id {
             ObjectId::Disk { .. } => *newest = (*newest).max(attr.ctime),
             made if made == owners_id => attr = attr.with_content(owners),
             // Its sources have the times that count.
             ObjectId::Generated(_) => {}
         }
-        let linked = attr.nlink > 1 && attr.kind != Kind::Directory;
-        let first = linked.then(|| first_names.get(&attr.id).copied()).flatten();
+        let has_links = is_linked(&attr);
+        let first = has_links.then(|| first_names.get(&attr.id).copied()).flatten();
         let (kind, link) = match (first, attr.kind) {
             (Some(first), _) => (tar::Kind::HardLink, Link::Hard(first)),
             (None, Kind::Directory) => (tar::Kind::Directory, Link::None),
@@ -330,7 +389,7 @@ fn assemble(
             None => records(&xattrs),
         };
         let records: Vec<_> = records.iter().map(|(key, value)| (&**key, &**value)).collect();
-        let extent = |run: &crate::tree::DataRun| Extent { offset: run.offset, len: run.len };
+        let extent = |run: &DataRun| Extent { offset: run.offset, len: run.len };
         let extents = data.map(|runs| runs.iter().map(extent).collect::<Vec<_>>());
         let (layer, ino) = layer_of(tree, &attr);
         let pushed = builder.push(&Member {
@@ -356,21 +415,27 @@ fn assemble(
         };
         let id = match pushed {
             Ok(id) => id,
-            // This one member is what no archive can hold (a device number out of range); the rest still can be.
             Err(
-                why @ (LayoutError::Device { .. }
-                | LayoutError::Time { .. }
-                | LayoutError::Path { .. }),
-            ) => {
+                why @ (LayoutError::Members { .. }
+                | LayoutError::Names { .. }
+                | LayoutError::Records { .. }),
+            ) => return Err(why.into()),
+            // This one member is what no archive can hold (a device number out of range); the rest still can be. It is
+            // missing, so that no copy may pass for whole.
+            Err(why) => {
                 left_out.push(LeftOutLine::unarchivable(&path_of(&builder), &why));
+                left_out.incomplete = true;
                 continue;
             }
-            Err(why) => return Err(why.into()),
         };
+        let bytes: usize = records.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if bytes > LARGEST_PAX {
+            left_out.push(LeftOutLine::large_attributes(&path_of(&builder)));
+        }
         if builder.path_len(id) > LONGEST_PATH {
             left_out.push(LeftOutLine::long_path(&path_of(&builder)));
         }
-        if first.is_none() && linked {
+        if first.is_none() && has_links {
             first_names.insert(attr.id, id);
         }
         if let Some(number) = found.dir {

@@ -38,7 +38,7 @@ pub enum StreamError {
 /// Where a generation goes.
 #[allow(missing_debug_implementations)] // A writer need not have one.
 pub enum Sink<'a> {
-    /// A file, a pipe or a socket, from where its position is.
+    /// A file, a pipe or a socket, from where its position is; to a file, the kernel copies.
     File(&'a File),
     /// Through a program's hands: a compressor.
     Writer(&'a mut dyn Write),
@@ -79,10 +79,10 @@ pub fn write_all(
     mut sink: Sink<'_>,
     mut progress: impl FnMut(u64) -> io::Result<()>,
 ) -> Result<(), StreamError> {
-    let least = match sink {
-        Sink::File(_) => LARGE,
-        Sink::Writer(_) => u64::MAX,
-    };
+    // Into a pipe the kernel would move references to pages: what is written to the file after we have looked at it would
+    // still reach the reader.
+    let by_kernel = matches!(&sink, Sink::File(file) if file.metadata().is_ok_and(|m| m.is_file()));
+    let least = if by_kernel { LARGE } else { u64::MAX };
     let plan = || pieces(generation.size(), generation.runs(least));
     std::thread::scope(|scope| {
         let mut readers = Vec::new();
@@ -230,7 +230,7 @@ impl Kernel {
         done
     }
 
-    /// Moves references to the file's pages through a pipe.
+    /// Copies through a pipe of our own, which has references to the file's pages until they are in `out`.
     fn splice(&mut self, file: &OwnedFd, from: u64, len: u64, out: &File) -> Result<u64, Errno> {
         let (read, write) = match self.pipe.take() {
             Some(pipe) => pipe,

@@ -17,11 +17,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 /// Read-ahead in KiB that makes a sequential read of `export.tar` as fast as it gets. What the
 /// kernel offers a FUSE file system by itself is 128.
 const READ_AHEAD: &str = "1024";
+
+/// How often what nobody needs any more is looked for.
+const TIDY: Duration = Duration::from_secs(60);
+/// How long the kernel gets to forget a name before others are served: without a scan it takes microseconds, and the name
+/// leads nowhere for no more than a second anyway.
+const NAME_WAIT: Duration = Duration::from_millis(100);
 
 /// How to mount.
 #[derive(Clone, Debug)]
@@ -66,6 +73,7 @@ pub fn serve(
         others: options.allow_other,
         checked: options.allow_root,
     };
+    let to_tidy = Arc::clone(&machines);
     let (errands, to_do) = channel();
     let tell = errands.clone();
     let notify = move |notice| {
@@ -88,7 +96,7 @@ pub fn serve(
     let notifier = session.notifier();
     let started = std::thread::Builder::new()
         .name("codchifs-notify".into())
-        .spawn(move || run_errands(&notifier, &to_do))
+        .spawn(move || run_errands(&notifier, &to_do, || to_tidy.tidy()))
         .and_then(|_| session.spawn());
     let background = match started {
         Ok(background) => background,
@@ -356,26 +364,48 @@ fn raise_descriptor_limit() {
 
 /// Tells the kernel what it must forget, and answers what had to wait for that. A thread of its own: the kernel waits for
 /// reads of the pages it is to drop, and those wait for the session's threads.
-fn run_errands(notifier: &Notifier, errands: &Receiver<Errand>) {
-    for errand in errands {
-        match errand {
-            Errand::Tell(notice) => tell(notifier, notice),
-            Errand::Answer(answer) => super::survive("read", answer),
+fn run_errands(notifier: &Notifier, errands: &Receiver<Errand>, tidy: impl Fn()) {
+    let (names, named) = channel();
+    let of_names = notifier.clone();
+    let started = std::thread::Builder::new()
+        .name("codchifs-names".into())
+        .spawn(move || forget_names(&of_names, &named));
+    if let Err(error) = started {
+        tracing::warn!(%error, "no thread for names: a retired export is seen for a second");
+    }
+    loop {
+        match errands.recv_timeout(TIDY) {
+            Ok(Errand::Tell(Notice::Pages { ino, offset })) => {
+                let offset = i64::try_from(offset).unwrap_or(0);
+                told(notifier.inval_inode(INodeNo(ino), offset, 0), "pages");
+            }
+            Ok(Errand::Tell(Notice::Name { parent, name })) => {
+                let (done, wait) = channel();
+                if names.send((parent, name, done)).is_ok() {
+                    let _ = wait.recv_timeout(NAME_WAIT);
+                }
+            }
+            Ok(Errand::Answer(answer)) => super::survive("read", answer),
+            Err(RecvTimeoutError::Timeout) => super::survive("tidy", &tidy),
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
 
-fn tell(notifier: &Notifier, notice: Notice) {
-    let told = match notice {
-        Notice::Pages { ino, offset } => {
-            notifier.inval_inode(INodeNo(ino), i64::try_from(offset).unwrap_or(0), 0)
-        }
-        Notice::Name { parent, name } => notifier.inval_entry(INodeNo(parent), OsStr::new(name)),
-    };
-    match told {
+/// Another thread still: the kernel takes the lock of the directory that has the name, and a lookup that scans holds it.
+fn forget_names(notifier: &Notifier, names: &Receiver<(u64, &'static str, Sender<()>)>) {
+    for (parent, name, done) in names {
+        told(notifier.inval_entry(INodeNo(parent), OsStr::new(name)), "name");
+        // Nobody waits any more if it took long.
+        let _ = done.send(());
+    }
+}
+
+fn told(result: io::Result<()>, what: &str) {
+    match result {
         // The kernel has forgotten it already.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => tracing::warn!(%error, ?notice, "cannot have the kernel forget"),
+        Err(error) => tracing::warn!(%error, what, "cannot have the kernel forget"),
         Ok(()) => {}
     }
 }

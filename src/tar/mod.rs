@@ -59,7 +59,9 @@ mod reader;
 mod sparse;
 
 pub use header::PaxRecord;
-pub use layout::{Layout, LayoutBuilder, LayoutError, MemberId, Options, Part, Run, Segment};
+pub use layout::{
+    Layout, LayoutBuilder, LayoutError, MAX_RECORDS, MemberId, Options, Part, Run, Segment,
+};
 pub use reader::{Source, read_at};
 pub use sparse::Extent;
 

@@ -18,7 +18,7 @@ mod xattr;
 pub use attr::{Attr, Kind, ObjectId, Owners, Time};
 pub use generated::GeneratedFile;
 pub use rules::{BUILT_IN_EXCLUDES, HOME, RuleError, Selection};
-pub use scan::{DataRun, Scanned, is_hole_outside};
+pub use scan::{DataRun, Scanned, Wants, is_hole_outside};
 pub use weigh::Weight;
 pub use xattr::{ACL_ACCESS, ACL_DEFAULT, ACL_GROUP, ACL_USER, AclEntry, Xattr, acl_entries};
 
@@ -349,7 +349,7 @@ impl Tree {
         })
     }
 
-    /// The newest ctime of the layers' roots and of the directories that hold an excluded path: what an export's mtime
+    /// The newest ctime of the layers' roots and of the directories that have rules, whatever the tree shows of them: what an export's mtime
     /// must not be older than, since a removal there changes the tree and shows nowhere else. So it is with what names
     /// the owners.
     pub fn newest_root_ctime(&self) -> Result<Time, Errno> {
@@ -362,17 +362,14 @@ impl Tree {
                 newest = newest.max(st.stx_ctime.into());
             }
         }
-        for path in BUILT_IN_EXCLUDES {
-            let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-            let (layer, below) = match (parent.strip_prefix(HOME), &self.home) {
+        for path in self.rules.directories() {
+            let (layer, below) = match (path.strip_prefix(HOME.as_bytes()), &self.home) {
                 (Some(rest), Some(home)) => (home, rest),
-                _ => (&self.rootfs, parent),
+                _ => (&self.rootfs, &*path),
             };
-            let below = below.trim_start_matches('/');
-            if let Ok(fd) = layer::open_dir(
-                layer.root(),
-                if below.is_empty() { b"." } else { below.as_bytes() },
-            ) {
+            let below = below.strip_prefix(b"/").unwrap_or(below);
+            let below = if below.is_empty() { b"." } else { below };
+            if let Ok(fd) = layer::open_dir(layer.root(), below) {
                 newest = newest.max(layer::stat_fd(&fd)?.stx_ctime.into());
             }
         }

@@ -231,6 +231,23 @@ impl Rules {
         at.and_then(|at| self.node(at)).into_iter().flat_map(|n| n.children.iter().map(|c| &*c.0))
     }
 
+    /// Paths (absolute, without a slash at the end) of all directories that have rules for what is in them: the root's is
+    /// empty.
+    pub(super) fn directories(&self) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        let mut pending = vec![(Vec::new(), Self::ROOT)];
+        while let Some((path, rule)) = pending.pop() {
+            let Some(node) = self.node(rule).filter(|node| !node.children.is_empty()) else {
+                continue;
+            };
+            for (name, child) in &node.children {
+                pending.push(([&path, b"/".as_slice(), name].concat(), *child));
+            }
+            found.push(path);
+        }
+        found
+    }
+
     /// The rule of `name` below `at`.
     pub(super) fn rule_of(&self, at: Option<RuleId>, name: &[u8]) -> Option<RuleId> {
         at.and_then(|at| self.child(at, name))

@@ -3,10 +3,12 @@
 use super::find::Found;
 use super::xattr::{Fate, Xattr, fate, unshift};
 use super::{Attr, Dir, HOME_LAYER, Kind, LeftOut, ObjectId, Owners, ROOTFS, Tree, layer};
+use crate::sys;
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::ffi::CString;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A hole shorter than this is written out: it saves less than a map costs its readers.
 const LEAST_HOLE: u64 = 1 << 20;
@@ -47,13 +49,24 @@ struct XattrPlace<'a> {
     owners: &'a Owners,
 }
 
+/// What a scan wants to know.
+#[allow(missing_debug_implementations)] // A closure has none.
+pub struct Wants<'a> {
+    /// The holes of files: those with fewer blocks than bytes are opened.
+    pub holes: bool,
+    /// Whether attributes and holes of an entry are wanted: of a file with many names, only once.
+    pub details: &'a (dyn Fn(&Attr) -> bool + Sync),
+    /// Bytes of extended attributes that there is still room for, in the whole scan.
+    pub room: &'a AtomicUsize,
+}
+
 impl Tree {
     /// What of a directory can be looked at, sorted by bytes; `left_out` hears of everything on the disk that is not
-    /// as it was there. With `holes`, files with fewer blocks than bytes are opened to find theirs.
+    /// as it was there: also of attributes for which there is no room, as unreadable with ENOMEM.
     pub fn scan_dir(
         &self,
         dir: &Dir,
-        holes: bool,
+        wants: &Wants<'_>,
         left_out: &mut dyn FnMut(&[u8], LeftOut),
     ) -> Result<Vec<Scanned>, Errno> {
         if !dir.0.hidden {
@@ -76,9 +89,13 @@ impl Tree {
                     }
                 }
             }
-            let xattrs = self.xattrs_of(dir, &name, &found, left_out);
             let (mut attr, mut data) = (found.attr, None);
-            if holes
+            if !(wants.details)(&attr) {
+                entries.push(Scanned { name, attr, target, xattrs: Vec::new(), data });
+                continue;
+            }
+            let xattrs = self.xattrs_of(dir, &name, &found, wants.room, left_out);
+            if wants.holes
                 && attr.kind == Kind::File
                 && attr.size >= LEAST_HOLE
                 && attr.blocks.saturating_mul(512) < attr.size
@@ -127,6 +144,7 @@ impl Tree {
         dir: &Dir,
         name: &[u8],
         found: &Found,
+        room: &AtomicUsize,
         left_out: &mut dyn FnMut(&[u8], LeftOut),
     ) -> Vec<Xattr> {
         let mut xattrs = Vec::new();
@@ -152,6 +170,10 @@ impl Tree {
                 if foreign {
                     left_out(name, LeftOut::ForeignId);
                 }
+                let bytes = value.len() + xattr.as_bytes().len();
+                let took = |left: usize| left.checked_sub(bytes);
+                room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, took)
+                    .map_err(|_| Errno::NOMEM)?;
                 xattrs.push(Xattr { name: xattr.into_bytes().into(), value });
             }
             Ok(())
@@ -224,47 +246,89 @@ pub fn is_hole_outside(file: &OwnedFd, runs: &[DataRun], size: u64) -> Result<bo
 }
 
 /// The runs of data between holes that are worth it; `None` if there are none of those holes.
+///
+/// What the file system has allocated counts as data, written or not: lseek(2) calls unwritten extents data while the page
+/// cache has pages of them, and an unchanged file must keep its map. What lseek(2) calls data counts as well, since the
+/// map of extents may lack what is not on the disk yet.
 fn data_runs(file: &OwnedFd, size: u64) -> Result<Option<Box<[DataRun]>>, Errno> {
-    let mut runs: Vec<DataRun> = Vec::new();
-    let mut least = LEAST_HOLE;
+    let mut allocated = Runs::new(size);
+    let mut next = Some(0);
+    while let Some(start) = next.filter(|start| *start < size) {
+        next = match sys::extents(file.as_fd(), start, |begin, end| allocated.push(begin, end)) {
+            // No such map here: only lseek(2) tells.
+            Err(Errno::OPNOTSUPP | Errno::NOTTY) => None,
+            other => other?,
+        };
+    }
+    let mut seen = Runs::new(size);
     let mut at = 0;
     while at < size {
         // lseek(2): ENXIO if there is no data any more.
         let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(data) => data.min(size),
             Err(Errno::NXIO) => break,
-            Err(e) => return Err(e),
+            other => other?,
         };
         if data >= size {
             break;
         }
-        let hole = rustix::fs::seek(file, SeekFrom::Hole(data))?.min(size);
-        let start = data - data % ALIGN;
-        let end = hole.checked_next_multiple_of(ALIGN).unwrap_or(size).min(size);
-        match runs.last_mut() {
-            Some(last) if start.saturating_sub(last.offset + last.len) < least => {
-                last.len = end.saturating_sub(last.offset);
-            }
-            _ => runs.push(DataRun { offset: start, len: end.saturating_sub(start) }),
-        }
-        if runs.len() > MOST_RUNS {
-            least = least.saturating_mul(2);
-            runs = joined(&runs, least);
-        }
+        let hole = rustix::fs::seek(file, SeekFrom::Hole(data))?;
+        seen.push(data, hole);
         at = hole.max(data.saturating_add(1));
     }
-    // The holes before the first and after the last run.
-    if let Some(first) = runs.first_mut().filter(|first| first.offset < LEAST_HOLE) {
-        first.len = first.len.saturating_add(std::mem::take(&mut first.offset));
+    let mut both = [allocated.runs, seen.runs].concat();
+    both.sort_unstable_by_key(|run| run.offset);
+    let mut all = Runs::new(size);
+    for run in both {
+        all.push(run.offset, run.offset.saturating_add(run.len));
     }
-    let end = runs.last().map_or(0, |last| last.offset + last.len);
-    if size - end < LEAST_HOLE
-        && let Some(last) = runs.last_mut()
-    {
-        last.len = size - last.offset;
+    Ok(all.finish())
+}
+
+/// Runs of data in ascending order, with the holes between them that are worth it.
+struct Runs {
+    runs: Vec<DataRun>,
+    size: u64,
+    least: u64,
+}
+
+impl Runs {
+    fn new(size: u64) -> Self {
+        Self { runs: Vec::new(), size, least: LEAST_HOLE }
     }
-    let whole = matches!(*runs, [run] if run.offset == 0 && run.len == size);
-    Ok((!whole).then(|| runs.into()))
+
+    fn push(&mut self, begin: u64, end: u64) {
+        let begin = begin - begin % ALIGN;
+        let end = end.checked_next_multiple_of(ALIGN).unwrap_or(self.size).min(self.size);
+        // A page that went between two looks leaves nothing.
+        if begin >= end {
+            return;
+        }
+        match self.runs.last_mut() {
+            Some(last) if begin.saturating_sub(last.offset + last.len) < self.least => {
+                last.len = last.len.max(end.saturating_sub(last.offset));
+            }
+            _ => self.runs.push(DataRun { offset: begin, len: end - begin }),
+        }
+        if self.runs.len() > MOST_RUNS {
+            self.least = self.least.saturating_mul(2);
+            self.runs = joined(&self.runs, self.least);
+        }
+    }
+
+    /// Fills the holes before the first and after the last run that are not worth it. `None` if no hole is left.
+    fn finish(mut self) -> Option<Box<[DataRun]>> {
+        let size = self.size;
+        if let Some(first) = self.runs.first_mut().filter(|first| first.offset < LEAST_HOLE) {
+            first.len = first.len.saturating_add(std::mem::take(&mut first.offset));
+        }
+        if let Some(last) = self.runs.last_mut()
+            && size.saturating_sub(last.offset + last.len) < LEAST_HOLE
+        {
+            last.len = size.saturating_sub(last.offset);
+        }
+        let whole = matches!(*self.runs, [run] if run.offset == 0 && run.len == size);
+        (!whole).then(|| self.runs.into())
+    }
 }
 
 /// The same runs with the holes shorter than `least` filled.

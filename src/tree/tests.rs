@@ -195,8 +195,10 @@ fn sockets_are_left_out_and_told() {
     let tree = open(&s, Selection::default());
     let (opt, _) = tree.open_dir(&tree.root().unwrap().0, b"opt").unwrap();
     let mut told = Vec::new();
+    let room = std::sync::atomic::AtomicUsize::new(0);
+    let wants = Wants { holes: true, details: &|_| true, room: &room };
     let entries =
-        tree.scan_dir(&opt, true, &mut |name, why| told.push((name.to_vec(), why))).unwrap();
+        tree.scan_dir(&opt, &wants, &mut |name, why| told.push((name.to_vec(), why))).unwrap();
     assert_eq!(entries.len(), 1);
     assert_eq!(told, [(b"sock".to_vec(), LeftOut::Socket)]);
 }

@@ -18,6 +18,13 @@ pub struct Weight {
     pub unseen: u64,
 }
 
+/// A directory on the way, and what of it is still to be looked into.
+struct Level {
+    /// Bytes of its path.
+    path: usize,
+    below: Vec<(Box<[u8]>, Option<RuleId>)>,
+}
+
 /// An entry of a hidden directory.
 enum Hidden<'a> {
     /// A directory, and its rule.
@@ -27,21 +34,31 @@ enum Hidden<'a> {
 
 impl Tree {
     /// Counts what the disk has at `name` in `dir` and the exported tree has not; `file` hears of every regular file of
-    /// it, by its path below `name`. `None` if there is nothing there at all, not even a directory.
+    /// it, by its path below `name`. `None` if there is nothing there at all, not even a directory. Where the home is shown,
+    /// `of_home` tells it from what it hides.
     pub fn weigh(
         &self,
         dir: &Dir,
         name: &[u8],
+        of_home: bool,
         file: &mut dyn FnMut(&[u8]),
     ) -> Result<Option<Weight>, Errno> {
-        let Some(disk) = dir.0.fd.as_ref() else { return Ok(None) };
-        let st = match layer::stat_at(disk, name) {
+        let rule = self.rules.rule_of(dir.0.rule, name);
+        let graft =
+            matches!(self.rules.verdict(dir.0.rule, dir.0.hidden, name), Verdict::Graft { .. });
+        let (layer, at, name) = match &self.home {
+            Some(home) if graft && of_home => (home, home.root(), &b"."[..]),
+            _ => match dir.0.fd.as_ref() {
+                Some(disk) => (self.layer(dir.0.layer), disk.as_fd(), name),
+                None => return Ok(None),
+            },
+        };
+        let st = match layer::stat_at(at, name) {
             Ok(st) => st,
             Err(Errno::NOENT) => return Ok(None),
             Err(e) => return Err(e),
         };
         let mut weight = Weight::default();
-        let layer = self.layer(dir.0.layer);
         if Kind::of(&st) != Kind::Directory {
             weight.add(&st, b"", file);
             return Ok(Some(weight));
@@ -49,22 +66,21 @@ impl Tree {
         if layer.is_mount_point(&st) {
             return Ok(Some(Weight { unseen: 1, ..weight }));
         }
-        let top = layer::open_dir(disk, name)?;
-        let rule = self.rules.rule_of(dir.0.rule, name);
-        let mut pending = vec![(Vec::new(), rule)];
-        while let Some((path, rule)) = pending.pop() {
-            // From the top each time: however deep it is, one descriptor does. Paths end at 4095 bytes.
-            let below: &[u8] = if path.is_empty() { b"." } else { &path };
-            let listed = layer::open_dir(&top, below).and_then(|here| {
-                self.weigh_dir(layer, here.as_fd(), rule, &mut |name, hidden| {
-                    let path = match path.is_empty() {
-                        true => name.to_vec(),
-                        false => [&path, b"/".as_slice(), name].concat(),
-                    };
-                    match hidden {
-                        Hidden::Directory(rule) => pending.push((path, rule)),
-                        Hidden::Other(st) => weight.add(st, &path, file),
-                    }
+        let top = layer::open_dir(at, name)?;
+        // Depth first, so that only the names beside one path wait at a time; and from the top each time, so that however
+        // deep it is, one descriptor does. Paths end at 4095 bytes.
+        let mut path = Vec::new();
+        let mut levels: Vec<Level> = Vec::new();
+        let mut rule = rule;
+        loop {
+            let mut below = Vec::new();
+            let here: &[u8] = if path.is_empty() { b"." } else { &path };
+            let prefix =
+                if path.is_empty() { Vec::new() } else { [&path, b"/".as_slice()].concat() };
+            let listed = layer::open_dir(&top, here).and_then(|here| {
+                self.weigh_dir(layer, here.as_fd(), rule, &mut |name, hidden| match hidden {
+                    Hidden::Directory(rule) => below.push((name.into(), rule)),
+                    Hidden::Other(st) => weight.add(st, &[&prefix, name].concat(), file),
                 })
             });
             match listed {
@@ -73,8 +89,22 @@ impl Tree {
                 Err(Errno::NOENT) => {}
                 Err(_) => weight.unseen += 1,
             }
+            levels.push(Level { path: path.len(), below });
+            loop {
+                let Some(level) = levels.last_mut() else { return Ok(Some(weight)) };
+                path.truncate(level.path);
+                let Some((name, next)) = level.below.pop() else {
+                    levels.pop();
+                    continue;
+                };
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(&name);
+                rule = next;
+                break;
+            }
         }
-        Ok(Some(weight))
     }
 
     /// Hands on what one hidden directory has; how many of its entries are not to be seen.

@@ -101,13 +101,11 @@ impl Vfs {
         match &listed.source {
             Source::Dots(_) => Ok(None),
             Source::Fixed(key) if key.object == Object::Placeholder => {
-                self.insert_fixed(key.clone(), None).map(Some)
+                self.insert_fixed(key.clone(), None).map(|entry| Some(unlinked(entry)))
             }
             Source::Fixed(_) => self.lookup_in(node, &listed.name).map(Some),
             Source::Late(attr) => {
-                let entry = self.insert_entry(node, &listed.name, attr)?;
-                let (attr_ttl, entry_ttl) = (Duration::ZERO, Duration::ZERO);
-                Ok(Some(Entry { attr_ttl, entry_ttl, ..entry }))
+                self.insert_entry(node, &listed.name, attr).map(|entry| Some(unlinked(entry)))
             }
             Source::Tree(attr) if taken.elapsed() < STALE_AFTER => {
                 self.insert_entry(node, &listed.name, attr).map(Some)
@@ -183,6 +181,14 @@ impl Vfs {
         };
         Ok(self.table.number(&Key::new(&node.key.machine, object)))
     }
+}
+
+/// What only a lookup may tell, as a listing has it: with a size that no file has. The kernel then lists the name and does
+/// not link it (fs/fuse/readdir.c, `fuse_invalid_attr`); linking it would wait for a lookup of the same name, and that
+/// one scans.
+fn unlinked(entry: Entry) -> Entry {
+    let (attr_ttl, entry_ttl) = (Duration::ZERO, Duration::ZERO);
+    Entry { attr: super::Attr { size: u64::MAX, ..entry.attr }, attr_ttl, entry_ttl }
 }
 
 fn dots(name: &[u8], ino: u64) -> Listed {

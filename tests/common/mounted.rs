@@ -125,6 +125,12 @@ impl Mounted {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// What the process has open, as /proc shows it.
+    pub(crate) fn open_files(&self) -> Vec<PathBuf> {
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).collect()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::tar::header::{self, BLOCK, Fields};
 use crate::tar::{Kind, Link, Member, sparse};
 
@@ -12,7 +14,7 @@ use super::{Layout, LayoutError, MemberId, PAGE, Piece, Sparse};
 const MAX_SIZE: u64 = i64::MAX as u64;
 
 /// Bytes of all PAX records of all members together, at most: they are kept in memory. Equal ones count once.
-const MAX_RECORDS: usize = 512 << 20;
+pub const MAX_RECORDS: usize = 512 << 20;
 
 /// Choices that change the archive's bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,8 +33,8 @@ pub struct LayoutBuilder<T> {
     /// Per member, the bytes of its path with `./` in front and without a `/` at the end. Not kept in the layout.
     path_lens: Vec<u32>,
     owners: HashMap<(u32, u32), u32>,
-    /// Encoded PAX records that some member has: their index in the layout.
-    records: HashMap<Box<[u8]>, u32>,
+    /// By their hash, the index in the layout of encoded PAX records that some member has.
+    records: HashMap<u64, u32>,
     records_len: usize,
     last: Option<Last>,
 }
@@ -163,7 +165,7 @@ impl<T: Copy> LayoutBuilder<T> {
             fields = exact;
         }
         let records_len = records.len() as u64;
-        let known = records.is_empty() || self.records.contains_key(&*records);
+        let known = records.is_empty() || self.known_records(&records).is_some();
         if !known && self.records_len.saturating_add(records.len()) > MAX_RECORDS {
             return Err(LayoutError::Records { name: name() });
         }
@@ -337,15 +339,22 @@ impl<T: Copy> LayoutBuilder<T> {
         self.layout.sparse.push(Sparse { member, pieces, data });
     }
 
+    fn known_records(&self, records: &[u8]) -> Option<u32> {
+        let index = *self.records.get(&xxh3_64(records))?;
+        // Another text may have the same hash: it is then kept as often as it occurs.
+        (self.layout.pax.get(index as usize)?.as_ref() == records).then_some(index)
+    }
+
     fn records(&mut self, records: Box<[u8]>) -> u32 {
-        let pax = &mut self.layout.pax;
-        let len = &mut self.records_len;
-        *self.records.entry(records).or_insert_with_key(|records| {
-            *len = len.saturating_add(records.len());
-            pax.push(records.clone());
-            // At most one per member, whose number is a u32.
-            (pax.len() - 1) as u32
-        })
+        if let Some(index) = self.known_records(&records) {
+            return index;
+        }
+        self.records_len = self.records_len.saturating_add(records.len());
+        // At most one per member, whose number is a u32.
+        let index = self.layout.pax.len() as u32;
+        self.records.insert(xxh3_64(&records), index);
+        self.layout.pax.push(records);
+        index
     }
 
     fn owner(&mut self, owner: (u32, u32)) -> u32 {
