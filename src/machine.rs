@@ -1,6 +1,7 @@
 //! Every machine of one user: Codchi's state joined with where its files are.
 
 mod build;
+mod credentials;
 mod report;
 
 use crate::backend::{Backend, Facts, LocateError, Location, Query};
@@ -9,6 +10,7 @@ use crate::credentials::{User, as_user};
 use crate::export::{self, Exports, History};
 use crate::tree::{self, Selection, Tree};
 use build::identity;
+use credentials::Credentials;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -80,12 +82,14 @@ pub struct Machine {
 }
 
 /// What an export for somebody else lacks.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Redacted {
     /// Names of the variables in codchi-env that have no value.
     pub secrets: Vec<String>,
-    /// Modules whose URL has no token.
+    /// Modules whose URL has no token, Codchi's own among them.
     pub modules: Vec<String>,
+    /// What is still inside.
+    inside: Credentials,
 }
 
 /// What a machine was made from: where this is unchanged, so is the machine.
@@ -297,12 +301,8 @@ impl Machines {
         let history = Arc::clone(self.histories.lock().entry(name.clone()).or_default());
         let redacted = self.settings.redact.then(|| Redacted {
             secrets: config.secrets.keys().cloned().collect(),
-            modules: config
-                .modules
-                .iter()
-                .filter(|(_, url)| url.has_token())
-                .map(|(n, _)| n.clone())
-                .collect(),
+            modules: config.inputs_with_token(),
+            inside: Credentials::default(),
         });
         match self.build(&config, &origin, &home, history) {
             Ok((tree, exports)) => {

@@ -3,13 +3,13 @@
 
 mod common;
 
-use common::DEADLINE;
 use common::lxd::{Host, check, expected, seen, shifted};
-use common::played::{MAP, directory, http, on_disk, pretend, record, sync};
+use common::played::{MAP, Played, directory, http, on_disk, pretend, record, sync};
+use common::{DEADLINE, wait_until};
 use rustix::fs::{CWD, FileType, Mode};
 use serde_json::json;
 use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,27 @@ fn a_daemon_that_is_of_no_use_stops_nobody() {
         assert_ne!(mounted.report("bad")["state"], "ready", "{what}");
         mounted.unmount();
     }
+}
+
+#[test]
+fn the_first_look_after_a_pause_shows_what_the_daemon_says_now() {
+    let host = Host::new();
+    on_disk(&host, &host.lxd, "demo", MAP, shifted);
+    let says = |map: &str| sync(&[record(&host, "demo", "Stopped", map)]);
+    let daemon = Played::new(&host.lxd.join("unix.socket"), says(MAP));
+    let mounted = host.mount("mnt");
+    let service = mounted.rootfs("demo").join("srv/service");
+    let owner = || fs::symlink_metadata(&service).unwrap().uid();
+    let mut owners = vec![owner()];
+    // The same host ids are each the next one in the machine.
+    let moved = MAP.replace(r#""Hostid":100001"#, r#""Hostid":100000"#);
+    for map in [moved.as_str(), MAP] {
+        wait_until("a pause", DEADLINE, || daemon.idle() > Duration::from_secs(2));
+        daemon.says(says(map));
+        owners.push(owner());
+    }
+    assert_eq!(owners, [71, 72, 71]);
+    mounted.unmount();
 }
 
 #[test]

@@ -214,7 +214,7 @@ fn nix_accepts_the_rewritten_lock() {
         "home/gone",
         &format!("{{ inputs.only-gone.url = \"git+file://{top}/nixpkgs\"; outputs = _: {{ }}; }}"),
     );
-    let driver = format!("git+file://{top}/driver");
+    let driver = format!("git+file://{top}/driver?token=hunter2&ref=main&x=hunter2");
     let codchi = nix.codchi_lock(&format!(
         "codchi_driver.url = \"{driver}\";
          \"plain\".url = \"git+file://{top}/home/plain?\";
@@ -282,8 +282,15 @@ fn nix_accepts_the_rewritten_lock() {
     config.flake_lock = Some(Secret::new(text.clone()));
     assert_eq!(lock::rewrite(&config).unwrap().unwrap(), text);
 
+    assert!(text.contains("driver?token=hunter2"), "nix keeps what it does not know: {text}");
+    let mut more: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for side in ["locked", "original"] {
+        more["nodes"]["codchi_driver"][side]["token"] = "hunter2".into();
+    }
+    config.flake_lock = Some(Secret::new(more.to_string()));
     let text = nix.write(&config.redacted());
-    assert!(!text.contains("hunter2"));
+    let flake = fs::read_to_string(nix.path("export/flake.nix")).unwrap();
+    assert!(!text.contains("hunter2") && !flake.contains("hunter2"), "{flake}{text}");
     nix.assert_accepted();
 
     // The judge does judge: the lock as Codchi has it is refused.

@@ -196,6 +196,38 @@ fn an_export_for_somebody_else_says_what_it_lacks() {
 }
 
 #[test]
+fn keys_are_named_up_to_a_limit_and_links_are_keys() {
+    let fixture = Fixture::new();
+    let place = fixture.empty("m");
+    write(&place.home, ".ssh/known_hosts", "public");
+    for i in 0..1000 {
+        write(&place.home, &format!(".ssh/{i:04}"), "");
+        write(&place.home, &format!(".ssh/{i:04}.pub"), "");
+    }
+    write(&place.rootfs, "root/.ssh/config.d/x", "in a directory");
+    std::os::unix::fs::symlink("/srv/keys/id", place.rootfs.join("root/.ssh/id_rsa")).unwrap();
+    let linked = fixture.empty("linked");
+    std::os::unix::fs::symlink("dotfiles/ssh", linked.home.join(".ssh")).unwrap();
+    let mounted = Mounted::with(&fixture, &["--secrets=omit"]);
+    let inside = |machine: &str| -> Vec<String> {
+        let report = mounted.report(machine);
+        assert_valid(&report, &fixture);
+        serde_json::from_value(report["redacted"]["credentials_still_inside"].clone()).unwrap()
+    };
+    assert_eq!(inside("linked"), ["/home/codchi/.ssh"]);
+    let all = inside("m");
+    let (named, rest) = all.split_at(all.iter().position(|line| line.contains(": ")).unwrap());
+    let first = (0..named.len()).map(|i| format!("/home/codchi/.ssh/{i:04}"));
+    assert_eq!(named, first.collect::<Vec<_>>());
+    let more = format!(
+        "/home/codchi/.ssh: {} more names, of which none was looked at",
+        1000 - named.len()
+    );
+    assert!((10..1000).contains(&named.len()), "{}", named.len());
+    assert_eq!(rest, [more, "/root/.ssh/id_rsa".to_owned()]);
+}
+
+#[test]
 fn every_state_of_a_machine_fits_the_schema() {
     let fixture = Fixture::new();
     let place = fixture.sample("good");

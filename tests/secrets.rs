@@ -25,11 +25,24 @@ const CONFIG: &str = r#"{
     "secrets": {"api_key": "PlantedValue", "QUOTED": "it's PlantedQuote\n"}
 }"#;
 
-const FLAKE: &str = r#"{ inputs.codchi_driver.url = "git+https://x:PlantedDriver@git.example/codchi"; outputs = _: { }; }"#;
+const FLAKE: &str = r#"{ inputs.codchi_driver.url = "git+https://x:PlantedDriver@git.example/codchi?token=PlantedQuery&ref=main"; outputs = _: { }; }"#;
 
 const LOCK: &str = r#"{
     "nodes": {
-        "root": {"inputs": {"tokened": "tokened"}},
+        "root": {"inputs": {"tokened": "tokened", "codchi_driver": "codchi_driver"}},
+        "codchi_driver": {
+            "locked": {"type": "git", "url": "https://x:PlantedDriver@git.example/codchi?token=PlantedQuery",
+                "ref": "main", "rev": "0123456789012345678901234567890123456789"},
+            "original": {"type": "git", "url": "https://x:PlantedDriver@git.example/codchi?token=PlantedQuery",
+                "ref": "main"},
+            "inputs": {"archive": "archive"}
+        },
+        "archive": {
+            "locked": {"type": "tarball", "token": "PlantedField",
+                "url": "https://git.example/a.tgz?private_token=PlantedTarball&access_token=PlantedTarball"},
+            "original": {"type": "tarball", "token": "PlantedField",
+                "url": "https://git.example/a.tgz?private_token=PlantedTarball"}
+        },
         "tokened": {
             "locked": {"type": "git", "url": "https://PlantedToken@git.example/repo", "ref": "main",
                 "rev": "0123456789012345678901234567890123456789"},
@@ -54,6 +67,9 @@ const IN_THE_EXPORT: &[&str] = &[
     "PlantedQuote",
     "PlantedDriver",
     "PlantedLock",
+    "PlantedQuery",
+    "PlantedTarball",
+    "PlantedField",
 ];
 
 /// Configs that cannot be read, with a secret where the fault is.
@@ -210,12 +226,15 @@ fn an_export_without_secrets_has_another_name_and_says_what_is_missing() {
     let env = fs::read_to_string(tree.join("etc/codchi-env")).unwrap();
     assert!(env.contains("export CODCHI_QUOTED=''\n"), "{env}");
     let flake = fs::read_to_string(tree.join("etc/nixos/flake.nix")).unwrap();
-    for part in ["\"git+https://git.example/repo?ref=main\"", "\"git+https://git.example/codchi\""]
+    for part in
+        ["\"git+https://git.example/repo?ref=main\"", "\"git+https://git.example/codchi?ref=main\""]
     {
         assert!(flake.contains(part), "{flake}");
     }
     let lock = fs::read_to_string(tree.join("etc/nixos/flake.lock")).unwrap();
-    assert!(lock.contains("https://git.example/"), "{lock}");
+    for url in ["repo", "codchi", "a.tgz", "other"] {
+        assert!(lock.contains(&format!("\"https://git.example/{url}\"")), "{url}: {lock}");
+    }
 
     let report = mounted.report("m");
     holds_nothing("report.json", report.to_string());
@@ -224,7 +243,7 @@ fn an_export_without_secrets_has_another_name_and_says_what_is_missing() {
         value.iter().map(|item| item.as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(list("secrets"), ["CODCHI_QUOTED", "CODCHI_api_key"]);
-    assert_eq!(list("tokens_of_modules"), ["tokened", "user"]);
+    assert_eq!(list("tokens_of_modules"), ["codchi_driver", "tokened", "user"]);
     let mut inside = list("credentials_still_inside");
     inside.sort();
     let mut expected = credentials.map(|path| format!("/home/codchi/{path}"));

@@ -1,22 +1,22 @@
 //! LXD and Incus: from their API while the daemon answers, else from the `backup.yaml` that it keeps beside each rootfs.
 
+mod told;
+
 use super::api;
 use super::record::Instance;
 use super::{Facts, Found, LocateError, Location, Power, Query, read_small};
-use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+use told::Told;
 
 /// The daemon has this long for one answer.
 const DEADLINE: Duration = Duration::from_secs(3);
 /// And we this long to read it, or the disk: 256 MiB of JSON take half a second, ten times that where nothing is optimised.
 const OWN_WORK: Duration = Duration::from_secs(7);
-/// What was told is believed this long.
-const FRESH: Duration = Duration::from_millis(700);
 /// Bytes of an answer at most: 10,000 instances are some 60 MiB.
 const MOST_ANSWER: usize = 256 << 20;
 /// One request for all machines of all projects.
@@ -72,19 +72,6 @@ pub struct Daemon {
     kind: Kind,
     base: PathBuf,
     told: Arc<Told>,
-}
-
-/// What the daemon told last. Asked again in the background: whoever wants to know gets the last answer at once.
-#[derive(Debug, Default)]
-struct Told {
-    state: Mutex<State>,
-    first: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    last: Option<Arc<Answer>>,
-    asking: bool,
 }
 
 /// All instances, as of one moment.
@@ -211,31 +198,10 @@ impl Daemon {
         LocateError::Record { instance, why }
     }
 
-    /// The last answer; the first one is waited for.
     fn answer(&self) -> Arc<Answer> {
-        let mut state = self.told.state.lock();
-        if !state.asking && state.last.as_ref().is_none_or(|a| a.checked.elapsed() > FRESH) {
-            state.asking = true;
-            let (kind, base, told) = (self.kind, self.base.clone(), Arc::clone(&self.told));
-            let before = state.last.clone();
-            let ask = move || {
-                let answer = ask(kind, &base, before.as_deref());
-                let mut state = told.state.lock();
-                state.last = Some(Arc::new(answer));
-                state.asking = false;
-                told.first.notify_all();
-            };
-            if std::thread::Builder::new().name("codchifs-ask".into()).spawn(ask).is_err() {
-                state.asking = false;
-            }
-        }
-        let until = Instant::now() + DEADLINE + OWN_WORK;
-        while state.last.is_none() && state.asking {
-            if self.told.first.wait_until(&mut state, until).timed_out() {
-                break;
-            }
-        }
-        state.last.clone().unwrap_or_else(|| {
+        let (kind, base) = (self.kind, self.base.clone());
+        let answer = self.told.answer(move |before| ask(kind, &base, before));
+        answer.unwrap_or_else(|| {
             Arc::new(Answer {
                 instances: Vec::new(),
                 faults: Vec::new(),

@@ -154,8 +154,17 @@ impl MachineConfig {
 
     /// Whether the generated flake.nix and flake.lock carry credentials.
     pub fn has_token(&self) -> bool {
+        !self.inputs_with_token().is_empty()
+    }
+
+    /// The inputs of the generated flake.nix whose URL [`Self::redacted`] makes shorter, sorted.
+    pub fn inputs_with_token(&self) -> Vec<String> {
         let driver = self.driver_url();
-        self.modules.values().any(ModuleUrl::has_token) || url::strip_login(&driver) != driver
+        let driver = (url::strip_secrets(&driver) != driver).then(|| flake::DRIVER.to_owned());
+        let modules = self.modules.iter().filter(|(_, url)| url.has_token());
+        let mut inputs: Vec<String> = modules.map(|(name, _)| name.clone()).chain(driver).collect();
+        inputs.sort();
+        inputs
     }
 
     /// Where Codchi's own module comes from: what the machine's flake.nix says, else its main
@@ -163,7 +172,7 @@ impl MachineConfig {
     pub fn driver_url(&self) -> String {
         let found = self.flake_nix.as_ref().and_then(|text| flake::driver_url(text.expose()));
         match found {
-            Some(found) if self.redacted => url::strip_login(&found),
+            Some(found) if self.redacted => url::strip_secrets(&found),
             Some(found) => found,
             None => flake::DEFAULT_DRIVER_URL.to_owned(),
         }

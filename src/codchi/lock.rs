@@ -7,7 +7,7 @@
 
 use super::config::json_error;
 use super::flake::DRIVER;
-use super::url::{Source, decode, strip_login};
+use super::url::{Source, decode, is_url, strip_host, strip_login, strip_secrets};
 use super::{Error, MachineConfig, ModuleUrl};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,7 +52,9 @@ pub fn rewrite(config: &MachineConfig) -> Result<Option<String>, Error> {
     }
     drop_unreachable(nodes, &root);
     if config.redacted {
-        nodes.values_mut().for_each(strip_logins);
+        nodes.values_mut().for_each(redact_node);
+        // Nix reads nothing else.
+        lock.retain(|key, _| ["nodes", "root", "version"].contains(&key.as_str()));
     }
 
     let mut text = serde_json::to_string_pretty(&sorted(lock.into()))
@@ -162,14 +164,48 @@ fn drop_unreachable(nodes: &mut Object, root: &str) {
     nodes.retain(|name, _| reached.contains(name));
 }
 
-/// Takes the logins out of all URLs of a node.
-fn strip_logins(value: &mut Value) {
+/// Takes all that may be a credential out of a node. Its inputs are names, chosen by people: `secrets` is a common one.
+fn redact_node(node: &mut Value) {
+    let Some(node) = node.as_object_mut() else { return };
+    node.retain(|key, _| !is_secret(key));
+    node.iter_mut().filter(|(key, _)| *key != "inputs").for_each(|(_, value)| redact(value));
+}
+
+fn redact(value: &mut Value) {
     match value {
-        Value::String(text) => *text = strip_login(text),
-        Value::Array(items) => items.iter_mut().for_each(strip_logins),
-        Value::Object(fields) => fields.values_mut().for_each(strip_logins),
+        Value::String(text) if is_url(text) => *text = strip_secrets(text),
+        Value::Array(items) => items.iter_mut().for_each(redact),
+        Value::Object(fields) => {
+            fields.retain(|key, _| !is_secret(key));
+            fields.values_mut().for_each(redact);
+            if let Some(Value::String(host)) = fields.get_mut("host") {
+                *host = strip_host(host);
+            }
+        }
         _ => {}
     }
+}
+
+/// Whether a field of this name smells of a credential. None of nix's own does.
+fn is_secret(field: &str) -> bool {
+    const PARTS: [&str; 12] = [
+        "accesskey",
+        "apikey",
+        "authorization",
+        "bearer",
+        "cookie",
+        "credential",
+        "login",
+        "netrc",
+        "passw",
+        "privatekey",
+        "secret",
+        "token",
+    ];
+    let letters = field.chars().filter(char::is_ascii_alphanumeric);
+    let plain: String = letters.map(|c| c.to_ascii_lowercase()).collect();
+    ["auth", "pass", "passphrase", "pat"].contains(&plain.as_str())
+        || PARTS.iter().any(|part| plain.contains(part))
 }
 
 fn sorted(value: Value) -> Value {

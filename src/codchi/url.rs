@@ -323,13 +323,76 @@ fn escaped(tail: &[u8]) -> Option<u8> {
     u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()
 }
 
+/// Keys of a flake URL's query that say what is to be fetched. All others go to the server as they are: `token`,
+/// `private_token`, `access_token` and whatever else forges have thought of.
+const PLAIN_KEYS: [&str; 13] = [
+    "allRefs",
+    "dir",
+    "exportIgnore",
+    "host",
+    "lastModified",
+    "lfs",
+    "name",
+    "narHash",
+    "ref",
+    "rev",
+    "revCount",
+    "shallow",
+    "submodules",
+];
+
+/// Cuts out of any URL all that may be a credential: the login, and what of the query is none of [`PLAIN_KEYS`]. One
+/// that has nothing of it stays as it is.
+pub(super) fn strip_secrets(url: &str) -> String {
+    let url = strip_login(url);
+    let (place, fragment) = url.split_at(url.find('#').unwrap_or(url.len()));
+    let Some((place, query)) = place.split_once('?') else { return url };
+    let mut pairs: Vec<String> = Vec::new();
+    let mut same = true;
+    for pair in query.split('&') {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let plain = pair.is_empty() || PLAIN_KEYS.contains(&key);
+        let host = (key == "host").then(|| strip_host(value)).filter(|host| host != value);
+        same &= plain && host.is_none();
+        match host {
+            Some(host) => pairs.push(format!("host={host}")),
+            None if plain => pairs.push(pair.to_owned()),
+            None => {}
+        }
+    }
+    if same {
+        return url;
+    }
+    let mark = if pairs.is_empty() { "" } else { "?" };
+    format!("{place}{mark}{}{fragment}", pairs.join("&"))
+}
+
+/// A forge's host without a login before it.
+pub(super) fn strip_host(host: &str) -> String {
+    let decoded = decode(host);
+    match decoded.rsplit_once('@') {
+        Some((_, host)) => host.to_owned(),
+        None => host.to_owned(),
+    }
+}
+
+/// Whether a text is a URL rather than a path or a name: it begins with a scheme.
+pub(super) fn is_url(text: &str) -> bool {
+    text.split_once(':').is_some_and(|(scheme, _)| {
+        scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+    })
+}
+
 /// Cuts the login out of any URL, where it may be a credential.
 pub(super) fn strip_login(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     match authority.rsplit_once('@') {
-        Some((login, host)) if scheme.contains("http") || login.contains(':') => {
+        Some((login, host))
+            if scheme.to_ascii_lowercase().contains("http") || decode(login).contains(':') =>
+        {
             format!("{scheme}://{host}{path}")
         }
         _ => url.to_owned(),

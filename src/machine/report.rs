@@ -5,8 +5,8 @@
 
 use super::{Machine, Redacted, export_name};
 use crate::backend::{Facts, Location, Power};
-use crate::export::{Exports, Generation, Status, printable};
-use crate::tree::{Dir, HOME, Kind, Tree};
+use crate::export::{Exports, Generation, Status};
+use crate::tree::{Dir, Tree};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::time::SystemTime;
@@ -165,69 +165,8 @@ fn fill_in(redacted: &Redacted, tree: &Tree) -> Value {
     json!({
         "secrets": redacted.secrets.iter().map(|name| format!("CODCHI_{name}")).collect::<Vec<_>>(),
         "tokens_of_modules": redacted.modules,
-        "credentials_still_inside": credentials(tree),
+        "credentials_still_inside": redacted.inside.list(tree),
     })
-}
-
-/// Files of a home that hold credentials, or what was typed.
-const CREDENTIALS: &[&str] = &[
-    ".aws/credentials",
-    ".azure/msal_token_cache.json",
-    ".bash_history",
-    ".cargo/credentials",
-    ".cargo/credentials.toml",
-    ".config/gcloud/credentials.db",
-    ".config/gh/hosts.yml",
-    ".config/git/credentials",
-    ".config/glab-cli/config.yml",
-    ".config/nix/nix.conf",
-    ".config/op/config",
-    ".config/rclone/rclone.conf",
-    ".config/sops/age/keys.txt",
-    ".docker/config.json",
-    ".git-credentials",
-    ".gnupg/private-keys-v1.d",
-    ".kube/config",
-    ".local/share/fish/fish_history",
-    ".local/share/keyrings",
-    ".mysql_history",
-    ".netrc",
-    ".npmrc",
-    ".password-store",
-    ".pgpass",
-    ".psql_history",
-    ".pypirc",
-    ".python_history",
-    ".terraform.d/credentials.tfrc.json",
-    ".vault-token",
-    ".yarnrc.yml",
-    ".zsh_history",
-];
-/// What of `~/.ssh` is no secret.
-const SSH_PUBLIC: &[&[u8]] = &[b"authorized_keys", b"config", b"known_hosts", b"known_hosts.old"];
-
-/// The well-known ones in the home and in root's. Looks at names only.
-fn credentials(tree: &Tree) -> Vec<String> {
-    let mut found = Vec::new();
-    for home in [HOME, "/root"] {
-        let Some(dir) = walk(tree, home) else { continue };
-        for path in CREDENTIALS {
-            let (way, name) = path.rsplit_once('/').unwrap_or(("", path));
-            let there =
-                open(tree, &dir, way).is_some_and(|dir| tree.lookup(&dir, name.as_bytes()).is_ok());
-            if there {
-                found.push(format!("{home}/{path}"));
-            }
-        }
-        let keys = open(tree, &dir, ".ssh").and_then(|ssh| tree.read_dir(&ssh).ok());
-        for entry in keys.into_iter().flatten() {
-            let public = SSH_PUBLIC.contains(&&*entry.name) || entry.name.ends_with(b".pub");
-            if entry.attr.kind == Kind::File && !public {
-                found.push(format!("{home}/.ssh/{}", printable(&entry.name)));
-            }
-        }
-    }
-    found
 }
 
 /// The directory at a path.
@@ -235,7 +174,7 @@ pub(super) fn walk(tree: &Tree, path: &str) -> Option<Dir> {
     open(tree, &tree.root().ok()?.0, path)
 }
 
-fn open(tree: &Tree, dir: &Dir, path: &str) -> Option<Dir> {
+pub(super) fn open(tree: &Tree, dir: &Dir, path: &str) -> Option<Dir> {
     let names = path.split('/').filter(|name| !name.is_empty());
     names
         .into_iter()

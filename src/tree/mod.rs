@@ -58,12 +58,24 @@ struct Place {
 }
 
 /// What opening a regular file gives.
-#[derive(Debug)]
 pub enum File {
     /// A regular file of the machine, opened read-only.
     Disk(OwnedFd),
     /// A generated file: all of its bytes; `None` for one that only a scan can make.
     Generated(Option<Arc<[u8]>>),
+}
+
+// As of a [`GeneratedFile`]: lengths only, since the bytes may be codchi-env's.
+impl std::fmt::Debug for File {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Disk(fd) => f.debug_tuple("Disk").field(fd).finish(),
+            Self::Generated(bytes) => {
+                let len = bytes.as_ref().map(|bytes| bytes.len());
+                f.debug_struct("Generated").field("bytes", &len).finish()
+            }
+        }
+    }
 }
 
 /// One entry of a directory.
@@ -205,18 +217,21 @@ impl Tree {
             Err(Errno::NOENT) => {}
             Err(e) => failed = Some(e),
         };
-        for name in self.rules.children(dir.0.rule) {
-            add(name);
-        }
-        if let Some(fd) = dir.0.fd.as_ref().filter(|_| !dir.0.hidden) {
-            layer::names(fd.as_fd(), |name| {
-                if !self.rules.children(dir.0.rule).any(|special| special == name) {
-                    add(name);
-                }
-            })?;
-        }
+        self.names(dir, &mut add)?;
         entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         Ok(Listed { entries, failed })
+    }
+
+    /// Calls `each` with every name that may be an entry, in no order. Nothing of them is looked at: [`Self::lookup`] tells
+    /// which are.
+    pub fn names(&self, dir: &Dir, mut each: impl FnMut(&[u8])) -> Result<(), Errno> {
+        self.rules.children(dir.0.rule).for_each(&mut each);
+        let Some(fd) = dir.0.fd.as_ref().filter(|_| !dir.0.hidden) else { return Ok(()) };
+        layer::names(fd.as_fd(), |name| {
+            if !self.rules.children(dir.0.rule).any(|special| special == name) {
+                each(name);
+            }
+        })
     }
 
     /// Opens the subdirectory `name`.

@@ -79,6 +79,18 @@ fn paths(tree: &Tree) -> Vec<String> {
 }
 
 #[test]
+fn debug_of_an_opened_file_has_none_of_its_bytes() {
+    let s = sample();
+    let tree = open(&s, Selection::default());
+    let dir = ["etc", "nixos"]
+        .iter()
+        .fold(tree.root().unwrap().0, |dir, name| tree.open_dir(&dir, name.as_bytes()).unwrap().0);
+    let (file, _) = tree.open_file(&dir, b"flake.nix").unwrap();
+    assert_eq!(format!("{file:?}"), "Generated { bytes: Some(3) }");
+    assert_eq!(format!("{:?}", File::Generated(None)), "Generated { bytes: None }");
+}
+
+#[test]
 fn excludes_whole_names_at_the_root_only() {
     let s = sample();
     assert_eq!(

@@ -7,6 +7,8 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// What a daemon that is none answers: the bytes of a whole response, or nothing, ever.
 pub(crate) fn pretend(socket: &Path, response: Option<Vec<u8>>) {
@@ -26,6 +28,41 @@ pub(crate) fn pretend(socket: &Path, response: Option<Vec<u8>>) {
             }
         }
     });
+}
+
+/// A daemon whose answer changes, and who remembers when it was asked last.
+#[derive(Debug)]
+pub(crate) struct Played {
+    state: Arc<Mutex<(Vec<u8>, Instant)>>,
+}
+
+impl Played {
+    pub(crate) fn new(socket: &Path, response: Vec<u8>) -> Self {
+        fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        let listener = UnixListener::bind(socket).unwrap();
+        let state = Arc::new(Mutex::new((response, Instant::now())));
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let _ = stream.read(&mut [0; 4096]);
+                let mut state = shared.lock().unwrap();
+                state.1 = Instant::now();
+                let _ = stream.write_all(&state.0);
+            }
+        });
+        Self { state }
+    }
+
+    /// Answers this from now on.
+    pub(crate) fn says(&self, response: Vec<u8>) {
+        self.state.lock().unwrap().0 = response;
+    }
+
+    /// How long nobody has asked.
+    pub(crate) fn idle(&self) -> Duration {
+        self.state.lock().unwrap().1.elapsed()
+    }
 }
 
 pub(crate) fn http(status: &str, body: &str) -> Vec<u8> {

@@ -22,6 +22,31 @@ fn parses_what_codchi_writes() {
 }
 
 #[test]
+fn knows_the_inputs_with_a_token() {
+    let mut config = parse(
+        r#"{"modules": {"z": "https://h/r?token=hunter2#a", "b": "https://hunter2@h/r?#a",
+            "c": "github://h/o/r?#a"}}"#,
+    )
+    .unwrap();
+    assert_eq!(config.inputs_with_token(), ["b", "z"]);
+    config.modules.clear();
+    for (driver, token) in [
+        ("git+https://h/d?token=hunter2&ref=main", true),
+        ("git+https://u:hunter2@h/d", true),
+        ("git+https://h/d?ref=main", false),
+        ("github:o/r", false),
+    ] {
+        let flake = format!("{{ inputs.codchi_driver.url = \"{driver}\"; }}");
+        config.flake_nix = Some(Secret::new(flake));
+        assert_eq!(config.has_token(), token, "{driver}");
+        let expected = if token { vec![flake::DRIVER] } else { Vec::new() };
+        assert_eq!(config.inputs_with_token(), expected, "{driver}");
+        let redacted = config.redacted();
+        assert!(!redacted.has_token() && !redacted.driver_url().contains("hunter2"), "{driver}");
+    }
+}
+
+#[test]
 fn refuses_in_words_without_secrets() {
     let json = |fault: &str, place: &str| {
         format!(

@@ -102,3 +102,35 @@ fn refuses_what_is_no_lock() {
          repair it or restore it from a backup"
     );
 }
+
+#[test]
+fn redacted_of_all_that_smells_of_a_credential_and_of_nothing_else() {
+    let secret = json!({
+        "type": "tarball", "url": "https://u:hunter2@h/a.tgz?private_token=hunter2&rev=1&access_token=hunter2",
+        "token": "hunter2", "access-token": "hunter2", "HTTP_Password": "hunter2", "netrc-file": "hunter2",
+        "privateKey": "hunter2", "clientSecret": ["hunter2"], "headers": {"Authorization": "hunter2", "x": "y"},
+        "host": "hunter2@h", "path": "/a:b?c", "publicKey": "p", "verifyCommit": true,
+    });
+    let plain = json!({
+        "type": "tarball", "url": "https://h/a.tgz?rev=1", "headers": {"x": "y"}, "host": "h",
+        "path": "/a:b?c", "publicKey": "p", "verifyCommit": true,
+    });
+    let inputs = json!({ "secrets": "token:a?b", "via": ["codchi_driver", "token"] });
+    let lock = |side: &Value, rest: Value| {
+        let mut lock = json!({ "version": 7, "root": "root", "nodes": {
+            "root": { "inputs": { "codchi_driver": "d" } },
+            "d": { "inputs": inputs, "locked": side, "original": side },
+            "token:a?b": { "flake": false, "locked": side, "original": side } } });
+        lock.as_object_mut().unwrap().extend(rest.as_object().cloned().unwrap());
+        lock
+    };
+    let name = MachineName::new("web").unwrap();
+    let mut config = MachineConfig::parse(&name, Path::new("/c"), "{}").unwrap();
+    let text = lock(&secret, json!({ "netrc": "hunter2", "note": "hunter2" })).to_string();
+    config.flake_lock = Some(Secret::new(text));
+    let whole = rewrite(&config).unwrap().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&whole).unwrap()["nodes"]["d"]["locked"], secret);
+    let redacted = rewrite(&config.redacted()).unwrap().unwrap();
+    assert!(!redacted.contains("hunter2"), "{redacted}");
+    assert_eq!(serde_json::from_str::<Value>(&redacted).unwrap(), lock(&plain, json!({})));
+}

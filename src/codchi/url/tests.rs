@@ -106,3 +106,38 @@ fn escapes() {
     assert_eq!(strip_login("git+https://a:b@h/x@y"), "git+https://h/x@y");
     assert_eq!(strip_login("ssh://git@h/x"), "ssh://git@h/x");
 }
+
+#[test]
+fn keeps_of_a_url_only_what_is_no_credential() {
+    let narrow = "?ref=main&rev=1&dir=a/b&narHash=sha256-a%3D&name=x&submodules=1&shallow=1&lfs=1\
+                  &allRefs=1&exportIgnore=1&lastModified=1&revCount=1&host=h";
+    for (url, stripped) in [
+        ("git+https://u:P@h/driver?token=T&ref=main", "git+https://h/driver?ref=main"),
+        ("git+https://h/driver?ref=main&private_token=T#a.b", "git+https://h/driver?ref=main#a.b"),
+        ("https://h/a.tgz?private_token=T&access_token=T", "https://h/a.tgz"),
+        ("https://h/a.tgz?T#token=in-no-query", "https://h/a.tgz#token=in-no-query"),
+        ("github:o/r?TOKEN=T&dir=x", "github:o/r?dir=x"),
+        ("github:o/r?host=T@h", "github:o/r?host=h"),
+        ("github:o/r?host=u:T%40h&%72ef=T", "github:o/r?host=h"),
+        ("HTTPS://T@h/x", "HTTPS://h/x"),
+        ("ssh://u%3AT@h/x", "ssh://h/x"),
+        ("git+ssh://git@h/x?ref=a?token", "git+ssh://git@h/x?ref=a?token"),
+        ("https://h/x?", "https://h/x?"),
+        (&format!("git+https://h/x{narrow}"), &format!("git+https://h/x{narrow}")),
+        ("github:a/b/c", "github:a/b/c"),
+        ("", ""),
+    ] {
+        assert_eq!(strip_secrets(url), stripped, "{url}");
+        assert_eq!(strip_secrets(stripped), stripped, "a second time");
+    }
+}
+
+#[test]
+fn tells_urls_from_paths_and_names() {
+    for url in ["https://h", "git+file:///x?y", "path:x"] {
+        assert!(is_url(url), "{url}");
+    }
+    for text in ["", ":x", "/a:b?c", "main", "../x:y", "sha256-a=?", "1a:b", "feat/x:y"] {
+        assert!(!is_url(text), "{text}");
+    }
+}

@@ -1,0 +1,143 @@
+//! Well-known files of a machine that hold credentials: whoever hands an export over should know of them.
+
+use super::report::{open, walk};
+use crate::export::printable;
+use crate::tree::{Dir, HOME, Kind, Tree};
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// How long a list is believed: every look at report.json asks for one, and a home may be large.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Keys of one home that are named; nobody reads on.
+const MOST_KEYS: usize = 100;
+
+/// Files of a home that hold credentials, or what was typed.
+const CREDENTIALS: &[&str] = &[
+    ".aws/credentials",
+    ".azure/msal_token_cache.json",
+    ".bash_history",
+    ".cargo/credentials",
+    ".cargo/credentials.toml",
+    ".config/gcloud/credentials.db",
+    ".config/gh/hosts.yml",
+    ".config/git/credentials",
+    ".config/glab-cli/config.yml",
+    ".config/nix/nix.conf",
+    ".config/op/config",
+    ".config/rclone/rclone.conf",
+    ".config/sops/age/keys.txt",
+    ".docker/config.json",
+    ".git-credentials",
+    ".gnupg/private-keys-v1.d",
+    ".kube/config",
+    ".local/share/fish/fish_history",
+    ".local/share/keyrings",
+    ".mysql_history",
+    ".netrc",
+    ".npmrc",
+    ".password-store",
+    ".pgpass",
+    ".psql_history",
+    ".pypirc",
+    ".python_history",
+    ".terraform.d/credentials.tfrc.json",
+    ".vault-token",
+    ".yarnrc.yml",
+    ".zsh_history",
+];
+/// What of `~/.ssh` is no secret.
+const SSH_PUBLIC: &[&[u8]] = &[b"authorized_keys", b"config", b"known_hosts", b"known_hosts.old"];
+
+/// The list, as made last.
+#[derive(Debug, Default)]
+pub(super) struct Credentials(Mutex<Option<(Instant, Vec<String>)>>);
+
+impl Credentials {
+    /// The well-known ones in the home and in root's, at most some seconds old. Looks at names only.
+    pub(super) fn list(&self, tree: &Tree) -> Vec<String> {
+        self.or_make(|| find(tree))
+    }
+
+    fn or_make(&self, make: impl FnOnce() -> Vec<String>) -> Vec<String> {
+        // Held meanwhile: whoever else wants the list waits for it and does not make it as well.
+        let mut made = self.0.lock();
+        if let Some((at, list)) = &*made
+            && at.elapsed() < LOOK_AGAIN
+        {
+            return list.clone();
+        }
+        let list = make();
+        *made = Some((Instant::now(), list.clone()));
+        list
+    }
+}
+
+fn find(tree: &Tree) -> Vec<String> {
+    let mut found = Vec::new();
+    for home in [HOME, "/root"] {
+        let Some(dir) = walk(tree, home) else { continue };
+        for path in CREDENTIALS {
+            let (way, name) = path.rsplit_once('/').unwrap_or(("", path));
+            let there =
+                open(tree, &dir, way).is_some_and(|dir| tree.lookup(&dir, name.as_bytes()).is_ok());
+            if there {
+                found.push(format!("{home}/{path}"));
+            }
+        }
+        match tree.lookup(&dir, b".ssh").map(|attr| attr.kind) {
+            Ok(Kind::Directory) => {
+                if let Some(ssh) = open(tree, &dir, ".ssh") {
+                    keys(tree, &ssh, &format!("{home}/.ssh"), &mut found);
+                }
+            }
+            // Its keys are where it leads to.
+            Ok(Kind::Symlink) => found.push(format!("{home}/.ssh")),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Whatever of `~/.ssh` may be a key, links too: what they lead to is most likely inside as well. Beyond the first ones,
+/// by name, says only how many there are.
+fn keys(tree: &Tree, ssh: &Dir, path: &str, found: &mut Vec<String>) {
+    let (mut first, mut more) = (BTreeSet::<Box<[u8]>>::new(), 0_u64);
+    let read = tree.names(ssh, |name| {
+        if SSH_PUBLIC.contains(&name) || name.ends_with(b".pub") {
+            return;
+        }
+        first.insert(name.into());
+        if first.len() > MOST_KEYS {
+            first.pop_last();
+            more += 1;
+        }
+    });
+    for name in &first {
+        let kind = tree.lookup(ssh, name).map(|attr| attr.kind);
+        if matches!(kind, Ok(Kind::File | Kind::Symlink)) {
+            found.push(format!("{path}/{}", printable(name)));
+        }
+    }
+    if more > 0 {
+        found.push(format!("{path}: {more} more names, of which none was looked at"));
+    }
+    if let Err(why) = read {
+        found.push(format!("{path}: cannot be listed: {why}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_made_once_in_a_while() {
+        let credentials = Credentials::default();
+        let list = |name: &str| credentials.or_make(|| vec![name.to_owned()]);
+        assert_eq!([list("a"), list("b")], [["a"], ["a"]]);
+        let long_ago = Instant::now().checked_sub(LOOK_AGAIN);
+        credentials.0.lock().as_mut().unwrap().0 = long_ago.unwrap();
+        assert_eq!(list("c"), ["c"]);
+    }
+}
