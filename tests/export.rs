@@ -356,3 +356,19 @@ fn hard_links_between_rootfs_and_home_are_two_files() {
     assert_eq!(kind("./srv/one"), Some('-'));
     assert_eq!(kind("./srv/two link to ./srv/one"), Some('h'));
 }
+
+#[test]
+fn list_has_the_size_of_an_export_for_who_asks() {
+    let fixture = Fixture::new();
+    fixture.sample("m");
+    let size = |arguments: &[&str]| {
+        let done = fixture.run([&["list", "--json"], arguments].concat()).ok();
+        let rows: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        rows[0]["size"].clone()
+    };
+    assert!(size(&[]).is_null(), "a list scans nothing by itself");
+    let export = fixture.run(["export", "m", "-q", "-o", "-"]).ok();
+    assert_eq!(size(&["--size"]), export.stdout.len());
+    let table = fixture.run(["list", "--size"]).ok().out();
+    assert!(table.contains("SIZE") && table.contains("KiB"), "{table}");
+}

@@ -246,6 +246,9 @@ pub(super) struct List {
     /// As JSON
     #[arg(long)]
     pub(super) json: bool,
+    /// Scan every machine for the size of its export
+    #[arg(long)]
+    pub(super) size: bool,
 }
 
 #[derive(Debug, ClapArgs)]

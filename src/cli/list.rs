@@ -1,7 +1,7 @@
 //! `codchifs list`.
 
 use super::args::{Global, List};
-use super::{Context, Failure, Outcome};
+use super::{Context, Failure, Outcome, progress};
 use crate::backend::{Facts, Location, Power};
 use crate::codchi::Found;
 use crate::machine::{Machine, Status};
@@ -60,7 +60,12 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
                     name: name.to_string(),
                     state: state(&machine),
                     location: machine.location.clone(),
-                    size: machine.exports.as_ref().and_then(|e| e.last()).map(|g| g.size()),
+                    size: machine
+                        .exports
+                        .as_ref()
+                        .filter(|_| list.size)
+                        .and_then(|exports| exports.lookup().ok())
+                        .map(|generation| generation.size()),
                     facts: machine.facts(),
                     home: Some(machine.home.display().to_string()),
                     reason: machine.tree.as_ref().err().cloned(),
@@ -100,20 +105,26 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
     let pool_width = width(|r| r.pool().map_or(1, str::len), 4);
     let name_width = width(|r| r.name.chars().count(), 4);
     let state_width = width(|r| r.state.len(), 5);
+    // A column of its own only for who asked.
+    let size = |text: &str| if list.size { format!("{text:8}  ") } else { String::new() };
     writeln!(
         out,
-        "{:name_width$}  {:state_width$}  DRIVER  {:pool_width$}  SHIFTED  ROOTFS",
-        "NAME", "STATE", "POOL"
+        "{:name_width$}  {:state_width$}  DRIVER  {:pool_width$}  SHIFTED  {}ROOTFS",
+        "NAME",
+        "STATE",
+        "POOL",
+        size("SIZE")
     )?;
     for r in &rows {
         let shifted = r.shifted().map_or("-", |s| if s { "yes" } else { "no" });
         writeln!(
             out,
-            "{:name_width$}  {:state_width$}  {:6}  {:pool_width$}  {shifted:7}  {}",
+            "{:name_width$}  {:state_width$}  {:6}  {:pool_width$}  {shifted:7}  {}{}",
             r.name,
             r.state,
             r.driver().unwrap_or("-"),
             r.pool().unwrap_or("-"),
+            size(&r.size.map_or_else(|| "-".into(), progress::size)),
             r.rootfs().as_deref().unwrap_or("-")
         )?;
         for line in r.reason.iter().chain(&r.stale()) {
