@@ -45,7 +45,6 @@ impl Directories {
         };
         Ok(Location {
             rootfs,
-            shifted: maps.rootfs.is_some(),
             maps,
             driver: "dir",
             power: None,

@@ -155,7 +155,6 @@ impl Daemon {
             instance.disks.iter().filter(|d| !super::is_codchis_own(&d.path)).cloned().collect();
         Ok(Location {
             rootfs,
-            shifted: maps.rootfs.is_some(),
             maps,
             driver: self.kind.as_str(),
             power: match instance.status.as_str() {

@@ -36,8 +36,6 @@ pub struct Location {
     pub rootfs: PathBuf,
     /// How ids are shifted on the disk.
     pub maps: IdMaps,
-    /// Whether the rootfs is shifted on the disk.
-    pub shifted: bool,
     /// `dir`, `lxd` or `incus`.
     pub driver: &'static str,
     /// `None` where nobody knows.

@@ -32,7 +32,7 @@ impl Row {
     }
 
     fn shifted(&self) -> Option<bool> {
-        self.location.as_ref().map(|l| l.shifted)
+        self.location.as_ref().map(|l| l.maps.rootfs.is_some())
     }
 
     /// How old what is known of it is, where its daemon is silent.

@@ -167,6 +167,8 @@ impl Note {
 
     pub(super) fn append(&mut self, other: Self) {
         self.more = self.more.saturating_add(other.more);
+        self.incomplete |= other.incomplete;
+        self.no_room |= other.no_room;
         for line in other.by_reason.into_values().flatten() {
             self.push(line);
         }

@@ -7,7 +7,8 @@ use super::tag::{Tag, layer_of};
 use super::{ALIGN_FROM, OWNERS, Options};
 use crate::tar::{self, Extent, Layout, LayoutBuilder, LayoutError, Link, Member, MemberId};
 use crate::tree::{
-    Attr, DataRun, Dir, Kind, LeftOut, ObjectId, Scanned, Time, Tree, Wants, Weight, Xattr,
+    Attr, DataRun, Dir, Kind, LONGEST_PATH, LeftOut, ObjectId, Scanned, Time, Tree, Wants, Weight,
+    Xattr,
 };
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
@@ -19,9 +20,6 @@ use std::sync::atomic::AtomicUsize;
 
 /// Directories kept open at once, so that neither depth nor width of a tree can use up the descriptors.
 const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
-
-/// Bytes of the longest path that a system call takes (linux/limits.h, `PATH_MAX`, less its NUL).
-const LONGEST_PATH: u32 = 4095;
 
 /// Bytes of attributes that every reader takes: bsdtar's limit for a whole PAX header is 1 MiB (libarchive,
 /// archive_read_support_format_tar.c).
@@ -88,7 +86,6 @@ struct Queue {
     busy: usize,
     dirs: Vec<Directory>,
     left_out: Note,
-    incomplete: bool,
     /// The root directory itself could not be listed: there is nothing to export.
     no_root: Option<Errno>,
     /// What ends the scan.
@@ -138,6 +135,9 @@ pub(super) fn scan(tree: &Tree, options: Options, threads: usize) -> Result<Scan
     if let Some(why) = queue.failed {
         return Err(why);
     }
+    if queue.left_out.no_room {
+        return Err(ScanError::Attributes);
+    }
     let mut newest = tree.newest_root_ctime().map_err(ScanError::Root)?;
     let mut left_out = queue.left_out;
     if !sees_trusted() {
@@ -147,7 +147,7 @@ pub(super) fn scan(tree: &Tree, options: Options, threads: usize) -> Result<Scan
     let align = options.align.then_some(ALIGN_FROM);
     let options = tar::Options { mtime_ns: options.mtime_ns, align };
     let layout = assemble(tree, queue.dirs, options, &owners, &mut newest, &mut left_out)?;
-    let incomplete = queue.incomplete || left_out.incomplete;
+    let incomplete = left_out.incomplete;
     left_out.finish();
     Ok(Scan { layout, newest_ctime: newest, left_out, incomplete, owners })
 }
@@ -273,10 +273,6 @@ impl Walk<'_> {
             queue.dirs.push(Directory { parent: number, name, found: Vec::new() });
             queue.pending.push(child);
             f.dir = Some(child);
-        }
-        queue.incomplete |= note.incomplete;
-        if note.no_room {
-            queue.failed = Some(ScanError::Attributes);
         }
         queue.left_out.append(note);
         if let Some(dir) = queue.dirs.get_mut(number as usize) {
@@ -432,7 +428,7 @@ fn assemble(
         if bytes > LARGEST_PAX {
             left_out.push(LeftOutLine::large_attributes(&path_of(&builder)));
         }
-        if builder.path_len(id) > LONGEST_PATH {
+        if builder.path_len(id) as usize > LONGEST_PATH {
             left_out.push(LeftOutLine::long_path(&path_of(&builder)));
         }
         if first.is_none() && has_links {

@@ -224,6 +224,13 @@ impl<T> Layout<T> {
         start.map_or(self.size, |start| start.saturating_add(header))
     }
 
+    /// A member's path with a `/` in front and none at the end.
+    pub fn absolute_path(&self, member: MemberId) -> Vec<u8> {
+        let mut path = vec![b'/'];
+        self.append_path(member, &mut path);
+        path
+    }
+
     /// Replaces what is in `path` by a member's path from the root: no `./` in front, no `/` at the end.
     pub fn path(&self, member: MemberId, path: &mut Vec<u8>) {
         path.clear();

@@ -37,7 +37,7 @@ pub(crate) struct Layer {
 }
 
 /// Bytes of the longest path that a system call takes, without its NUL (linux/limits.h, `PATH_MAX`).
-const LONGEST_PATH: usize = 4095;
+pub const LONGEST_PATH: usize = 4095;
 
 impl Layer {
     /// Everything on the mount that `root` is on.

@@ -23,6 +23,7 @@ pub use weigh::Weight;
 pub use xattr::{ACL_ACCESS, ACL_DEFAULT, ACL_GROUP, ACL_USER, AclEntry, Xattr, acl_entries};
 
 use find::Found;
+pub use layer::LONGEST_PATH;
 use layer::Layer;
 use rules::{RuleId, Rules, Verdict};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -451,6 +452,22 @@ pub fn open_layer(path: &Path) -> Result<OwnedFd, Errno> {
 /// As [`open_layer`], below a directory that somebody with fewer rights has opened.
 pub fn open_layer_at(parent: &OwnedFd, name: &std::ffi::OsStr) -> Result<OwnedFd, Errno> {
     layer::open_root(parent, Path::new(name))
+}
+
+/// Reads until the buffer is full or the file ends; bytes read. An error after some bytes is an error: whoever asks takes a
+/// short answer for the end of the file.
+pub fn read_full(file: &OwnedFd, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+    let mut done = 0;
+    while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let at = offset.checked_add(done as u64).ok_or(Errno::OVERFLOW)?;
+        match rustix::io::pread(file, rest, at) {
+            Ok(0) => break,
+            Ok(count) => done = done.saturating_add(count),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
 }
 
 /// What a file's bytes are tied to: any write, truncation or replacement moves one of these (statx(2); ctime cannot be

@@ -128,7 +128,7 @@ impl Vfs {
 
     fn read_handle(handle: &Handle, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         match handle {
-            Handle::Disk { file, .. } => fill(file, offset, buf),
+            Handle::Disk { file, .. } => tree::read_full(file, offset, buf),
             Handle::Bytes { bytes, .. } => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX);
                 let rest = bytes.get(start..).unwrap_or_default();
@@ -223,20 +223,4 @@ fn cached_as(node: &Node, attr: &tree::Attr) -> Cache {
     let same = settled && *known == Some(stamp);
     *known = settled.then_some(stamp);
     if same { Cache::Keep } else { Cache::Drop }
-}
-
-/// Reads until the buffer is full or the file ends. An error after some bytes is an error: see
-/// [`Vfs::read`] on short answers.
-fn fill(file: &rustix::fd::OwnedFd, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
-    let mut done = 0;
-    while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        let at = u64::try_from(done).ok().and_then(|done| offset.checked_add(done));
-        match rustix::io::pread(file, rest, at.ok_or(Errno::OVERFLOW)?) {
-            Ok(0) => break,
-            Ok(count) => done = done.saturating_add(count),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done)
 }

@@ -4,7 +4,7 @@ use super::Generation;
 use crate::export::report::{Change, ChangeLine, printable};
 use crate::export::tag::{GENERATED, Tag};
 use crate::tar::{self, Layout, MemberId, Run};
-use crate::tree::{DataRun, Dir, File, Stamp, Time, is_hole_outside, stamp};
+use crate::tree::{DataRun, Dir, File, Stamp, Time, is_hole_outside, read_full, stamp};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::sync::Arc;
@@ -38,9 +38,7 @@ impl Generation {
         let change = entry.0;
         drop(changes);
         let torn = change.tears() || self.options.strict;
-        let mut path = Vec::new();
-        self.layout.path(member, &mut path);
-        path.insert(0, b'/');
+        let path = self.layout.absolute_path(member);
         let line = ChangeLine { path: printable(&path), reason: change, torn };
         // Before the flag: whoever sees it looks for the reason.
         if self.status.changes.set(member.0, line) {
@@ -75,9 +73,7 @@ impl Generation {
         if let Some(file) = self.files.lock().get(&member) {
             return Ok(Arc::clone(file));
         }
-        let mut path = Vec::new();
-        self.layout.path(member, &mut path);
-        path.insert(0, b'/');
+        let path = self.layout.absolute_path(member);
         let layer = self.layout.tag(member).ok_or(Errno::IO)?.layer;
         if let Some(file) = self.tree.open_path(layer, &path) {
             return file.map(Arc::new);
@@ -91,17 +87,11 @@ impl Generation {
 
     /// Reads, and looks at the file's stamp afterwards: if that is what was expected, the bytes are of that state.
     fn read_stamped(file: &OwnedFd, offset: u64, buf: &mut [u8]) -> Result<(usize, Stamp), Errno> {
-        let mut filled = 0;
-        while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match rustix::io::pread(file, rest, offset.saturating_add(filled as u64)) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(Errno::INTR) => {}
-                // A FIFO or a directory has none.
-                Err(Errno::SPIPE | Errno::ISDIR) => break,
-                Err(e) => return Err(e),
-            }
-        }
+        let filled = match read_full(file, offset, buf) {
+            // A FIFO or a directory has no bytes; the stamp says what it is.
+            Err(Errno::SPIPE | Errno::ISDIR) => 0,
+            other => other?,
+        };
         Ok((filled, stamp(file)?))
     }
 

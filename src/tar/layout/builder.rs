@@ -228,10 +228,7 @@ impl<T: Copy> LayoutBuilder<T> {
 
     /// A member's path from the root, with a `/` in front and none at the end.
     pub fn path(&self, member: MemberId) -> Vec<u8> {
-        let mut path = Vec::new();
-        self.layout.path(member, &mut path);
-        path.insert(0, b'/');
-        path
+        self.layout.absolute_path(member)
     }
 
     /// Freezes the members and adds the trailer.
