@@ -76,7 +76,9 @@ pub(super) fn run(
     let_go(outputs);
     let status = child.wait()?;
     handle.close();
-    drop(mounted);
+    if status.success() {
+        mounted.is_gone();
+    }
     ended(status)
 }
 
@@ -111,6 +113,13 @@ fn ended(status: ExitStatus) -> Result<Outcome, Failure> {
 
 /// Takes the mount away when the server has ended, if it is still there.
 struct Mounted<'a>(&'a std::path::Path);
+
+impl Mounted<'_> {
+    /// What is mounted there from now on is somebody else's: the next mount may have come already.
+    fn is_gone(self) {
+        std::mem::forget(self);
+    }
+}
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
