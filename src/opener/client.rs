@@ -15,11 +15,16 @@ use std::time::{Duration, Instant};
 /// The host gets this long: it waits for a daemon itself, and not longer than ten seconds.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// For so long after that, nobody else waits for it: a directory of machines asks for one after the other.
+const PAUSE: Duration = Duration::from_secs(5);
+
 /// Sockets to the host, each for one question at a time.
 #[derive(Debug)]
 pub struct Client {
     sockets: Vec<Mutex<UnixStream>>,
     number: AtomicU64,
+    /// When the host last let somebody wait in vain.
+    silent: Mutex<Option<Instant>>,
 }
 
 impl Client {
@@ -32,16 +37,13 @@ impl Client {
             Ok(Mutex::new(socket))
         };
         let sockets = sockets.into_iter().map(socket).collect::<io::Result<_>>()?;
-        Ok(Self { sockets, number: AtomicU64::new(1) })
+        Ok(Self { sockets, number: AtomicU64::new(1), silent: Mutex::default() })
     }
 
     pub(super) fn locate(&self, name: &MachineName) -> (Result<Located, LocateError>, Facts) {
         match self.ask(name, What::Locate) {
             Ok((answer, _)) => (answer.located.map_err(Into::into), answer.facts),
-            Err(why) => {
-                let why = format!("the process that finds machines does not answer: {why}");
-                (Err(LocateError::Told(why)), Facts::default())
-            }
+            Err(why) => (Err(LocateError::Silent(why)), Facts::default()),
         }
     }
 
@@ -67,6 +69,17 @@ impl Client {
     }
 
     fn ask(&self, name: &MachineName, what: What) -> io::Result<(Answer, Vec<OwnedFd>)> {
+        if self.silent.lock().is_some_and(|since| since.elapsed() < PAUSE) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let answer = self.ask_and_wait(name, what);
+        if answer.as_ref().is_err_and(|why| why.kind() == io::ErrorKind::TimedOut) {
+            *self.silent.lock() = Some(Instant::now());
+        }
+        answer
+    }
+
+    fn ask_and_wait(&self, name: &MachineName, what: What) -> io::Result<(Answer, Vec<OwnedFd>)> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let free = self.sockets.iter().find_map(Mutex::try_lock);
         let socket = match free {
