@@ -32,8 +32,9 @@ fn addresses<const N: usize>(pid: u32, names: [&str; N]) -> [u64; N] {
 fn panic_at(pid: u32, function: &str, mut meanwhile: impl FnMut()) {
     let [function, panic] = addresses(pid, [function, "panic_const_div_by_zero"]);
     // What it is given is a core::panic::Location: pointer and length of a path, line, column.
-    let mut script =
-        String::from("set pagination off\nset confirm off\nset debuginfod enabled off\nset language c\n");
+    let mut script = String::from(
+        "set pagination off\nset confirm off\nset debuginfod enabled off\nset language c\n",
+    );
     let _ = writeln!(script, "break *{function:#x}\ncontinue");
     script.push_str("set $location = ((char*(*)(long,long))calloc)(1, 64)\n");
     script.push_str(
