@@ -77,7 +77,7 @@ pub(super) fn run(
     let status = child.wait()?;
     handle.close();
     if status.success() {
-        mounted.is_gone();
+        mounted.forget();
     }
     ended(status)
 }
@@ -116,7 +116,7 @@ struct Mounted<'a>(&'a std::path::Path);
 
 impl Mounted<'_> {
     /// What is mounted there from now on is somebody else's: the next mount may have come already.
-    fn is_gone(self) {
+    fn forget(self) {
         std::mem::forget(self);
     }
 }
