@@ -181,9 +181,9 @@ const OLD: &[libc::c_long] =
 const OLD: &[libc::c_long] = &[];
 
 /// ioctl(2)s: what a file's holes are, what a terminal is, and those of /dev/fuse.
-const IOCTLS: [libc::c_ulong; 5] = [
+const IOCTLS: [u64; 5] = [
     0xc020_660b,
-    libc::TCGETS as libc::c_ulong,
+    libc::TCGETS,
     // FUSE_DEV_IOC_CLONE, _BACKING_OPEN, _BACKING_CLOSE (linux/fuse.h).
     0x8004_e500,
     0x4010_e501,
@@ -227,7 +227,7 @@ fn filter(arch: TargetArch) -> Result<BpfProgram, seccompiler::BackendError> {
     rules.insert(libc::SYS_prctl, vec![only(0, Dword, SeccompCmpOp::Eq, name)?]);
     // Limits are read, never set: prlimit64's third argument points to new ones.
     rules.insert(libc::SYS_prlimit64, vec![only(2, Qword, SeccompCmpOp::Eq, 0)?]);
-    let ioctls = IOCTLS.iter().map(|call| only(1, Dword, SeccompCmpOp::Eq, *call as u64));
+    let ioctls = IOCTLS.iter().map(|call| only(1, Dword, SeccompCmpOp::Eq, *call));
     rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);
     let missing = SeccompAction::Errno(libc::ENOSYS as u32);
     SeccompFilter::new(rules, missing, SeccompAction::Allow, arch)?.try_into()

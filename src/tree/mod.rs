@@ -20,7 +20,7 @@ pub use anchor::Anchor;
 pub use attr::{Attr, Kind, ObjectId, Owners, Time};
 pub use generated::GeneratedFile;
 pub use rules::{BUILT_IN_EXCLUDES, HOME, RuleError, Selection};
-pub use scan::{DataRun, Scanned, Wants, is_hole_outside};
+pub use scan::{DataRun, Scanned, TRUSTED, Wants, is_hole_outside, sees_trusted};
 pub use weigh::Weight;
 pub use xattr::{ACL_ACCESS, ACL_DEFAULT, ACL_GROUP, ACL_USER, AclEntry, Xattr, acl_entries};
 
