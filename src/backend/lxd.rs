@@ -4,7 +4,7 @@ mod told;
 
 use super::api;
 use super::record::Instance;
-use super::{Facts, Found, LocateError, Location, Power, Query, read_small};
+use super::{Driver, Facts, Found, LocateError, Location, Power, Query, read_small};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
@@ -38,11 +38,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As `list` and the report write it.
-    pub fn as_str(self) -> &'static str {
+    fn driver(self) -> Driver {
         match self {
-            Self::Lxd => "lxd",
-            Self::Incus => "incus",
+            Self::Lxd => Driver::Lxd,
+            Self::Incus => Driver::Incus,
         }
     }
 
@@ -102,6 +101,16 @@ impl Daemon {
         kind.bases(env).into_iter().filter(exists).map(|base| Self::at(kind, base)).collect()
     }
 
+    /// The directories of this base that hold instances, one for each pool and view, as of now.
+    pub(super) fn places(&self) -> Vec<PathBuf> {
+        let pools = |view: PathBuf| {
+            let pools = view.join("storage-pools");
+            let names = names(&pools).unwrap_or_default();
+            names.into_iter().map(move |pool| pools.join(pool).join("containers"))
+        };
+        views(&self.base).into_iter().flat_map(pools).collect()
+    }
+
     /// All instances of that name, and whose they are.
     pub(super) fn find(&self, query: &Query<'_>) -> Found {
         let answer = self.answer();
@@ -156,7 +165,7 @@ impl Daemon {
         Ok(Location {
             rootfs,
             maps,
-            driver: self.kind.as_str(),
+            driver: self.kind.driver(),
             power: match instance.status.as_str() {
                 "" => None,
                 "Running" => Some(Power::Running),

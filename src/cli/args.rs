@@ -92,6 +92,9 @@ pub(super) struct Global {
     /// Global, so that it can stand before everything the user typed.
     #[arg(long, hide = true, global = true)]
     pub(super) background_child: bool,
+    /// Be the process that answers the kernel: a socket to the one that started it is on stdin.
+    #[arg(long, hide = true, global = true)]
+    pub(super) server: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

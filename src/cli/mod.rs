@@ -18,6 +18,7 @@ use crate::backend::{Backend, Daemon, Directories, Kind};
 use crate::codchi::{MachineName, State, dirs};
 use crate::credentials::{User, as_user};
 use crate::machine::{Machines, Settings};
+use crate::opener::{Direct, Opener};
 
 /// A failure as a person reads it: what was attempted, why it failed, what to do.
 type Failure = Box<dyn std::error::Error>;
@@ -114,7 +115,8 @@ impl Context {
     }
 
     fn machines(self, settings: Settings, only: Vec<MachineName>) -> Result<Machines, Failure> {
-        Ok(Machines::new(self.state, self.user, self.backend, settings, only)?)
+        let direct = Direct::new(self.backend, self.user, self.state.clone());
+        Ok(Machines::new(self.state, self.user, Opener::Direct(direct), settings, only)?)
     }
 }
 

@@ -140,8 +140,8 @@ pub(super) fn scan(tree: &Tree, options: Options, threads: usize) -> Result<Scan
     }
     let mut newest = tree.newest_root_ctime().map_err(ScanError::Root)?;
     let mut left_out = queue.left_out;
-    if !sees_trusted() {
-        left_out.attribute("trusted.* (only root sees them)", b"/");
+    if !crate::tree::sees_trusted() {
+        left_out.attribute(crate::tree::TRUSTED, b"/");
     }
     let owners: Arc<[u8]> = owners(tree, &queue.dirs).into_bytes().into();
     let align = options.align.then_some(ALIGN_FROM);
@@ -150,12 +150,6 @@ pub(super) fn scan(tree: &Tree, options: Options, threads: usize) -> Result<Scan
     let incomplete = left_out.incomplete;
     left_out.finish();
     Ok(Scan { layout, newest_ctime: newest, left_out, incomplete, owners })
-}
-
-/// Whether the kernel shows this process attributes `trusted.*` at all: it leaves them out without a word (xattr(7)).
-fn sees_trusted() -> bool {
-    use rustix::thread::{CapabilitySet, capabilities};
-    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
 /// The text of codchi-owners for everything that was found.

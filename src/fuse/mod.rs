@@ -4,12 +4,14 @@
 mod background;
 mod convert;
 mod error;
+mod mount;
 mod mounts;
 mod readonly;
 mod session;
 
 pub use error::MountError;
-pub use session::{MountOptions, serve, unmount};
+pub use mount::{Attached, MountOptions, Stop, attach, detach, raise_read_ahead, unmount};
+pub use session::{answer, serve};
 
 use crate::vfs::{Cache, Notice, Opened, Seek, Vfs};
 use background::Background;
