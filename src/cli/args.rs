@@ -47,7 +47,7 @@ pub(super) struct Global {
         help_heading = "Codchi"
     )]
     pub(super) data_dir: Option<PathBuf>,
-    /// Whose machines; root only [default: $SUDO_USER, else the caller]
+    /// Whose machines; somebody else's as root only [default: $SUDO_USER, else the caller]
     #[arg(
         long,
         value_name = "NAME",
@@ -208,7 +208,7 @@ pub(super) struct Mount {
     /// Stay in the foreground
     #[arg(short, long)]
     pub(super) foreground: bool,
-    /// Mount options, comma-separated: allow_other, allow_root, ro
+    /// Mount options, comma-separated: allow_other, allow_root, noexec, ro
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub(super) options: Vec<MountWord>,
     /// Only this machine; can be repeated
@@ -217,6 +217,12 @@ pub(super) struct Mount {
     /// Append log lines to FILE once in the background
     #[arg(long, value_name = "FILE")]
     pub(super) log_file: Option<PathBuf>,
+    /// What the mount table has as the source: mount(8) finds a line of fstab again by it
+    #[arg(long, value_name = "NAME", default_value = "codchifs", hide = true)]
+    pub(super) source: String,
+    /// Do everything but mount
+    #[arg(long, hide = true)]
+    pub(super) fake: bool,
     #[command(flatten)]
     pub(super) wishes: Wishes,
 }
@@ -229,6 +235,8 @@ pub(super) enum MountWord {
     AllowOther,
     /// Root gets in besides the mounting user
     AllowRoot,
+    /// No program in it can be run
+    Noexec,
     /// Always so
     Ro,
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 const READY: &str = "ready";
 
 pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
-    if !mount.foreground && !global.background_child {
+    if !mount.foreground && !global.background_child && !mount.fake {
         return in_background(mount);
     }
     if global.background_child {
@@ -27,6 +27,8 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         gid: context.user.gid,
         allow_other: mount.options.contains(&MountWord::AllowOther),
         allow_root: mount.options.contains(&MountWord::AllowRoot),
+        noexec: mount.options.contains(&MountWord::Noexec),
+        source: mount.source.clone(),
         threads: 2,
     };
     let machines = Arc::new(context.machines(mount.wishes.clone().into(), mount.machine.clone())?);
@@ -34,6 +36,11 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         if machines.get(name.as_str().as_bytes()).is_none() {
             complain(&format!("{name}: no such machine yet; it shows when Codchi has it"));
         }
+    }
+    if mount.fake {
+        fuse::check(&options)
+            .map_err(|why| format!("mount {}: {why}", mount.mountpoint.display()))?;
+        return Ok(Outcome::Done);
     }
     // Before anything is mounted: what cannot be opened must end this with an error that somebody reads.
     let outputs = match global.background_child {

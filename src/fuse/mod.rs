@@ -9,7 +9,7 @@ mod readonly;
 mod session;
 
 pub use error::MountError;
-pub use session::{MountOptions, serve, unmount};
+pub use session::{MountOptions, check, serve, unmount};
 
 use crate::vfs::{Cache, Notice, Opened, Seek, Vfs};
 use background::Background;
