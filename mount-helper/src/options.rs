@@ -120,10 +120,13 @@ SOURCE     a user's name: that user's machines; codchi: the caller's
 -s         leave out unknown options instead of failing
 -t         codchifs or fuse.codchifs
 -v         say what is run
+-V         say the version
 
 Exit status: 0 mounted, 1 wrong arguments, 2 no codchifs to run, 4 it crashed, 8 interrupted,
              32 not mounted. There is no mtab, so never 16; 64 is for `mount -a` alone.
 ";
+
+const VERSION: &str = concat!("mount.codchifs ", env!("CARGO_PKG_VERSION"), "\n");
 
 /// What to run.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -162,14 +165,14 @@ struct Given<'a> {
     fake: bool,
     sloppy: bool,
     verbose: bool,
-    help: bool,
+    help: Option<&'static str>,
 }
 
 /// Arguments (without the program's name) to a request.
 pub(crate) fn translate(args: &[OsString]) -> Result<Request, Failure> {
     let given = given(args)?;
-    if given.help {
-        return Ok(Request { help: Some(HELP), ..Request::default() });
+    if given.help.is_some() {
+        return Ok(Request { help: given.help, ..Request::default() });
     }
     let (source, directory) = match given.operands.as_slice() {
         [source, directory] => (*source, *directory),
@@ -275,7 +278,8 @@ fn given(args: &[OsString]) -> Result<Given<'_>, Failure> {
         match arg {
             _ if operands_only => given.operands.push(arg),
             b"--" => operands_only = true,
-            b"--help" => given.help = true,
+            b"--help" => given.help = Some(HELP),
+            b"--version" => given.help = Some(VERSION),
             [b'-', b'-', ..] => return Err(usage(format!("unknown argument '{}'", lossy(arg)))),
             [b'-', flags @ ..] if !flags.is_empty() => given.flags(flags, &mut args)?,
             _ => given.operands.push(arg),
@@ -295,7 +299,8 @@ impl<'a> Given<'a> {
             flags = tail;
             match flag {
                 b'f' => self.fake = true,
-                b'h' => self.help = true,
+                b'h' => self.help = Some(HELP),
+                b'V' => self.help = Some(VERSION),
                 b'n' => {}
                 b's' => self.sloppy = true,
                 b'v' => self.verbose = true,

@@ -27,7 +27,7 @@ pub(super) struct Args {
     pub(super) command: Command,
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct Global {
     /// Codchi's config directory [default: $XDG_CONFIG_HOME/codchi, ~/.config/codchi]
     #[arg(
@@ -118,6 +118,11 @@ pub(super) enum Command {
     Export(Export),
     /// Do the main job on a sample machine, from nothing
     Demo(Demo),
+    /// Say what on this host is in the way, and what to do about it
+    #[command(
+        after_help = "Exit status: 0 all is well or there are warnings, 1 there are errors, 2 usage."
+    )]
+    Doctor(Doctor),
 }
 
 #[derive(Clone, Debug, Default, ClapArgs)]
@@ -302,6 +307,13 @@ pub(super) struct Demo {
     /// Leave it mounted, and say how to look around
     #[arg(long)]
     pub(super) keep: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Doctor {
+    /// As JSON (docs/doctor.schema.json)
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[cfg(test)]

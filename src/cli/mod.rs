@@ -2,6 +2,7 @@
 
 mod args;
 mod demo;
+mod doctor;
 mod export;
 mod list;
 mod mount;
@@ -46,6 +47,7 @@ pub fn main() -> ExitCode {
         Command::List(list) => list::run(&args.global, list),
         Command::Export(export) => export::run(&args.global, export),
         Command::Demo(demo) => demo::run(demo),
+        Command::Doctor(doctor) => doctor::run(&args.global, doctor),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

@@ -9,6 +9,7 @@ mod readonly;
 mod session;
 
 pub use error::MountError;
+pub use mounts::{Health, mounted};
 pub use session::{MountOptions, check, serve, unmount};
 
 use crate::vfs::{Cache, Notice, Opened, Seek, Vfs};

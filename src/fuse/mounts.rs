@@ -33,6 +33,34 @@ pub(super) fn mounted_at(path: &Path) -> Result<Option<Mounted>, MountError> {
     Ok(parse(&table).into_iter().rfind(|mounted| mounted.mountpoint == path))
 }
 
+/// Whether somebody serves a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Somebody does, or at least nobody says that there is nobody.
+    Served,
+    /// Its process is gone.
+    Stale,
+    /// There is no answer in time.
+    Silent,
+}
+
+/// Every codchifs in the mount table with how it is. All are asked at once, so that it takes no longer than for one.
+pub fn mounted() -> Result<Vec<(PathBuf, Health)>, MountError> {
+    let table =
+        std::fs::read("/proc/self/mountinfo").map_err(|source| MountError::Table { source })?;
+    let ours = parse(&table).into_iter().filter(|mounted| mounted.fstype == TYPE);
+    let asked: Vec<_> = ours.map(|mounted| (mounted.mountpoint.clone(), ask(&mounted))).collect();
+    let end = std::time::Instant::now() + PATIENCE;
+    let health = |answer: mpsc::Receiver<_>| match answer
+        .recv_timeout(end.saturating_duration_since(std::time::Instant::now()))
+    {
+        Ok(Err(Errno::NOTCONN)) => Health::Stale,
+        Ok(_) => Health::Served,
+        Err(_) => Health::Silent,
+    };
+    Ok(asked.into_iter().map(|(path, answer)| (path, health(answer))).collect())
+}
+
 /// Reads a mount table; lines that make no sense are left out.
 fn parse(table: &[u8]) -> Vec<Mounted> {
     table.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
@@ -80,14 +108,18 @@ fn unescape(text: &[u8]) -> Vec<u8> {
 /// Whether nobody serves the mount any more. A daemon that does not answer in time counts as
 /// alive: detaching a mount that is in use is worse than refusing.
 pub(super) fn is_stale(mounted: &Mounted) -> bool {
+    ask(mounted).recv_timeout(PATIENCE) == Ok(Err(Errno::NOTCONN))
+}
+
+fn ask(mounted: &Mounted) -> mpsc::Receiver<Result<(), Errno>> {
     let (path, owner) = (mounted.mountpoint.clone(), mounted.owner);
     let (answer, answered) = mpsc::channel();
-    // Its own thread: it may hang, and it changes its own ids for good.
-    let asked = std::thread::Builder::new().name("codchifs-probe".into()).spawn(move || {
+    // Its own thread: it may hang, and it changes its own ids for good. Without one there is no answer.
+    let _ = std::thread::Builder::new().name("codchifs-probe".into()).spawn(move || {
         // A dropped receiver means that the answer came too late.
-        let _ = answer.send(probe(&path, owner) == Err(Errno::NOTCONN));
+        let _ = answer.send(probe(&path, owner));
     });
-    asked.is_ok() && answered.recv_timeout(PATIENCE).unwrap_or(false)
+    answered
 }
 
 /// Asks for the attributes of a mount's root as its owner: to anybody else, root included, the

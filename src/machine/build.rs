@@ -54,6 +54,17 @@ impl Machines {
         Ok((tree, Arc::new(exports)))
     }
 
+    /// Whether this process may read a machine's root file system; else why not, and what to do.
+    pub fn rootfs_readable(&self, rootfs: &Path) -> Result<(), String> {
+        let opened = tree::open_layer(rootfs);
+        opened.map(drop).map_err(|e| cannot_open("root file system", rootfs, e))
+    }
+
+    /// The same for a home.
+    pub fn home_readable(&self, home: &Path) -> Result<(), String> {
+        self.open_home(home).map(drop)
+    }
+
     /// The way to a home is the user's, who may put links there: it is walked with the user's rights. Only the home
     /// itself, which is shifted and 0700, is opened with more, and not if it is a link.
     fn open_home(&self, home: &Path) -> Result<OwnedFd, String> {

@@ -152,7 +152,9 @@ fn flags_reach_the_request() {
         assert_eq!(request.directory, std::env::current_dir().unwrap().join("mnt"));
         assert_eq!(request.args.last(), Some(&request.directory.into()));
     }
-    assert_eq!(translate(&["--help".into()]).unwrap().help, Some(HELP));
+    for (arg, text) in [("--help", HELP), ("-h", HELP), ("--version", VERSION), ("-V", VERSION)] {
+        assert_eq!(translate(&[arg.into()]).unwrap().help, Some(text));
+    }
 }
 
 #[test]
