@@ -295,7 +295,7 @@ fn state_daemons_and_groups() {
     fs::remove_file(toml).unwrap();
     fs::remove_dir_all(host.config().join("machine")).unwrap();
     run(Root, "", "state", None, "warning", "no code machines");
-    fs::set_permissions(host.config(), Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(host.config(), Permissions::from_mode(0o000)).unwrap();
     run(User, "", "state", None, "error", "Permission denied");
     fits_the_schema(&host);
 }

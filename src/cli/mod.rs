@@ -6,6 +6,7 @@ mod doctor;
 mod export;
 mod list;
 mod mount;
+mod notify;
 mod progress;
 mod target;
 

@@ -1,6 +1,7 @@
 //! `codchifs mount` and `codchifs unmount`.
 
 use super::args::{Global, Mount, MountWord, Unmount};
+use super::notify::{self, Manager};
 use super::{Context, Failure, Outcome, complain};
 use crate::fuse::{self, MountOptions};
 use std::fs::{File, OpenOptions};
@@ -47,13 +48,17 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         true => Some(Outputs::open(mount)?),
         false => None,
     };
+    let socket = if mount.foreground { std::env::var_os("NOTIFY_SOCKET") } else { None };
+    let manager = Manager::new(socket);
     let ready = || {
+        manager.tell(notify::READY);
         if let Some(Err(why)) = outputs.map(Outputs::let_go) {
             tracing::error!(%why, "cannot let go of the terminal");
         }
     };
-    fuse::serve(machines, &options, ready)
-        .map_err(|why| format!("mount {}: {why}", mount.mountpoint.display()))?;
+    let served = fuse::serve(machines, &options, ready);
+    manager.tell(notify::STOPPING);
+    served.map_err(|why| format!("mount {}: {why}", mount.mountpoint.display()))?;
     Ok(Outcome::Done)
 }
 
