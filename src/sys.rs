@@ -108,6 +108,22 @@ pub(crate) fn quiet_mount(mount: BorrowedFd<'_>) -> Result<(), Errno> {
     outcome(result).map(drop)
 }
 
+/// landlock_create_ruleset(2), on the same ones as above.
+const LANDLOCK_CREATE_RULESET: libc::c_long = 444;
+/// `LANDLOCK_CREATE_RULESET_VERSION` (linux/landlock.h).
+const LANDLOCK_VERSION: u32 = 1;
+
+/// The version of Landlock's interface. ENOSYS before Linux 5.13 or where it is not built in, EOPNOTSUPP where it is not
+/// enabled.
+pub(crate) fn landlock_abi() -> Result<usize, Errno> {
+    // SAFETY: with this flag the call takes no ruleset and no size, and only answers a number.
+    let result = unsafe {
+        let (none, size) = (std::ptr::null::<u8>(), 0usize);
+        libc::syscall(LANDLOCK_CREATE_RULESET, none, size, LANDLOCK_VERSION)
+    };
+    outcome(result)
+}
+
 /// `struct fiemap_extent` (linux/fiemap.h).
 #[repr(C)]
 #[derive(Clone, Copy)]

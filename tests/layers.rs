@@ -22,7 +22,8 @@ const RANKS: &[(&str, u32)] = &[
     ("machine", 5),
     ("vfs", 6),
     ("fuse", 7),
-    ("cli", 8),
+    ("doctor", 8),
+    ("cli", 9),
 ];
 
 /// More than the ranks say: the module, and what it must not use.

@@ -27,7 +27,7 @@ pub(super) struct Args {
     pub(super) command: Command,
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct Global {
     /// Codchi's config directory [default: $XDG_CONFIG_HOME/codchi, ~/.config/codchi]
     #[arg(
@@ -47,7 +47,7 @@ pub(super) struct Global {
         help_heading = "Codchi"
     )]
     pub(super) data_dir: Option<PathBuf>,
-    /// Whose machines; root only [default: $SUDO_USER, else the caller]
+    /// Whose machines; somebody else's as root only [default: $SUDO_USER, else the caller]
     #[arg(
         long,
         value_name = "NAME",
@@ -121,6 +121,11 @@ pub(super) enum Command {
     Export(Export),
     /// Do the main job on a sample machine, from nothing
     Demo(Demo),
+    /// Say what on this host is in the way, and what to do about it
+    #[command(
+        after_help = "Exit status: 0 all is well or there are warnings, 1 there are errors, 2 usage."
+    )]
+    Doctor(Doctor),
 }
 
 #[derive(Clone, Debug, Default, ClapArgs)]
@@ -211,7 +216,7 @@ pub(super) struct Mount {
     /// Stay in the foreground
     #[arg(short, long)]
     pub(super) foreground: bool,
-    /// Mount options, comma-separated: allow_other, allow_root, ro
+    /// Mount options, comma-separated: allow_other, allow_root, noexec, ro
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub(super) options: Vec<MountWord>,
     /// Only this machine; can be repeated
@@ -220,6 +225,12 @@ pub(super) struct Mount {
     /// Append log lines to FILE once in the background
     #[arg(long, value_name = "FILE")]
     pub(super) log_file: Option<PathBuf>,
+    /// What the mount table has as the source: mount(8) finds a line of fstab again by it
+    #[arg(long, value_name = "NAME", default_value = "codchifs", hide = true)]
+    pub(super) source: String,
+    /// Do everything but mount
+    #[arg(long, hide = true)]
+    pub(super) fake: bool,
     #[command(flatten)]
     pub(super) wishes: Wishes,
 }
@@ -232,6 +243,8 @@ pub(super) enum MountWord {
     AllowOther,
     /// Root gets in besides the mounting user
     AllowRoot,
+    /// No program in it can be run
+    Noexec,
     /// Always so
     Ro,
 }
@@ -297,6 +310,13 @@ pub(super) struct Demo {
     /// Leave it mounted, and say how to look around
     #[arg(long)]
     pub(super) keep: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Doctor {
+    /// As JSON (docs/doctor.schema.json)
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[cfg(test)]

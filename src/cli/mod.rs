@@ -2,9 +2,11 @@
 
 mod args;
 mod demo;
+mod doctor;
 mod export;
 mod list;
 mod mount;
+mod notify;
 mod progress;
 mod target;
 
@@ -47,6 +49,7 @@ pub fn main() -> ExitCode {
         Command::List(list) => list::run(&args.global, list),
         Command::Export(export) => export::run(&args.global, export),
         Command::Demo(demo) => demo::run(demo),
+        Command::Doctor(doctor) => doctor::run(&args.global, doctor),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@ mod host;
 mod server;
 
 use super::args::{Global, Mount, MountWord, Unmount};
+use super::notify::{self, Manager};
 use super::{Context, Failure, Outcome, complain};
 use crate::credentials::User;
 use crate::fuse::{self, MountOptions};
@@ -28,7 +29,7 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     if global.server {
         return server::run(mount).map_err(|why| failed(&why));
     }
-    if !mount.foreground && !global.background_child {
+    if !mount.foreground && !global.background_child && !mount.fake {
         return in_background(mount);
     }
     if global.background_child {
@@ -44,13 +45,26 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         true => Some(Outputs::open(mount)?),
         false => None,
     };
-    if rustix::process::geteuid().is_root() {
-        return host::run(context, &options, outputs).map_err(|why| failed(&why));
+    if mount.fake {
+        fuse::check(&options).map_err(|why| failed(&why))?;
+        return Ok(Outcome::Done);
     }
-    let machines = Arc::new(context.machines(settings, mount.machine.clone())?);
-    name_missing(&machines, mount);
-    fuse::serve(machines, &options, || let_go(outputs)).map_err(|why| failed(&why))?;
-    Ok(Outcome::Done)
+    let log = outputs.as_ref().map(|outputs| outputs.log.try_clone()).transpose()?;
+    let socket = if mount.foreground { std::env::var_os("NOTIFY_SOCKET") } else { None };
+    let manager = Manager::new(socket);
+    let ready = || {
+        manager.tell(notify::READY);
+        let_go(outputs);
+    };
+    let served = if rustix::process::geteuid().is_root() {
+        host::run(context, &options, log, ready)
+    } else {
+        let machines = Arc::new(context.machines(settings, mount.machine.clone())?);
+        name_missing(&machines, mount);
+        fuse::serve(machines, &options, ready).map(|()| Outcome::Done).map_err(Failure::from)
+    };
+    manager.tell(notify::STOPPING);
+    served.map_err(|why| failed(&why))
 }
 
 fn options(mount: &Mount, user: User, mountpoint: PathBuf) -> MountOptions {
@@ -60,6 +74,8 @@ fn options(mount: &Mount, user: User, mountpoint: PathBuf) -> MountOptions {
         gid: user.gid,
         allow_other: mount.options.contains(&MountWord::AllowOther),
         allow_root: mount.options.contains(&MountWord::AllowRoot),
+        noexec: mount.options.contains(&MountWord::Noexec),
+        source: mount.source.clone(),
         threads: THREADS,
     }
 }

@@ -10,7 +10,8 @@ mod readonly;
 mod session;
 
 pub use error::MountError;
-pub use mount::{Attached, MountOptions, Stop, attach, detach, raise_read_ahead, unmount};
+pub use mount::{Attached, MountOptions, Stop, attach, check, detach, raise_read_ahead, unmount};
+pub use mounts::{Health, mounted};
 pub use session::{answer, serve};
 
 use crate::vfs::{Cache, Notice, Opened, Seek, Vfs};

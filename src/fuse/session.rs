@@ -131,12 +131,15 @@ fn mount_with_fusermount(
         _ => SessionACL::Owner,
     };
     config.mount_options = vec![
-        MountOption::FSName("codchifs".into()),
+        MountOption::FSName(options.source.clone()),
         MountOption::Subtype("codchifs".into()),
         MountOption::RO,
         MountOption::NoSuid,
         MountOption::NoDev,
     ];
+    if options.noexec {
+        config.mount_options.push(MountOption::NoExec);
+    }
     if options.allow_other {
         config.mount_options.push(MountOption::DefaultPermissions);
     }

@@ -121,19 +121,31 @@ impl Direct {
 
     pub(super) fn open(&self, located: &Located) -> Result<Roots, String> {
         let (location, home) = (&located.location, &located.home);
-        let rootfs = tree::open_layer(&location.rootfs)
-            .map_err(|e| cannot_open("root file system", &location.rootfs, e))?;
+        let rootfs = open_rootfs(&location.rootfs)?;
         let maps = &location.maps;
         inside_map("root file system", &location.rootfs, &rootfs, maps.rootfs.as_ref())?;
-        let opened = self
-            .way(home)
-            .and_then(|(parent, name)| tree::open_layer_at(&parent, name))
-            .map_err(|e| cannot_open("home", home, e))?;
+        let opened = self.open_home(home)?;
         inside_map("home", home, &opened, maps.home.as_ref())?;
         Ok(Roots {
             rootfs: self.root("root file system", &location.rootfs, rootfs)?,
             home: self.root("home", home, opened)?,
         })
+    }
+
+    /// Whether this process may read a machine's root file system; else why not, and what to do.
+    pub fn rootfs_readable(&self, rootfs: &Path) -> Result<(), String> {
+        open_rootfs(rootfs).map(drop)
+    }
+
+    /// The same for a home.
+    pub fn home_readable(&self, home: &Path) -> Result<(), String> {
+        self.open_home(home).map(drop)
+    }
+
+    fn open_home(&self, home: &Path) -> Result<OwnedFd, String> {
+        self.way(home)
+            .and_then(|(parent, name)| tree::open_layer_at(&parent, name))
+            .map_err(|e| cannot_open("home", home, e))
     }
 
     fn root(&self, what: &str, path: &Path, directory: OwnedFd) -> Result<Root, String> {
@@ -186,6 +198,10 @@ fn found(opened: Result<OwnedFd, Errno>) -> Option<Found> {
     let directory = opened.ok()?;
     let identity = tree::layer_identity(&directory).ok()?;
     Some(Found { identity, covered: tree::covered(&directory) })
+}
+
+fn open_rootfs(rootfs: &Path) -> Result<OwnedFd, String> {
+    tree::open_layer(rootfs).map_err(|e| cannot_open("root file system", rootfs, e))
 }
 
 fn cannot_open(what: &str, path: &Path, why: Errno) -> String {

@@ -1,11 +1,11 @@
 //! The process that stays root: mounts, finds and opens machines for the server, and unmounts when that ends.
 
 use super::super::{Context, Failure, Outcome};
-use super::{Outputs, let_go};
 use crate::fuse::{self, Attached, MountOptions, Stop};
 use crate::opener::{Control, Direct, Greeting, Host, send_greeting};
 use rustix::fd::AsFd as _;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,7 +13,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 pub(super) fn run(
     context: Context,
     options: &MountOptions,
-    outputs: Option<Outputs>,
+    log: Option<File>,
+    ready: impl FnOnce(),
 ) -> Result<Outcome, Failure> {
     let Context { user, state, backend } = context;
     // From here on a signal is kept until the mount can be ended.
@@ -28,7 +29,6 @@ pub(super) fn run(
     let mut child = start(theirs)?;
 
     let sockets = host.start()?;
-    let log = outputs.as_ref().map(|outputs| &outputs.log);
     let greeting = Greeting {
         uid: user.uid,
         gid: user.gid,
@@ -41,7 +41,7 @@ pub(super) fn run(
     let state_directories = host.direct().state_directories();
     let fds: Vec<_> = std::iter::once(device.as_fd())
         .chain(sockets.iter().map(|socket| socket.as_fd()))
-        .chain(log.map(|log| log.as_fd()))
+        .chain(log.iter().map(|log| log.as_fd()))
         .chain(state_directories.iter().map(|directory| directory.as_fd()))
         .chain(host.direct().anchors().iter().map(|anchor| anchor.fd()))
         .collect();
@@ -73,7 +73,7 @@ pub(super) fn run(
         },
     );
     tracing::info!(mountpoint = %mountpoint.display(), server = child.id(), "mounted");
-    let_go(outputs);
+    ready();
     let status = child.wait()?;
     handle.close();
     drop(mounted);
