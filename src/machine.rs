@@ -2,6 +2,8 @@
 
 mod build;
 mod credentials;
+mod guide;
+mod lately;
 mod report;
 
 use crate::backend::{Backend, Facts, LocateError, Location, Query};
@@ -11,6 +13,8 @@ use crate::export::{self, Exports, History};
 use crate::tree::{self, Selection, Tree};
 use build::identity;
 use credentials::Credentials;
+use guide::Guide;
+pub use guide::Shown;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -30,6 +34,8 @@ pub struct Settings {
     pub options: export::Options,
     /// No secret that Codchi knows: for an export that is handed to somebody else.
     pub redact: bool,
+    /// What the commands of a machine's guide must say.
+    pub shown: Shown,
 }
 
 fn export_name(redacted: bool) -> &'static str {
@@ -79,6 +85,7 @@ pub struct Machine {
     pub redacted: Option<Redacted>,
     /// How fresh what the daemon said is, at the last look.
     facts: Mutex<Facts>,
+    guide: Guide,
 }
 
 /// What an export for somebody else lacks.
@@ -263,6 +270,7 @@ impl Machines {
                 redacted: None,
                 includes: Vec::new(),
                 facts: Mutex::new(facts.clone()),
+                guide: Guide::default(),
             };
             (Some(Arc::new(machine)), None)
         };
@@ -304,6 +312,9 @@ impl Machines {
             modules: config.inputs_with_token(),
             inside: Credentials::default(),
         });
+        let modules = config.modules.values().filter_map(|url| url.local_path());
+        let modules = modules.map(str::to_owned).collect();
+        let guide = Guide::new(self.settings.shown.clone(), modules);
         match self.build(&config, &origin, &home, history) {
             Ok((tree, exports)) => {
                 let machine = Machine {
@@ -316,6 +327,7 @@ impl Machines {
                     redacted,
                     includes: self.settings.selection.include.clone(),
                     facts: Mutex::new(facts.clone()),
+                    guide,
                 };
                 (Some(Arc::new(machine)), Some(origin))
             }

@@ -4,6 +4,7 @@ mod args;
 mod demo;
 mod export;
 mod list;
+mod migrate;
 mod mount;
 mod progress;
 mod target;
@@ -45,6 +46,7 @@ pub fn main() -> ExitCode {
         Command::Unmount(unmount) => mount::unmount(unmount),
         Command::List(list) => list::run(&args.global, list),
         Command::Export(export) => export::run(&args.global, export),
+        Command::Migrate(migrate) => migrate::run(&args.global, migrate),
         Command::Demo(demo) => demo::run(demo),
     };
     match result {

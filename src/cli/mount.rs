@@ -29,7 +29,10 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         allow_root: mount.options.contains(&MountWord::AllowRoot),
         threads: 2,
     };
-    let machines = Arc::new(context.machines(mount.wishes.clone().into(), mount.machine.clone())?);
+    let machines = Arc::new(
+        context
+            .machines(mount.wishes.shown(global, Some(&mount.mountpoint)), mount.machine.clone())?,
+    );
     for name in &mount.machine {
         if machines.get(name.as_str().as_bytes()).is_none() {
             complain(&format!("{name}: no such machine yet; it shows when Codchi has it"));

@@ -14,8 +14,8 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 /// Directories that a generation keeps open for its readers.
@@ -34,6 +34,7 @@ pub struct Generation {
     owners: Arc<[u8]>,
     left_out: Mutex<Arc<Note>>,
     incomplete: bool,
+    extracted: OnceLock<u64>,
     dirs: Mutex<LruCache<MemberId, Dir>>,
     files: Mutex<LruCache<MemberId, Arc<OwnedFd>>>,
     /// One bit a member: bytes of the state that the scan saw were served.
@@ -138,6 +139,7 @@ impl Generation {
             owners: scan.owners,
             left_out: Mutex::new(Arc::new(scan.left_out)),
             incomplete: scan.incomplete,
+            extracted: OnceLock::new(),
             dirs: Mutex::new(LruCache::new(OPEN_DIRS)),
             files: Mutex::new(LruCache::new(OPEN_FILES)),
             served: (0..words).map(|_| AtomicU64::new(0)).collect(),
@@ -175,6 +177,18 @@ impl Generation {
     /// Number of members.
     pub fn members(&self) -> usize {
         self.layout.len()
+    }
+
+    /// About how many bytes a file system takes for what is in it, in blocks of 4 KiB.
+    pub fn extracted(&self) -> u64 {
+        *self.extracted.get_or_init(|| {
+            let blocks = |member| match self.layout.kind(member) {
+                tar::Kind::Directory => 1,
+                tar::Kind::File => self.layout.data_len(member).div_ceil(4096),
+                _ => 0,
+            };
+            self.layout.iter().map(blocks).sum::<u64>().saturating_mul(4096)
+        })
     }
 
     /// mtime of export.tar: the newest ctime of what it is made of.

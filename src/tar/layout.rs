@@ -172,6 +172,11 @@ impl<T> Layout<T> {
         file_len(self.record(member))
     }
 
+    /// Bytes of a member's file that are in the archive: all but its large holes.
+    pub fn data_len(&self, member: MemberId) -> u64 {
+        self.body_len(member, self.record(member))
+    }
+
     /// Where a sparse member has its data; `None` for every other.
     pub fn extents(&self, member: MemberId) -> Option<Vec<Extent>> {
         let sparse = self.sparse_of(member)?;

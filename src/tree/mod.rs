@@ -389,6 +389,13 @@ impl Tree {
         Some(bytes)
     }
 
+    /// The target of a link of the rootfs, whether it is exported or not. `path` is relative to the root.
+    pub fn system_link(&self, path: &str) -> Option<Vec<u8>> {
+        let (dir, name) = path.rsplit_once('/').unwrap_or((".", path));
+        let dir = layer::open_dir(self.rootfs.root(), dir.as_bytes()).ok()?;
+        layer::read_link(dir, name.as_bytes()).ok()
+    }
+
     fn open_system_file(&self, path: &str) -> Result<(OwnedFd, Statx), Errno> {
         let (dir, name) = path.rsplit_once('/').unwrap_or((".", path));
         let dir = layer::open_dir(self.rootfs.root(), dir.as_bytes())?;

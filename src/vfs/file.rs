@@ -53,10 +53,10 @@ impl Vfs {
                 let cache = if shared { Cache::Keep } else { Cache::Drop };
                 Ok(Opened { handle, cache, close_tells: true })
             }
-            Object::Report => {
+            object @ (Object::Report | Object::Guide) => {
                 let machine = self.machines.get(node.key.machine.as_bytes());
-                let (bytes, time) = self.report(&*machine.ok_or(Errno::STALE)?);
-                let attr = self.report_attr(ino, &bytes, time);
+                let (bytes, time) = self.page(object, &*machine.ok_or(Errno::STALE)?);
+                let attr = self.page_attr(ino, &bytes, time);
                 let handle = self.handles.add(Handle::Bytes { node, bytes: bytes.into(), attr });
                 Ok(Opened { handle, cache: Cache::Bypass, close_tells: false })
             }

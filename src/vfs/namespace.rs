@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// The names in `NAME/`, as listed, beside that of the tar.
 pub(super) const REPORT: &str = "report.json";
+pub(super) const GUIDE: &str = "MIGRATE.md";
 pub(super) const ROOTFS: &str = "rootfs";
 /// Found by name, never listed, so that no backup walks in.
 const GENERATIONS: &str = ".generations";
@@ -82,7 +83,9 @@ impl Vfs {
                 }
                 self.insert_entry(parent, name, &attr)
             }
-            Object::Report | Object::Placeholder | Object::Export { .. } => Err(Errno::NOTDIR),
+            Object::Report | Object::Guide | Object::Placeholder | Object::Export { .. } => {
+                Err(Errno::NOTDIR)
+            }
         }
     }
 
@@ -90,6 +93,8 @@ impl Vfs {
         let machine = self.machines.get(parent.key.machine.as_bytes()).ok_or(Errno::STALE)?;
         let object = if name == REPORT.as_bytes() {
             Object::Report
+        } else if name == GUIDE.as_bytes() {
+            Object::Guide
         } else if machine.tree.is_err() {
             return Err(Errno::NOENT);
         } else if name == ROOTFS.as_bytes() {
@@ -231,29 +236,32 @@ impl Vfs {
                 let attr = Attr::of(ino, &attr);
                 Attr { perm: 0o755, uid: 0, gid: 0, nlink: 1, ..attr }
             }
-            Object::Report => {
-                let (bytes, time) = self.report(machine.ok_or(Errno::STALE)?);
-                self.report_attr(ino, &bytes, time)
+            Object::Report | Object::Guide => {
+                let (bytes, time) = self.page(key.object, machine.ok_or(Errno::STALE)?);
+                self.page_attr(ino, &bytes, time)
             }
             Object::Placeholder => self.own_attr(ino, Kind::File, 0o600, 0, time),
             Object::Export { .. } | Object::Tree(_) => return Err(Errno::STALE),
         })
     }
 
-    /// The report as of now, and since when it says so.
-    pub(super) fn report(&self, machine: &Machine) -> (Vec<u8>, Time) {
-        let bytes = machine.report();
+    /// The report or the guide as of now, and since when it says so.
+    pub(super) fn page(&self, object: Object, machine: &Machine) -> (Vec<u8>, Time) {
+        let bytes = match object {
+            Object::Guide => machine.guide(),
+            _ => machine.report(),
+        };
         let hash = xxh3_64(&bytes);
         let first = rootfs_time(machine);
-        let mut reports = self.reports.lock();
-        let known = reports.entry(Arc::clone(&machine.name)).or_insert((hash, first));
+        let mut pages = self.pages.lock();
+        let known = pages.entry(Key::new(&machine.name, object)).or_insert((hash, first));
         if known.0 != hash {
             *known = (hash, now());
         }
         (bytes, known.1)
     }
 
-    pub(super) fn report_attr(&self, ino: u64, bytes: &[u8], time: Time) -> Attr {
+    pub(super) fn page_attr(&self, ino: u64, bytes: &[u8], time: Time) -> Attr {
         let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         self.own_attr(ino, Kind::File, 0o600, size, time)
     }

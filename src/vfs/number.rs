@@ -17,6 +17,7 @@
 //! | `export.tar` | 7 | 0, retry | ID |
 //! | file of a layer | 8 | its own | inode on disk |
 //! | generated file | 9 | 0, 0 | hash of its path |
+//! | `NAME/MIGRATE.md` | 10 | 0, 0 | 0 |
 //!
 //! Changing any of this makes every backup tool read everything again.
 
@@ -44,6 +45,8 @@ pub(super) enum Object {
     Machine,
     /// `NAME/report.json`.
     Report,
+    /// `NAME/MIGRATE.md`.
+    Guide,
     /// `NAME/rootfs/`.
     Rootfs,
     /// `export.tar` as a listing shows it before anything looked it up.
@@ -77,6 +80,7 @@ impl Key {
             Object::Export { id, retry } => (7, 0, u64::from(retry), id),
             Object::Tree(ObjectId::Disk { layer, subvol, ino }) => (8, layer, subvol, ino),
             Object::Tree(ObjectId::Generated(hash)) => (9, 0, 0, hash),
+            Object::Guide => (10, 0, 0, 0),
         };
         let machine = xxh3_64_with_seed(self.machine.as_bytes(), attempt);
         let mut prefix = [0_u8; 18];
