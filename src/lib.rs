@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   cli ──────── arguments, terminals, exit status
+//!    ├─ verify ─── a copy compared with a machine
 //!    └─ fuse ─── kernel protocol, mounting            (the only importer of fuser)
 //!        └─ vfs ─── names under the mount point, inodes, handles
 //!            └─ machine ─── one user's machines: Codchi's state + where the files are
@@ -30,4 +31,5 @@ pub mod machine;
 mod sys;
 pub mod tar;
 pub mod tree;
+pub mod verify;
 pub mod vfs;

@@ -17,6 +17,7 @@ const RANKS: &[(&str, u32)] = &[
     ("tree", 3),
     ("export", 4),
     ("machine", 5),
+    ("verify", 5),
     ("vfs", 6),
     ("fuse", 7),
     ("cli", 8),

@@ -118,6 +118,10 @@ pub(super) enum Command {
     List(List),
     /// Write a machine's tar, without a mount
     Export(Export),
+    /// Compare a copy with its machine, or with a manifest
+    Verify(Verify),
+    /// Print the list of what is in an export, with checksums, as mtree(5)
+    Manifest(Manifest),
     /// Print the way of a machine to a NixOS elsewhere, as commands to paste
     Migrate(Migrate),
     /// Do the main job on a sample machine, from nothing
@@ -348,6 +352,42 @@ pub(super) enum Reflink {
     Never,
     /// Where the file system can
     Auto,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Exit status: 0 identical, 1 not, 2 could not be found out.")]
+pub(super) struct Verify {
+    /// The machine's name
+    pub(super) name: MachineName,
+    /// A copied tar, also compressed with zstd, or a directory that it was extracted to; `-` is a tar on stdin
+    #[arg(value_name = "FILE|DIR")]
+    pub(super) copy: PathBuf,
+    /// Compare with this list in place of the machine, as `manifest` prints it
+    #[arg(long, value_name = "FILE")]
+    pub(super) manifest: Option<PathBuf>,
+    /// DIR is a root whose services have their files: expect the owners of the same names
+    #[arg(long)]
+    pub(super) renumbered: bool,
+    /// A line of JSON for each difference, and one for all
+    #[arg(long)]
+    pub(super) json: bool,
+    /// No progress
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    #[command(flatten)]
+    pub(super) wishes: Wishes,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Manifest {
+    /// The machine's name
+    pub(super) name: MachineName,
+    /// Only the checksums of files, for `sha256sum --check`
+    #[arg(long)]
+    pub(super) sums: bool,
+    #[command(flatten)]
+    pub(super) wishes: Wishes,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -125,6 +125,7 @@ impl Page<'_> {
         self.there("nixos-rebuild switch --flake /etc/nixos#nixos");
         self.owners();
         self.programs(&found.programs);
+        self.verify();
         self.left_behind()
     }
 
@@ -389,6 +390,22 @@ impl Page<'_> {
         if programs.more {
             self.say("There are more than these: `nix profile list` in the machine has all.");
         }
+    }
+
+    fn verify(&mut self) {
+        self.heading("10. Check");
+        self.say("The copy on the target, against the machine. It says what is damaged, and what changed in the machine since:");
+        let verify = self.program("verify", &[]);
+        self.here(&format!(r#"ssh "$TARGET" cat {COPY} | {verify} -"#));
+        self.say("The contents of the extracted files, with nothing but coreutils on the target:");
+        let sums = self.program("manifest", &["--sums"]);
+        self.here(&format!(r#"{sums} | ssh "$TARGET" 'cd / && sha256sum --quiet --check -'"#));
+        self.say(
+            "Owners and modes as well, right after step 5: `manifest.mtree` beside this page, which is not listed, is for mtree(8), with \
+             checksums (`mtree -f manifest.mtree -p /`). What step 7 made anew differs afterwards, and so do the ids that \
+             step 8 changed.",
+        );
+        self.there(&format!("rm -f {COPY} {MEMBERS} /root/codchi-renumber"));
     }
 
     fn left_behind(&mut self) -> Written {

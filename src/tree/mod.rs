@@ -8,6 +8,7 @@ mod attr;
 mod find;
 mod generated;
 mod layer;
+mod plain;
 mod rules;
 mod scan;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod xattr;
 
 pub use attr::{Attr, Kind, ObjectId, Owners, Time};
 pub use generated::GeneratedFile;
+pub use plain::{Plain, PlainEntry};
 pub use rules::{BUILT_IN_EXCLUDES, HOME, RuleError, Selection};
 pub use scan::{DataRun, Scanned, Wants, is_hole_outside};
 pub use weigh::Weight;

@@ -24,9 +24,11 @@ impl Vfs {
             Object::Tree(_) | Object::Rootfs => {
                 self.dirs.open(&self.tree(&node.key.machine)?, &node)?;
             }
-            Object::Report | Object::Guide | Object::Placeholder | Object::Export { .. } => {
-                return Err(Errno::NOTDIR);
-            }
+            Object::Report
+            | Object::Guide
+            | Object::Placeholder
+            | Object::Manifest(_)
+            | Object::Export { .. } => return Err(Errno::NOTDIR),
             _ => {}
         }
         Ok(self.handles.add(Handle::Directory { node, listing: Mutex::new(None) }))
@@ -165,9 +167,11 @@ impl Vfs {
                     },
                 }));
             }
-            Object::Report | Object::Guide | Object::Placeholder | Object::Export { .. } => {
-                return Err(Errno::NOTDIR);
-            }
+            Object::Report
+            | Object::Guide
+            | Object::Placeholder
+            | Object::Manifest(_)
+            | Object::Export { .. } => return Err(Errno::NOTDIR),
         }
         Ok(Listing { taken, entries })
     }

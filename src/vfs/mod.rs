@@ -6,6 +6,7 @@
 //!     ├── export.tar         one inode per generation
 //!     ├── report.json, MIGRATE.md
 //!     ├── rootfs/            the exported tree
+//!     ├── manifest.mtree     found by name, not listed
 //!     └── .generations/ID/export.tar     found by name, not listed
 //! ```
 //!

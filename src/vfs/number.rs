@@ -18,6 +18,7 @@
 //! | file of a layer | 8 | its own | inode on disk |
 //! | generated file | 9 | 0, 0 | hash of its path |
 //! | `NAME/MIGRATE.md` | 10 | 0, 0 | 0 |
+//! | `manifest.mtree` | 11 | 0, 0 | ID |
 //!
 //! Changing any of this makes every backup tool read everything again.
 
@@ -58,6 +59,8 @@ pub(super) enum Object {
     /// `export.tar` of one generation. `retry` counts torn generations of the same id that the
     /// kernel still knows: their cached pages hold zeros and must never be seen under this one.
     Export { id: u64, retry: u32 },
+    /// `manifest.mtree` of one generation.
+    Manifest(u64),
     /// An entry below `rootfs/`.
     Tree(ObjectId),
 }
@@ -81,6 +84,7 @@ impl Key {
             Object::Tree(ObjectId::Disk { layer, subvol, ino }) => (8, layer, subvol, ino),
             Object::Tree(ObjectId::Generated(hash)) => (9, 0, 0, hash),
             Object::Guide => (10, 0, 0, 0),
+            Object::Manifest(id) => (11, 0, 0, id),
         };
         let machine = xxh3_64_with_seed(self.machine.as_bytes(), attempt);
         let mut prefix = [0_u8; 18];
