@@ -3,6 +3,7 @@
 //! ```text
 //!   cli ──────── arguments, terminals, exit status
 //!    ├─ doctor ─── whether this host works
+//!    ├─ verify ─── a copy compared with a machine
 //!    └─ fuse ─── kernel protocol, mounting            (the only importer of fuser)
 //!        └─ vfs ─── names under the mount point, inodes, handles
 //!            └─ machine ─── one user's machines: Codchi's state + where the files are
@@ -35,4 +36,5 @@ pub mod sandbox;
 mod sys;
 pub mod tar;
 pub mod tree;
+pub mod verify;
 pub mod vfs;

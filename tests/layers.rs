@@ -20,6 +20,7 @@ const RANKS: &[(&str, u32)] = &[
     ("export", 4),
     ("opener", 4),
     ("machine", 5),
+    ("verify", 5),
     ("vfs", 6),
     ("fuse", 7),
     ("doctor", 8),

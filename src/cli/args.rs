@@ -2,10 +2,12 @@
 
 use crate::codchi::MachineName;
 use crate::export::Options;
-use crate::machine::Settings;
+use crate::machine::{Settings, Shown};
 use crate::tree::Selection;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 /// Code machines of Codchi as directories: browse them, or take them along as one tar.
 #[derive(Debug, Parser)]
@@ -119,6 +121,12 @@ pub(super) enum Command {
     List(List),
     /// Write a machine's tar, without a mount
     Export(Export),
+    /// Compare a copy with its machine, or with a manifest
+    Verify(Verify),
+    /// Print the list of what is in an export, with checksums, as mtree(5)
+    Manifest(Manifest),
+    /// Print the way of a machine to a NixOS elsewhere, as commands to paste
+    Migrate(Migrate),
     /// Do the main job on a sample machine, from nothing
     Demo(Demo),
     /// Say what on this host is in the way, and what to do about it
@@ -205,7 +213,64 @@ impl From<Wishes> for Settings {
                 align: false,
             },
             redact: wishes.secrets == Secrets::Omit,
+            shown: Shown::default(),
         }
+    }
+}
+
+/// An option as it is typed.
+fn option(name: &str, value: impl AsRef<OsStr>) -> Vec<u8> {
+    [format!("--{name}=").as_bytes(), value.as_ref().as_bytes()].concat()
+}
+
+/// An option that is none of the default's.
+fn chosen<T: ValueEnum + PartialEq>(name: &str, value: T, default: T) -> Option<Vec<u8>> {
+    let text = value.to_possible_value().filter(|_| value != default)?;
+    Some(option(name, text.get_name()))
+}
+
+impl Global {
+    /// The options that say whose machines, and where, as they are to be typed again: by whomever, and wherever.
+    pub(super) fn words(&self) -> Vec<Vec<u8>> {
+        let user = self.user.clone().map(OsString::from);
+        // Whoever pastes may be root by other means than sudo.
+        let is_root = rustix::process::getuid().is_root();
+        let user = user.or_else(|| std::env::var_os("SUDO_USER").filter(|_| is_root));
+        let path = |path: &Option<PathBuf>| {
+            let path = path.as_ref()?;
+            Some(std::path::absolute(path).unwrap_or_else(|_| path.clone()).into_os_string())
+        };
+        let all = [
+            ("user", user),
+            ("config-dir", path(&self.config_dir)),
+            ("data-dir", path(&self.data_dir)),
+            ("lxd-dir", path(&self.lxd_dir)),
+            ("rootfs-dir", path(&self.rootfs_dir)),
+        ];
+        let given = all.into_iter().filter_map(|(name, value)| Some(option(name, value?)));
+        chosen("driver", self.driver, Driver::Auto).into_iter().chain(given).collect()
+    }
+}
+
+impl Wishes {
+    /// The same as they are to be typed again.
+    pub(super) fn words(&self) -> Vec<Vec<u8>> {
+        let exclude = self.select.exclude.iter().map(|pattern| option("exclude", pattern));
+        let include = self.select.include.iter().map(|path| option("include", path));
+        let chosen = [
+            chosen("secrets", self.secrets, Secrets::Include),
+            chosen("sparse", self.sparse, Sparse::Yes),
+            chosen("mtime", self.mtime, Mtime::S),
+            chosen("on-change", self.on_change, OnChange::Report),
+        ];
+        exclude.chain(include).chain(chosen.into_iter().flatten()).collect()
+    }
+
+    /// Settings, and what the commands of a machine's guide must say to have the same again.
+    pub(super) fn shown(&self, global: &Global, mount: Option<&Path>) -> Settings {
+        let mount = mount.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.into()));
+        let shown = Shown { mount, global: global.words(), wishes: self.words() };
+        Settings { shown, ..self.clone().into() }
     }
 }
 
@@ -303,6 +368,53 @@ pub(super) enum Reflink {
     Never,
     /// Where the file system can
     Auto,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Exit status: 0 identical, 1 not, 2 could not be found out.")]
+pub(super) struct Verify {
+    /// The machine's name
+    pub(super) name: MachineName,
+    /// A copied tar, also compressed with zstd, or a directory that it was extracted to; `-` is a tar on stdin
+    #[arg(value_name = "FILE|DIR")]
+    pub(super) copy: PathBuf,
+    /// Compare with this list in place of the machine, as `manifest` prints it
+    #[arg(long, value_name = "FILE")]
+    pub(super) manifest: Option<PathBuf>,
+    /// DIR is a root whose services have their files: expect the owners of the same names
+    #[arg(long)]
+    pub(super) renumbered: bool,
+    /// A line of JSON for each difference, and one for all
+    #[arg(long)]
+    pub(super) json: bool,
+    /// No progress
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    #[command(flatten)]
+    pub(super) wishes: Wishes,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Manifest {
+    /// The machine's name
+    pub(super) name: MachineName,
+    /// Only the checksums of files, for `sha256sum --check`
+    #[arg(long)]
+    pub(super) sums: bool,
+    #[command(flatten)]
+    pub(super) wishes: Wishes,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Migrate {
+    /// The machine's name
+    pub(super) name: MachineName,
+    /// Scan the machine for the size of its export
+    #[arg(long)]
+    pub(super) size: bool,
+    #[command(flatten)]
+    pub(super) wishes: Wishes,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -5,10 +5,13 @@ mod demo;
 mod doctor;
 mod export;
 mod list;
+mod manifest;
+mod migrate;
 mod mount;
 mod notify;
 mod progress;
 mod target;
+mod verify;
 
 use args::{Args, Command, Driver, Global};
 use clap::Parser as _;
@@ -31,6 +34,8 @@ enum Outcome {
     Done,
     /// Something is missing or broken, and has been said.
     Incomplete,
+    /// What was asked could not be found out, and that has been said.
+    Unknown,
 }
 
 /// Parses the arguments, runs the command. Exit status: 0 done, 1 failed or incomplete, 2 usage.
@@ -48,12 +53,16 @@ pub fn main() -> ExitCode {
         Command::Unmount(unmount) => mount::unmount(unmount),
         Command::List(list) => list::run(&args.global, list),
         Command::Export(export) => export::run(&args.global, export),
+        Command::Verify(verify) => verify::run(&args.global, verify),
+        Command::Manifest(manifest) => manifest::run(&args.global, manifest),
+        Command::Migrate(migrate) => migrate::run(&args.global, migrate),
         Command::Demo(demo) => demo::run(demo),
         Command::Doctor(doctor) => doctor::run(&args.global, doctor),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Incomplete) => ExitCode::FAILURE,
+        Ok(Outcome::Unknown) => ExitCode::from(2),
         // Whoever closed the pipe has all that it wanted.
         Err(why) if is_broken_pipe(&*why) => ExitCode::SUCCESS,
         Err(why) => {

@@ -8,7 +8,7 @@ use super::notify::{self, Manager};
 use super::{Context, Failure, Outcome, complain};
 use crate::credentials::User;
 use crate::fuse::{self, MountOptions};
-use crate::machine::{Machines, Settings};
+use crate::machine::Machines;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -27,7 +27,7 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         format!("mount {}: {why}", mount.mountpoint.display()).into()
     };
     if global.server {
-        return server::run(mount).map_err(|why| failed(&why));
+        return server::run(global, mount).map_err(|why| failed(&why));
     }
     if !mount.foreground && !global.background_child && !mount.fake {
         return in_background(mount);
@@ -39,7 +39,7 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     let options = options(mount, context.user, mount.mountpoint.clone());
     // Before anything is mounted: what cannot be used or opened must end this with an error that somebody reads.
-    let settings = Settings::from(mount.wishes.clone());
+    let settings = mount.wishes.shown(global, Some(&mount.mountpoint));
     settings.selection.check()?;
     let outputs = match global.background_child {
         true => Some(Outputs::open(mount)?),

@@ -240,6 +240,16 @@ impl Filesystem for Adaptor {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if self.vfs.reads_slowly(fh.0) {
+            let vfs = Arc::clone(&self.vfs);
+            return self.background.run(move || {
+                let mut buffer = vec![0; usize::try_from(size).unwrap_or(0)];
+                match vfs.read(fh.0, offset, &mut buffer).0 {
+                    Ok(count) => reply.data(buffer.get(..count).unwrap_or_default()),
+                    Err(error) => reply.error(failed("read", ino.0, error)),
+                }
+            });
+        }
         survive("read", || {
             with_buffer(size, |buffer| {
                 let (count, barrier) = self.vfs.read(fh.0, offset, buffer);

@@ -9,6 +9,7 @@ mod attr;
 mod find;
 mod generated;
 mod layer;
+mod plain;
 mod rules;
 mod scan;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod xattr;
 pub use anchor::Anchor;
 pub use attr::{Attr, Kind, ObjectId, Owners, Time};
 pub use generated::GeneratedFile;
+pub use plain::{Plain, PlainEntry};
 pub use rules::{BUILT_IN_EXCLUDES, HOME, RuleError, Selection};
 pub use scan::{DataRun, Scanned, TRUSTED, Wants, is_hole_outside, sees_trusted};
 pub use weigh::Weight;
@@ -389,6 +391,13 @@ impl Tree {
         let mut bytes = Vec::new();
         std::fs::File::from(file).take(SMALL).read_to_end(&mut bytes).ok()?;
         Some(bytes)
+    }
+
+    /// The target of a link of the rootfs, whether it is exported or not. `path` is relative to the root.
+    pub fn system_link(&self, path: &str) -> Option<Vec<u8>> {
+        let (dir, name) = path.rsplit_once('/').unwrap_or((".", path));
+        let dir = layer::open_dir(self.rootfs.root(), dir.as_bytes()).ok()?;
+        layer::read_link(dir, name.as_bytes()).ok()
     }
 
     fn open_system_file(&self, path: &str) -> Result<(OwnedFd, Statx), Errno> {

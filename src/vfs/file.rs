@@ -53,10 +53,18 @@ impl Vfs {
                 let cache = if shared { Cache::Keep } else { Cache::Drop };
                 Ok(Opened { handle, cache, close_tells: true })
             }
-            Object::Report => {
+            Object::Manifest(_) => {
+                let generation = node.generation().ok_or(Errno::STALE)?;
+                let history = Arc::clone(self.exports(&node.key.machine)?.history());
+                let (manifest, hold) = (generation.manifest(), history.open(&generation));
+                let handle = self.handles.add(Handle::Manifest { node, manifest, hold });
+                // What is in the last page depends on whether all files were as they were scanned.
+                Ok(Opened { handle, cache: Cache::Bypass, close_tells: true })
+            }
+            object @ (Object::Report | Object::Guide) => {
                 let machine = self.machines.get(node.key.machine.as_bytes());
-                let (bytes, time) = self.report(&*machine.ok_or(Errno::STALE)?);
-                let attr = self.report_attr(ino, &bytes, time);
+                let (bytes, time) = self.page(object, &*machine.ok_or(Errno::STALE)?);
+                let attr = self.page_attr(ino, &bytes, time);
                 let handle = self.handles.add(Handle::Bytes { node, bytes: bytes.into(), attr });
                 Ok(Opened { handle, cache: Cache::Bypass, close_tells: false })
             }
@@ -126,6 +134,11 @@ impl Vfs {
         }
     }
 
+    /// Whether a read of this handle may take as long as reading large files does: it must not keep others waiting.
+    pub fn reads_slowly(&self, handle: u64) -> bool {
+        matches!(self.handles.get(handle).as_deref(), Ok(Handle::Manifest { .. }))
+    }
+
     fn read_handle(handle: &Handle, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         match handle {
             Handle::Disk { file, .. } => tree::read_full(file, offset, buf),
@@ -139,6 +152,7 @@ impl Vfs {
                 Ok(count)
             }
             Handle::Export { hold, .. } => hold.generation().read_at(offset, buf),
+            Handle::Manifest { manifest, .. } => manifest.read_at(offset, buf),
             Handle::Directory { .. } => Err(Errno::ISDIR),
         }
     }
@@ -173,6 +187,7 @@ impl Vfs {
                 drop(self.announce(node, hold.generation()));
                 Err(Errno::IO)
             }
+            Handle::Manifest { hold, .. } if hold.generation().torn() => Err(Errno::IO),
             _ => Ok(()),
         }
     }
@@ -198,6 +213,7 @@ impl Vfs {
             }
             Handle::Bytes { attr, .. } => attr.size,
             Handle::Export { hold, .. } => hold.generation().size(),
+            Handle::Manifest { manifest, .. } => manifest.size(),
             Handle::Directory { .. } => return Err(Errno::ISDIR),
         };
         if offset >= size {

@@ -2,7 +2,7 @@
 
 use super::inode::Node;
 use super::number::Key;
-use crate::export::Hold;
+use crate::export::{Hold, Manifest};
 use crate::tree::{self, Kind, Tree};
 use parking_lot::{Mutex, RwLock};
 use rustix::fd::OwnedFd;
@@ -19,6 +19,8 @@ pub(super) enum Handle {
     Disk { node: Arc<Node>, tree: Arc<Tree>, file: OwnedFd, attr: tree::Attr },
     /// Bytes fixed at open: a generated file or the report.
     Bytes { node: Arc<Node>, bytes: Arc<[u8]>, attr: super::Attr },
+    /// A `manifest.mtree`.
+    Manifest { node: Arc<Node>, manifest: Arc<Manifest>, hold: Hold },
     /// An `export.tar`.
     Export { node: Arc<Node>, hold: Hold },
     /// A directory.
@@ -31,6 +33,7 @@ impl fmt::Debug for Handle {
         let mut shown = f.debug_struct(match self {
             Self::Disk { .. } => "Disk",
             Self::Bytes { .. } => "Bytes",
+            Self::Manifest { .. } => "Manifest",
             Self::Export { .. } => "Export",
             Self::Directory { .. } => "Directory",
         });
@@ -46,6 +49,7 @@ impl Handle {
         match self {
             Self::Disk { node, .. }
             | Self::Bytes { node, .. }
+            | Self::Manifest { node, .. }
             | Self::Export { node, .. }
             | Self::Directory { node, .. } => node,
         }

@@ -4,8 +4,9 @@
 //! /                          the machines, found live
 //! └── NAME/
 //!     ├── export.tar         one inode per generation
-//!     ├── report.json
+//!     ├── report.json, MIGRATE.md
 //!     ├── rootfs/            the exported tree
+//!     ├── manifest.mtree     found by name, not listed
 //!     └── .generations/ID/export.tar     found by name, not listed
 //! ```
 //!
@@ -153,8 +154,8 @@ pub struct Vfs {
     table: Table,
     handles: Handles,
     dirs: Dirs,
-    /// Per machine, the hash of the last report and since when it is so.
-    reports: Mutex<HashMap<Arc<str>, (u64, Time)>>,
+    /// Of each report and guide, the hash of the last one and since when it is so.
+    pages: Mutex<HashMap<Key, (u64, Time)>>,
     notify: Box<dyn Fn(Notice) + Send + Sync>,
 }
 
@@ -172,7 +173,7 @@ impl Vfs {
             table: Table::new(),
             handles: Handles::default(),
             dirs: Dirs::new(),
-            reports: Mutex::default(),
+            pages: Mutex::default(),
             notify: Box::new(notify),
         }
     }

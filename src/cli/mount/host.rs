@@ -92,7 +92,6 @@ fn start(control: UnixStream) -> Result<Child, Failure> {
         .args(std::env::args_os().skip(1))
         .env_clear()
         .envs(std::env::vars_os().filter(ours))
-        .current_dir("/")
         // Keys typed at a terminal are for the host.
         .process_group(0)
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(control)))

@@ -1,5 +1,6 @@
 //! The process that answers the kernel: the user, and nearly nothing that a user can do.
 
+use super::super::args::Global;
 use super::super::{Failure, Outcome};
 use super::{Mount, Outputs, name_missing, options};
 use crate::codchi::State;
@@ -12,11 +13,14 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-pub(super) fn run(mount: &Mount) -> Result<Outcome, Failure> {
+pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let null = std::fs::File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     let (greeting, Greeted { device, sockets, log, readable }) = receive_greeting(&control)?;
+    // Paths of the command line are as of where the user was; from here on, that can be unmounted.
+    let settings = mount.wishes.shown(global, Some(&greeting.mountpoint));
+    std::env::set_current_dir("/")?;
     let outputs = log.map(Outputs::of).transpose()?;
     let opener = Opener::Asked(Client::new(sockets)?);
     let user = User { uid: greeting.uid, gid: greeting.gid };
@@ -26,7 +30,6 @@ pub(super) fn run(mount: &Mount) -> Result<Outcome, Failure> {
 
     let options = options(mount, user, greeting.mountpoint);
     let state = State { config_dir: greeting.config_dir, data_dir: greeting.data_dir };
-    let settings = mount.wishes.clone().into();
     let machines = Arc::new(Machines::new(state, user, opener, settings, mount.machine.clone())?);
     name_missing(&machines, mount);
     let to_reread = Arc::clone(&machines);
