@@ -35,6 +35,7 @@ const WITH_VALUE: &[&str] = &[
     "machine",
     "mtime",
     "on-change",
+    "passthrough",
     "rootfs-dir",
     "secrets",
     "sparse",
@@ -96,8 +97,8 @@ SOURCE     a user's name: that user's machines; codchi: the caller's
 -f         do everything but mount
 -n         ignored, there is no mtab
 -o         options: config-dir= data-dir= driver= lxd-dir= rootfs-dir= user= machine= exclude=
-           include= secrets= sparse= mtime= on-change= allow_other allow_root, and the words of
-           fstab(5), which are ignored
+           include= secrets= sparse= mtime= on-change= passthrough= allow_other allow_root, and
+           the words of fstab(5), which are ignored
 -s         leave out unknown options instead of failing
 -t         codchifs or fuse.codchifs
 -v         say what is run

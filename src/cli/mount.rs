@@ -1,6 +1,6 @@
 //! `codchifs mount` and `codchifs unmount`.
 
-use super::args::{Global, Mount, MountWord, Unmount};
+use super::args::{Global, Mount, MountWord, Passthrough, Unmount};
 use super::{Context, Failure, Outcome, complain};
 use crate::fuse::{self, MountOptions};
 use std::fs::{File, OpenOptions};
@@ -28,6 +28,7 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         allow_other: mount.options.contains(&MountWord::AllowOther),
         allow_root: mount.options.contains(&MountWord::AllowRoot),
         threads: 2,
+        passthrough: mount.passthrough == Passthrough::Auto,
     };
     let machines = Arc::new(context.machines(mount.wishes.clone().into(), mount.machine.clone())?);
     for name in &mount.machine {

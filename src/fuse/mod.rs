@@ -5,6 +5,7 @@ mod background;
 mod convert;
 mod error;
 mod mounts;
+mod passthrough;
 mod readonly;
 mod session;
 
@@ -15,10 +16,12 @@ use crate::vfs::{Cache, Notice, Opened, Seek, Vfs};
 use background::Background;
 use convert::{attr, errno, kind};
 use fuser::{
-    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    AccessFlags, BackingId, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr,
+    Request,
 };
+use passthrough::Backings;
 use rustix::io::Errno as Sys;
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -56,6 +59,8 @@ struct Adaptor {
     only: Option<u32>,
     /// Everybody gets in, and the kernel checks permissions.
     kernel_checks: bool,
+    /// Large files are read by the kernel itself, where it can.
+    backings: Option<Backings>,
 }
 
 /// What the thread does that tells the kernel what it must forget: one after the other.
@@ -105,6 +110,25 @@ impl Adaptor {
             Some(owner) if req.uid() != owner && req.uid() != 0 => Err(Sys::ACCESS),
             _ => Ok(()),
         }
+    }
+
+    /// What the kernel is to read instead of asking, for a file just opened.
+    fn backing(
+        &self,
+        ino: u64,
+        opened: &Opened,
+        how: OpenFlags,
+        reply: &ReplyOpen,
+    ) -> Option<Arc<BackingId>> {
+        let size = opened.plain?;
+        self.backings.as_ref()?.enter(ino, || {
+            // Not every file system takes O_DIRECT, while we do.
+            if size < passthrough::WORTH_IT || how.0 & libc::O_DIRECT != 0 {
+                return None;
+            }
+            let made = self.vfs.with_file(opened.handle, |file| reply.open_backing(file))?;
+            made.inspect_err(|error| tracing::debug!(ino, %error, "read in the usual way")).ok()
+        })
     }
 }
 
@@ -156,6 +180,7 @@ impl Filesystem for Adaptor {
                 tracing::debug!(?capability, "the kernel does not have this");
             }
         }
+        self.backings = self.backings.take().filter(|_| passthrough::ask(config));
         if let Err(nearest) = config.set_max_write(MOST_AT_ONCE) {
             tracing::debug!(nearest, "another limit for one request");
         }
@@ -201,25 +226,33 @@ impl Filesystem for Adaptor {
         });
     }
 
-    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, how: OpenFlags, reply: ReplyOpen) {
         survive("open", || {
             let opened = self.admit(req).and_then(|()| {
-                if flags.acc_mode() == fuser::OpenAccMode::O_RDONLY {
+                if how.acc_mode() == fuser::OpenAccMode::O_RDONLY {
                     self.vfs.open(ino.0)
                 } else {
                     Err(Sys::ROFS)
                 }
             });
             match opened {
-                Ok(Opened { handle, cache, close_tells }) => {
-                    let mut flags = match cache {
+                Ok(opened) => {
+                    let mut flags = match opened.cache {
                         Cache::Keep => FopenFlags::FOPEN_KEEP_CACHE,
                         Cache::Drop => FopenFlags::empty(),
                         Cache::Bypass => FopenFlags::FOPEN_DIRECT_IO,
                     };
                     // A round trip less for every file of a tree.
-                    flags.set(FopenFlags::FOPEN_NOFLUSH, !close_tells);
-                    reply.opened(FileHandle(handle), flags);
+                    flags.set(FopenFlags::FOPEN_NOFLUSH, !opened.close_tells);
+                    let handle = FileHandle(opened.handle);
+                    match self.backing(ino.0, &opened, how, &reply) {
+                        // It is an error to keep what is not cached.
+                        Some(backing) => {
+                            flags.remove(FopenFlags::FOPEN_KEEP_CACHE);
+                            reply.opened_passthrough(handle, flags, &backing);
+                        }
+                        None => reply.opened(handle, flags),
+                    }
                 }
                 Err(error) => reply.error(failed("open", ino.0, error)),
             }
@@ -278,7 +311,7 @@ impl Filesystem for Adaptor {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
@@ -286,6 +319,9 @@ impl Filesystem for Adaptor {
         reply: ReplyEmpty,
     ) {
         survive("release", || {
+            if let Some(backings) = &self.backings {
+                backings.leave(ino.0);
+            }
             self.vfs.release(fh.0);
             reply.ok();
         });

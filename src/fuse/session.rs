@@ -1,7 +1,7 @@
 //! Mounting, serving, unmounting.
 
 use super::mounts::{self, Mounted, TYPE, mounted_at};
-use super::{Adaptor, Background, Errand, MountError};
+use super::{Adaptor, Background, Backings, Errand, MountError};
 use crate::machine::Machines;
 use crate::vfs::{Access, Notice, Vfs};
 use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL};
@@ -45,6 +45,8 @@ pub struct MountOptions {
     pub allow_root: bool,
     /// Threads that answer the kernel.
     pub threads: usize,
+    /// Have the kernel read large files of `rootfs/` by itself where it can.
+    pub passthrough: bool,
 }
 
 /// Mounts `machines`, calls `ready` once the mount is served, and serves it until it is unmounted
@@ -87,6 +89,7 @@ pub fn serve(
         errands,
         only: options.allow_root.then_some(options.uid),
         kernel_checks: options.allow_other,
+        backings: options.passthrough.then(Backings::default),
     };
     let session = if privileged {
         mount_directly(adaptor, &mountpoint, options)?

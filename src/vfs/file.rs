@@ -7,7 +7,8 @@ use super::number::{Key, Object};
 use super::{Attr, Cache, Notice, Opened, Vfs, moved};
 use crate::export::Generation;
 use crate::tree::{self, File};
-use rustix::fs::SeekFrom;
+use rustix::fd::{AsFd as _, BorrowedFd};
+use rustix::fs::{SeekFrom, StatVfsMountFlags};
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -51,14 +52,14 @@ impl Vfs {
                 let hold = history.open(&generation);
                 let handle = self.handles.add(Handle::Export { node, hold });
                 let cache = if shared { Cache::Keep } else { Cache::Drop };
-                Ok(Opened { handle, cache, close_tells: true })
+                Ok(Opened { handle, cache, close_tells: true, plain: None })
             }
             Object::Report => {
                 let machine = self.machines.get(node.key.machine.as_bytes());
                 let (bytes, time) = self.report(&*machine.ok_or(Errno::STALE)?);
                 let attr = self.report_attr(ino, &bytes, time);
                 let handle = self.handles.add(Handle::Bytes { node, bytes: bytes.into(), attr });
-                Ok(Opened { handle, cache: Cache::Bypass, close_tells: false })
+                Ok(Opened { handle, cache: Cache::Bypass, close_tells: false, plain: None })
             }
             Object::Placeholder => Err(Errno::STALE),
             _ => Err(Errno::ISDIR),
@@ -83,7 +84,7 @@ impl Vfs {
                 let cache = cached_as(&node, &attr);
                 *node.seen.lock() = Some(attr.ctime);
                 let handle = self.handles.add(Handle::Disk { node, tree, file, attr });
-                Ok(Opened { handle, cache, close_tells: false })
+                Ok(Opened { handle, cache, close_tells: false, plain: Some(attr.size) })
             }
             File::Generated(bytes) => {
                 let (bytes, attr) = match bytes {
@@ -97,9 +98,18 @@ impl Vfs {
                 };
                 let attr = Attr::of(node.ino, &attr);
                 let handle = self.handles.add(Handle::Bytes { node, bytes, attr });
-                Ok(Opened { handle, cache: Cache::Bypass, close_tells: false })
+                Ok(Opened { handle, cache: Cache::Bypass, close_tells: false, plain: None })
             }
         }
+    }
+
+    /// Calls `pass` with the descriptor of an opened file of a machine, if whoever reads from it leaves no access time on
+    /// the disk.
+    pub fn with_file<T>(&self, handle: u64, pass: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
+        let handle = self.handles.get(handle).ok()?;
+        let Handle::Disk { file, .. } = &*handle else { return None };
+        let mount = rustix::fs::fstatvfs(file).ok()?.f_flag;
+        mount.contains(StatVfsMountFlags::NOATIME).then(|| pass(file.as_fd()))
     }
 
     /// Fills `buf` from `offset` on and returns how much there was: less than asked only at the

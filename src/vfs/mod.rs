@@ -123,6 +123,8 @@ pub struct Opened {
     pub cache: Cache,
     /// Whether close(2) may fail: [`Vfs::flush`] is then to be asked.
     pub close_tells: bool,
+    /// Bytes of a file of the machine, of which nothing here is ever made up; `None` for all others.
+    pub plain: Option<u64>,
 }
 
 /// Something that the kernel believes and that is not so any more.
