@@ -39,6 +39,7 @@ const WITH_VALUE: &[&str] = &[
     "machine",
     "mtime",
     "on-change",
+    "passthrough",
     "rootfs-dir",
     "secrets",
     "sparse",
@@ -115,8 +116,9 @@ SOURCE     a user's name: that user's machines; codchi: the caller's
 -N         the mount namespace to run in: a file like /proc/PID/ns/mnt, or a PID
 -n         ignored, there is no mtab
 -o         options: config-dir= data-dir= driver= lxd-dir= rootfs-dir= user= machine= exclude=
-           include= secrets= sparse= mtime= on-change= log-file= allow_other allow_root noexec, and
-           the words of fstab(5), which are ignored; in a value, \\054 is a comma and \\040 a space
+           include= secrets= sparse= mtime= on-change= passthrough= log-file= allow_other
+           allow_root noexec, and the words of fstab(5), which are ignored; in a value, \\054
+           is a comma and \\040 a space
 -s         leave out unknown options instead of failing
 -t         codchifs or fuse.codchifs
 -v         say what is run

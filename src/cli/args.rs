@@ -296,8 +296,20 @@ pub(super) struct Mount {
     /// Do everything but mount
     #[arg(long, hide = true)]
     pub(super) fake: bool,
+    /// `auto`: the kernel reads large files of rootfs/ from the disk itself where it can
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub(super) passthrough: Passthrough,
     #[command(flatten)]
     pub(super) wishes: Wishes,
+}
+
+/// Whether the kernel reads files of `rootfs/` by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Passthrough {
+    /// Large ones, where kernel, rights and file system allow it
+    Auto,
+    /// Every read is answered by codchifs
+    No,
 }
 
 /// A word of `-o`.

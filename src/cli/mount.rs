@@ -3,7 +3,7 @@
 mod host;
 mod server;
 
-use super::args::{Global, Mount, MountWord, Unmount};
+use super::args::{Global, Mount, MountWord, Passthrough, Unmount};
 use super::notify::{self, Manager};
 use super::{Context, Failure, Outcome, complain};
 use crate::credentials::User;
@@ -77,6 +77,7 @@ fn options(mount: &Mount, user: User, mountpoint: PathBuf) -> MountOptions {
         noexec: mount.options.contains(&MountWord::Noexec),
         source: mount.source.clone(),
         threads: THREADS,
+        passthrough: mount.passthrough == Passthrough::Auto,
     }
 }
 

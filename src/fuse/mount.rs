@@ -37,6 +37,8 @@ pub struct MountOptions {
     pub source: String,
     /// Threads that answer the kernel.
     pub threads: usize,
+    /// Have the kernel read large files of `rootfs/` by itself where it can.
+    pub passthrough: bool,
 }
 
 /// A mount made by root that nobody answers yet.

@@ -1,7 +1,7 @@
 //! Answering the kernel.
 
 use super::mount::{self, MountOptions, Stop};
-use super::{Adaptor, Background, Errand, MountError};
+use super::{Adaptor, Background, Backings, Errand, MountError};
 use crate::machine::Machines;
 use crate::vfs::{Access, Notice, Vfs};
 use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL};
@@ -101,6 +101,8 @@ fn adaptor(machines: Arc<Machines>, options: &MountOptions) -> (Adaptor, Receive
         errands,
         only: options.allow_root.then_some(options.uid),
         kernel_checks: options.allow_other,
+        direct: false,
+        backings: options.passthrough.then(Backings::default),
     };
     (adaptor, to_do)
 }
