@@ -61,7 +61,11 @@ fn change_ids(user: User) -> Result<(), SandboxError> {
     }
     thread::set_keep_capabilities(true).map_err(cannot(what))?;
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    thread::set_thread_groups(&[gid]).map_err(cannot(what))?;
+    match thread::set_thread_groups(&[gid]) {
+        // A user namespace may forbid it (user_namespaces(7)); its root keeps groups that are nobody's outside.
+        Err(Errno::PERM) if uid == rustix::process::geteuid() => {}
+        set => set.map_err(cannot(what))?,
+    }
     thread::set_thread_res_gid(gid, gid, gid).map_err(cannot(what))?;
     thread::set_thread_res_uid(uid, uid, uid).map_err(cannot(what))?;
     let only = CapabilitySet::DAC_READ_SEARCH;

@@ -38,7 +38,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
 ];
 
 /// Crates (or modules of std) that only these modules may use.
-const RESERVED: &[(&str, &[&str])] = &[("fuser", &["fuse"]), ("clap", &["cli"])];
+const RESERVED: &[(&str, &[&str])] = &[("fuser", &["fuse", "sys"]), ("clap", &["cli"])];
 
 /// Sans-IO: none of these in that module.
 const PURE: &[(&str, &[&str])] =

@@ -19,12 +19,11 @@ use crate::vfs::{Bytes, Cache, Notice, Opened, Seek, Vfs};
 use background::Background;
 use convert::{attr, errno, kind};
 use fuser::{
-    AccessFlags, BackingId, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr,
-    Request,
+    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
-use passthrough::Backings;
+use passthrough::{Backing, Backings};
 use rustix::io::Errno as Sys;
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -124,14 +123,15 @@ impl Adaptor {
         opened: &Opened,
         how: OpenFlags,
         reply: &ReplyOpen,
-    ) -> Option<Arc<BackingId>> {
+    ) -> Option<Arc<Backing>> {
         let size = opened.plain?;
-        self.backings.as_ref()?.enter(ino, || {
+        let backings = self.backings.as_ref()?;
+        backings.enter(ino, || {
             // Not every file system takes O_DIRECT, while we do.
             if size < passthrough::WORTH_IT || how.0 & libc::O_DIRECT != 0 {
                 return None;
             }
-            let made = self.vfs.with_file(opened.handle, |file| reply.open_backing(file))?;
+            let made = self.vfs.with_file(opened.handle, |file| backings.back(reply, file))?;
             made.inspect_err(|error| tracing::debug!(ino, %error, "read in the usual way")).ok()
         })
     }
@@ -252,11 +252,12 @@ impl Filesystem for Adaptor {
                     // A round trip less for every file of a tree.
                     flags.set(FopenFlags::FOPEN_NOFLUSH, !opened.close_tells);
                     let handle = FileHandle(opened.handle);
-                    match self.backing(ino.0, &opened, how, &reply) {
+                    let backing = self.backing(ino.0, &opened, how, &reply);
+                    match backing.as_ref().and_then(|backing| backing.id()) {
                         // It is an error to keep what is not cached.
-                        Some(backing) => {
+                        Some(id) => {
                             flags.remove(FopenFlags::FOPEN_KEEP_CACHE);
-                            reply.opened_passthrough(handle, flags, &backing);
+                            reply.opened_passthrough(handle, flags, id);
                         }
                         None => reply.opened(handle, flags),
                     }

@@ -36,12 +36,12 @@ impl Direct {
         let mut anchors = Vec::new();
         for path in self.backend.places() {
             if let Ok(directory) = rustix::fs::open(&path, PIN, Mode::empty()) {
-                add(&mut anchors, &path, &directory);
+                add(&mut anchors, &path, directory);
             }
         }
         let homes = self.state.data_dir.join("machine");
         if let Some((path, directory)) = self.own_directory(&homes) {
-            add(&mut anchors, &path, &directory);
+            add(&mut anchors, &path, directory);
         }
         // Where these do not reach: a volume of its own for each instance, a home elsewhere.
         for name in self.names() {
@@ -56,7 +56,7 @@ impl Direct {
                 if let Ok(directory) = opened
                     && !within(&directory)
                 {
-                    add(&mut anchors, path, &directory);
+                    add(&mut anchors, path, directory);
                 }
             }
         }
@@ -154,7 +154,9 @@ impl Direct {
         for anchor in anchors {
             match anchor.open(&directory) {
                 Ok(None) => {}
-                Ok(Some(opened)) => return Ok(Root::handed_over(opened, true, covered)),
+                Ok(Some(opened)) => {
+                    return Ok(Root::handed_over(opened, anchor.is_quiet(), covered));
+                }
                 Err(why) => return Err(cannot_open(what, path, why)),
             }
         }
@@ -185,7 +187,7 @@ impl Direct {
     }
 }
 
-fn add(anchors: &mut Vec<Anchor>, path: &Path, directory: &OwnedFd) {
+fn add(anchors: &mut Vec<Anchor>, path: &Path, directory: OwnedFd) {
     match Anchor::new(directory) {
         Ok(anchor) => anchors.push(anchor),
         Err(why) => {

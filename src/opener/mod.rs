@@ -19,6 +19,7 @@ use crate::codchi::MachineName;
 use crate::tree::Root;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Where a machine is, and which directories that are at the moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +58,7 @@ pub enum Opener {
     /// This process.
     Direct(Direct),
     /// The host that started it.
-    Asked(Client),
+    Asked(Arc<Client>),
 }
 
 impl Opener {

@@ -3,6 +3,7 @@
 use super::super::{Context, Failure, Outcome};
 use crate::fuse::{self, Attached, MountOptions, Stop};
 use crate::opener::{Control, Direct, Greeting, Host, send_greeting};
+use crate::tree::Anchor;
 use rustix::fd::AsFd as _;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs::File;
@@ -22,8 +23,8 @@ pub(super) fn run(
     let (config_dir, data_dir) = (state.config_dir.clone(), state.data_dir.clone());
     let mut direct = Direct::new(backend, user, state);
     direct.confine();
-    let host = Host::new(direct);
     let Attached { mountpoint, device } = fuse::attach(options)?;
+    let host = Host::new(direct, device);
     let mounted = Mounted(&mountpoint);
     let (control, theirs) = UnixStream::pair()?;
     let mut child = start(theirs)?;
@@ -36,19 +37,20 @@ pub(super) fn run(
         data_dir,
         mountpoint: mountpoint.clone(),
         sockets: sockets.len(),
+        quiet: host.direct().anchors().iter().all(Anchor::is_quiet),
         log: log.is_some(),
     };
     let state_directories = host.direct().state_directories();
-    let fds: Vec<_> = std::iter::once(device.as_fd())
+    let fds: Vec<_> = std::iter::once(host.device().as_fd())
         .chain(sockets.iter().map(|socket| socket.as_fd()))
         .chain(log.iter().map(|log| log.as_fd()))
         .chain(state_directories.iter().map(|directory| directory.as_fd()))
         .chain(host.direct().anchors().iter().map(|anchor| anchor.fd()))
         .collect();
     let greeted = send_greeting(&control, &greeting, &fds);
-    // A copy here would keep a mount that nobody answers, and a socket from ending.
     drop(fds);
-    drop((device, sockets));
+    // A copy here would keep it from ending.
+    drop(sockets);
     if let Err(why) = greeted.and_then(|()| Control::receive(&control).map(drop)) {
         let status = child.wait()?;
         return match status.code() {

@@ -22,22 +22,25 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let settings = mount.wishes.shown(global, Some(&greeting.mountpoint));
     std::env::set_current_dir("/")?;
     let outputs = log.map(Outputs::of).transpose()?;
-    let opener = Opener::Asked(Client::new(sockets)?);
+    let host = Arc::new(Client::new(sockets)?);
+    let opener = Opener::Asked(Arc::clone(&host));
     let user = User { uid: greeting.uid, gid: greeting.gid };
     sandbox::enter(user, &readable)?;
     drop(readable);
-    tree::all_layers_are_quiet();
+    if greeting.quiet {
+        tree::all_layers_are_quiet();
+    }
 
     let options = options(mount, user, greeting.mountpoint);
     let state = State { config_dir: greeting.config_dir, data_dir: greeting.data_dir };
     let machines = Arc::new(Machines::new(state, user, opener, settings, mount.machine.clone())?);
     name_missing(&machines, mount);
     let to_reread = Arc::clone(&machines);
-    let host = control.try_clone()?;
+    let end = control.try_clone()?;
     std::thread::Builder::new()
         .name("codchifs-control".into())
-        .spawn(move || listen(&host, &to_reread))?;
-    fuse::answer(machines, &options, device, || {
+        .spawn(move || listen(&end, &to_reread))?;
+    fuse::answer(machines, &options, host, device, || {
         if let Err(why) = Control::Ready.send(&control) {
             tracing::error!(%why, "nobody hears that the mount is ready");
         }
