@@ -284,6 +284,16 @@ impl Machines {
             Err(why @ LocateError::NotInstalled(_)) => {
                 return broken(Status::NotInstalled, None, why.to_string());
             }
+            Err(why @ LocateError::Silent(_)) => {
+                return match before {
+                    // What is open stays open; nothing that is mirrored from here is to vanish.
+                    Some((machine, origin)) if machine.tree.is_ok() => {
+                        tracing::warn!(machine = %name, %why, "serving what was known before");
+                        (Some(machine), origin)
+                    }
+                    _ => broken(Status::Broken, None, why.to_string()),
+                };
+            }
             Err(why) => return broken(Status::Broken, None, why.to_string()),
         };
         let origin = Origin { times, located };

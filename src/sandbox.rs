@@ -184,14 +184,13 @@ const OLD: &[libc::c_long] =
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[libc::c_long] = &[];
 
-/// ioctl(2)s: what a file's holes are, what a terminal is, and those of /dev/fuse.
-const IOCTLS: [u64; 5] = [
+/// ioctl(2)s: what a file's holes are, what a terminal is, and that of /dev/fuse.
+const IOCTLS: [u64; 3] = [
+    // FS_IOC_FIEMAP, TCGETS.
     0xc020_660b,
-    libc::TCGETS,
-    // FUSE_DEV_IOC_CLONE, _BACKING_OPEN, _BACKING_CLOSE (linux/fuse.h).
+    0x5401,
+    // FUSE_DEV_IOC_CLONE (linux/fuse.h).
     0x8004_e500,
-    0x4010_e501,
-    0x4004_e502,
 ];
 
 /// seccomp(2). What is not allowed does not exist: ENOSYS is what every caller is prepared for that tries what is newer

@@ -158,6 +158,9 @@ pub enum LocateError {
     /// Another process looked, and says why it found nothing.
     #[error("{0}")]
     Told(String),
+    /// The process that is to look does not answer.
+    #[error("the process that finds machines does not answer: {0}")]
+    Silent(std::io::Error),
     /// Nobody could be asked.
     #[error("cannot find out where {instance} is: {why}")]
     Unknown {

@@ -53,15 +53,19 @@ pub struct Attached {
 /// Mounts as root. Not through fuser: it loses the subtype, and `findmnt -t fuse.codchifs` finds nothing then.
 pub fn attach(options: &MountOptions) -> Result<Attached, MountError> {
     let mountpoint = prepare(options)?;
-    let device =
-        rustix::fs::openat(CWD, "/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|source| MountError::Device { source })?;
+    let device = open_device()?;
     attach_at(&device, &mountpoint, options).map_err(|(step, source)| MountError::Mount {
         path: mountpoint.clone(),
         step,
         source,
     })?;
     Ok(Attached { mountpoint, device })
+}
+
+/// Opens what the kernel is answered on.
+pub(super) fn open_device() -> Result<OwnedFd, MountError> {
+    rustix::fs::openat(CWD, "/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|source| MountError::Device { source })
 }
 
 /// The steps of mounting. Both descriptors made here are closed on return: either one left open

@@ -131,6 +131,8 @@ fn mount_with_fusermount(
     mountpoint: &Path,
     options: &MountOptions,
 ) -> Result<Session<Adaptor>, MountError> {
+    // fusermount3 opens it with this user's rights, and the error of its own says nothing of the device.
+    mount::open_device()?;
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(1));
     config.acl = match (options.allow_other, options.allow_root) {

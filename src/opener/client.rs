@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// The host gets this long: it waits for a daemon itself, and not longer than ten seconds.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// For so long after that, nobody else waits for it: a directory of machines asks for one after the other.
+const PAUSE: Duration = Duration::from_secs(5);
+
 /// And this long for what it need not look for: the file is read in the usual way then.
 const NO_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -23,6 +26,8 @@ const NO_PATIENCE: Duration = Duration::from_secs(1);
 pub struct Client {
     sockets: Vec<Mutex<UnixStream>>,
     number: AtomicU64,
+    /// When the host last let somebody wait in vain.
+    silent: Mutex<Option<Instant>>,
 }
 
 impl Client {
@@ -36,16 +41,13 @@ impl Client {
         };
         let patience = std::iter::once(NO_PATIENCE).chain(std::iter::repeat(PATIENCE));
         let sockets = sockets.into_iter().zip(patience).map(socket).collect::<io::Result<_>>()?;
-        Ok(Self { sockets, number: AtomicU64::new(1) })
+        Ok(Self { sockets, number: AtomicU64::new(1), silent: Mutex::default() })
     }
 
     pub(super) fn locate(&self, name: &MachineName) -> (Result<Located, LocateError>, Facts) {
         match self.ask_machine(What::Locate(name.to_string())) {
             Ok((told, _)) => (told.located.map_err(Into::into), told.facts),
-            Err(why) => {
-                let why = format!("the process that finds machines does not answer: {why}");
-                (Err(LocateError::Told(why)), Facts::default())
-            }
+            Err(why) => (Err(LocateError::Silent(why)), Facts::default()),
         }
     }
 
@@ -85,7 +87,14 @@ impl Client {
     }
 
     fn ask_machine(&self, what: What) -> io::Result<(Told, Vec<OwnedFd>)> {
-        match self.ask(what, &[])? {
+        if self.silent.lock().is_some_and(|since| since.elapsed() < PAUSE) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let answer = self.ask(what, &[]);
+        if answer.as_ref().is_err_and(|why| why.kind() == io::ErrorKind::TimedOut) {
+            *self.silent.lock() = Some(Instant::now());
+        }
+        match answer? {
             (Body::Machine(told), fds) => Ok((*told, fds)),
             (Body::Backed(_), _) => Err(confused()),
         }

@@ -1,6 +1,7 @@
 //! codchifs as a child process, mounted.
 
 use super::fixture::Fixture;
+use super::processes::children;
 use super::{wait_until, within};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
@@ -118,6 +119,17 @@ impl Mounted {
         let path = self.point.join(machine).join("report.json");
         let text = within("report.json", LIMIT, move || fs::read(path)).unwrap();
         serde_json::from_slice(&text).expect("report.json is JSON")
+    }
+
+    /// The process that mounted.
+    pub(crate) fn host(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The process that answers the kernel.
+    pub(crate) fn server(&self) -> u32 {
+        let [server] = children(self.host())[..] else { panic!("no server\n{}", self.log()) };
+        server
     }
 
     /// What it printed and logged so far.

@@ -78,7 +78,9 @@ pub(super) fn run(
     ready();
     let status = child.wait()?;
     handle.close();
-    drop(mounted);
+    if status.success() {
+        mounted.let_go();
+    }
     ended(status)
 }
 
@@ -112,6 +114,13 @@ fn ended(status: ExitStatus) -> Result<Outcome, Failure> {
 
 /// Takes the mount away when the server has ended, if it is still there.
 struct Mounted<'a>(&'a std::path::Path);
+
+impl Mounted<'_> {
+    /// What is mounted there from now on is somebody else's: the next mount may have come already.
+    fn let_go(self) {
+        std::mem::forget(self);
+    }
+}
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {

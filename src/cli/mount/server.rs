@@ -9,11 +9,15 @@ use crate::fuse;
 use crate::machine::Machines;
 use crate::opener::{Client, Control, Greeted, Opener, receive_greeting};
 use crate::{sandbox, tree};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
+    // It was started as /proc/self/exe, and "exe" is nothing that anybody would look for.
+    rustix::thread::set_name(c"codchifs-server")?;
+    leave_signals_to_the_host()?;
     let control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let null = std::fs::File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
@@ -49,6 +53,15 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         }
     })?;
     Ok(Outcome::Done)
+}
+
+/// Whoever ends a service tells all processes of it: that the mount ends in order is the host's to see to. One that ended by
+/// itself would cut off who reads.
+fn leave_signals_to_the_host() -> Result<(), Failure> {
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::default())?;
+    }
+    Ok(())
 }
 
 /// Until the host ends: without it no machine is found any more, and nobody unmounts.
