@@ -167,6 +167,10 @@ impl Generation {
         self.layout.heap_bytes() + self.served.len() * size_of::<AtomicU64>()
     }
 
+    pub(super) fn layout(&self) -> &Layout<Tag> {
+        &self.layout
+    }
+
     /// The text of codchi-owners.
     pub fn owners(&self) -> &Arc<[u8]> {
         &self.owners

@@ -6,9 +6,11 @@
 //!
 //! [`Exports`] decides which generation is served, [`history`](History) which older ones are kept.
 
+mod assemble;
 mod exports;
 mod generation;
 mod history;
+mod known;
 mod owners;
 mod records;
 mod report;
