@@ -171,6 +171,11 @@ impl Generation {
         &self.layout
     }
 
+    /// Whether large files lie where their blocks can be shared.
+    pub(super) fn is_aligned(&self) -> bool {
+        self.options.align
+    }
+
     /// The text of codchi-owners.
     pub fn owners(&self) -> &Arc<[u8]> {
         &self.owners
