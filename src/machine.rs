@@ -2,15 +2,19 @@
 
 mod build;
 mod credentials;
+mod guide;
+mod lately;
 mod report;
 
-use crate::backend::{Backend, Facts, LocateError, Location, Query};
+use crate::backend::{Facts, LocateError, Location};
 use crate::codchi::{self, Found, MachineName, State, Times};
 use crate::credentials::{User, as_user};
 use crate::export::{self, Exports, History};
+use crate::opener::{Located, Opener};
 use crate::tree::{self, Selection, Tree};
-use build::identity;
 use credentials::Credentials;
+use guide::Guide;
+pub use guide::Shown;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -30,6 +34,8 @@ pub struct Settings {
     pub options: export::Options,
     /// No secret that Codchi knows: for an export that is handed to somebody else.
     pub redact: bool,
+    /// What the commands of a machine's guide must say.
+    pub shown: Shown,
 }
 
 fn export_name(redacted: bool) -> &'static str {
@@ -79,6 +85,7 @@ pub struct Machine {
     pub redacted: Option<Redacted>,
     /// How fresh what the daemon said is, at the last look.
     facts: Mutex<Facts>,
+    guide: Guide,
 }
 
 /// What an export for somebody else lacks.
@@ -96,9 +103,7 @@ pub struct Redacted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Origin {
     times: Times,
-    location: Location,
-    /// Device and inode of the rootfs and the home: a machine that was deleted and made again is another one.
-    roots: [(u64, u64); 2],
+    located: Located,
 }
 
 #[derive(Debug)]
@@ -113,7 +118,7 @@ struct Known {
 pub struct Machines {
     state: State,
     user: User,
-    backend: Backend,
+    opener: Opener,
     settings: Settings,
     /// Only these, where there are any.
     only: Vec<MachineName>,
@@ -123,12 +128,12 @@ pub struct Machines {
 }
 
 impl Machines {
-    /// The machines of `state`, which is `user`'s, whose files `backend` finds; only those named in `only`, where there
+    /// The machines of `state`, which is `user`'s, whose files `opener` finds; only those named in `only`, where there
     /// are any.
     pub fn new(
         state: State,
         user: User,
-        backend: Backend,
+        opener: Opener,
         settings: Settings,
         only: Vec<MachineName>,
     ) -> Result<Self, tree::RuleError> {
@@ -136,7 +141,7 @@ impl Machines {
         Ok(Self {
             state,
             user,
-            backend,
+            opener,
             settings,
             only,
             known: Mutex::default(),
@@ -177,6 +182,14 @@ impl Machines {
         self.known.lock().retain(|name, _| names.contains(name));
         self.histories.lock().retain(|name, _| names.contains(name));
         Ok(names.iter().map(|name| Arc::from(name.as_str())).collect())
+    }
+
+    /// Looks at every machine anew when it is next asked for. What readers have open stays theirs.
+    pub fn reread(&self) {
+        for known in self.known.lock().values_mut() {
+            known.origin = None;
+            known.looked = Instant::now().checked_sub(LOOK_AGAIN).unwrap_or(known.looked);
+        }
     }
 
     /// Drops what nobody has asked for within an hour. To be called now and then.
@@ -246,57 +259,51 @@ impl Machines {
             }
             Err(why) => Err(format!("cannot act as uid {}: {why}", self.user.uid)),
         };
-        let query = Query {
-            instance: &name.instance(),
-            uid: self.user.uid,
-            data_dir: &self.state.data_dir,
-        };
-        let (location, facts) = self.backend.locate(&query);
-        let broken = |status, location: Option<Location>, why: String| {
+        let (located, facts) = self.opener.locate(name);
+        let broken = |status, located: Option<Located>, why: String| {
             let machine = Machine {
                 name: Arc::from(name.as_str()),
                 state: status,
                 tree: Err(why),
                 exports: None,
-                home: self.home(name, location.as_ref()),
-                location,
+                home: self.home(name, located.as_ref()),
+                location: located.map(|located| located.location),
                 redacted: None,
                 includes: Vec::new(),
                 facts: Mutex::new(facts.clone()),
+                guide: Guide::default(),
             };
             (Some(Arc::new(machine)), None)
         };
         let times = match times {
             Ok(times) => times,
-            Err(why) => return broken(Status::Broken, location.ok(), why),
+            Err(why) => return broken(Status::Broken, located.ok(), why),
         };
-        let location = match location {
-            Ok(location) => location,
+        let located = match located {
+            Ok(located) => located,
             Err(why @ LocateError::NotInstalled(_)) => {
                 return broken(Status::NotInstalled, None, why.to_string());
             }
             Err(why) => return broken(Status::Broken, None, why.to_string()),
         };
-        let home = self.home(name, Some(&location));
-        let roots = [identity(&location.rootfs), identity(&home)];
-        let origin = Origin { times, location, roots };
+        let origin = Origin { times, located };
         if let Some((machine, Some(same))) = &before
             && *same == origin
         {
             *machine.facts.lock() = facts;
             return (Some(Arc::clone(machine)), Some(origin));
         }
-        let location = Some(origin.location.clone());
+        let located = Some(origin.located.clone());
         let config = match as_user(self.user, || self.state.load(name)) {
             Ok(Ok(config)) => config,
             Ok(Err(why)) => {
                 return match before {
                     // Codchi is in the middle of writing it: the last good version still holds.
                     Some((machine, origin @ Some(_))) if why.is_busy() => (Some(machine), origin),
-                    _ => broken(Status::Broken, location, why.to_string()),
+                    _ => broken(Status::Broken, located, why.to_string()),
                 };
             }
-            Err(why) => return broken(Status::Broken, location, why.to_string()),
+            Err(why) => return broken(Status::Broken, located, why.to_string()),
         };
         let history = Arc::clone(self.histories.lock().entry(name.clone()).or_default());
         let redacted = self.settings.redact.then(|| Redacted {
@@ -304,22 +311,26 @@ impl Machines {
             modules: config.inputs_with_token(),
             inside: Credentials::default(),
         });
-        match self.build(&config, &origin, &home, history) {
+        let modules = config.modules.values().filter_map(|url| url.local_path());
+        let modules = modules.map(str::to_owned).collect();
+        let guide = Guide::new(self.settings.shown.clone(), modules);
+        match self.build(&config, name, &origin.located, history) {
             Ok((tree, exports)) => {
                 let machine = Machine {
                     name: Arc::from(name.as_str()),
                     state: Status::Ready,
                     tree: Ok(tree),
                     exports: Some(exports),
-                    location,
-                    home,
+                    home: self.home(name, located.as_ref()),
+                    location: located.map(|located| located.location),
                     redacted,
                     includes: self.settings.selection.include.clone(),
                     facts: Mutex::new(facts.clone()),
+                    guide,
                 };
                 (Some(Arc::new(machine)), Some(origin))
             }
-            Err(why) => broken(Status::Broken, location, why),
+            Err(why) => broken(Status::Broken, located, why),
         }
     }
 }

@@ -2,11 +2,16 @@
 
 mod args;
 mod demo;
+mod doctor;
 mod export;
 mod list;
+mod manifest;
+mod migrate;
 mod mount;
+mod notify;
 mod progress;
 mod target;
+mod verify;
 
 use args::{Args, Command, Driver, Global};
 use clap::Parser as _;
@@ -18,6 +23,7 @@ use crate::backend::{Backend, Daemon, Directories, Kind};
 use crate::codchi::{MachineName, State, dirs};
 use crate::credentials::{User, as_user};
 use crate::machine::{Machines, Settings};
+use crate::opener::{Direct, Opener};
 
 /// A failure as a person reads it: what was attempted, why it failed, what to do.
 type Failure = Box<dyn std::error::Error>;
@@ -28,6 +34,8 @@ enum Outcome {
     Done,
     /// Something is missing or broken, and has been said.
     Incomplete,
+    /// What was asked could not be found out, and that has been said.
+    Unknown,
 }
 
 /// Parses the arguments, runs the command. Exit status: 0 done, 1 failed or incomplete, 2 usage.
@@ -45,11 +53,16 @@ pub fn main() -> ExitCode {
         Command::Unmount(unmount) => mount::unmount(unmount),
         Command::List(list) => list::run(&args.global, list),
         Command::Export(export) => export::run(&args.global, export),
+        Command::Verify(verify) => verify::run(&args.global, verify),
+        Command::Manifest(manifest) => manifest::run(&args.global, manifest),
+        Command::Migrate(migrate) => migrate::run(&args.global, migrate),
         Command::Demo(demo) => demo::run(demo),
+        Command::Doctor(doctor) => doctor::run(&args.global, doctor),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Incomplete) => ExitCode::FAILURE,
+        Ok(Outcome::Unknown) => ExitCode::from(2),
         // Whoever closed the pipe has all that it wanted.
         Err(why) if is_broken_pipe(&*why) => ExitCode::SUCCESS,
         Err(why) => {
@@ -114,7 +127,8 @@ impl Context {
     }
 
     fn machines(self, settings: Settings, only: Vec<MachineName>) -> Result<Machines, Failure> {
-        Ok(Machines::new(self.state, self.user, self.backend, settings, only)?)
+        let direct = Direct::new(self.backend, self.user, self.state.clone());
+        Ok(Machines::new(self.state, self.user, Opener::Direct(direct), settings, only)?)
     }
 }
 

@@ -144,7 +144,7 @@ impl Exports {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = Time { sec: i64::try_from(now.as_secs()).unwrap_or(i64::MAX), nsec: 0 };
         let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
-        let known = before.as_ref().map(|(before, bare)| Known::new(before.layout(), bare));
+        let known = before.as_ref().map(|(before, bare)| Known::new(&before.layout, bare));
         let mut scan = scan::scan(&self.tree, self.options, threads, known.as_ref(), now)?;
         drop(known);
         let bare = std::mem::take(&mut scan.bare);

@@ -172,8 +172,8 @@ pub(super) fn scan(
         return Err(ScanError::Attributes);
     }
     let mut left_out = queue.left_out;
-    if !sees_trusted() {
-        left_out.attribute("trusted.* (only root sees them)", b"/");
+    if !crate::tree::sees_trusted() {
+        left_out.attribute(crate::tree::TRUSTED, b"/");
     }
     let owners = owners(tree, &queue.ids);
     let done = walk.assembly.into_inner().finish(&walk.listed, &walk.links, &owners)?;
@@ -182,12 +182,6 @@ pub(super) fn scan(
     let incomplete = left_out.incomplete;
     left_out.finish();
     Ok(Scan { layout: done.layout, newest_ctime, left_out, incomplete, owners, bare: done.bare })
-}
-
-/// Whether the kernel shows this process attributes `trusted.*` at all: it leaves them out without a word (xattr(7)).
-fn sees_trusted() -> bool {
-    use rustix::thread::{CapabilitySet, capabilities};
-    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
 /// The text of codchi-owners for everything that was found.

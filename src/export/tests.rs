@@ -1,5 +1,5 @@
 use super::*;
-use crate::tree::{GeneratedFile, Owners, Selection, Source, open_layer};
+use crate::tree::{GeneratedFile, Owners, Root, Selection, Source, open_layer};
 use crate::tree::{Time, Tree};
 use rustix::io::Errno;
 use std::fs;
@@ -33,9 +33,9 @@ impl Sample {
 
     fn tree(&self) -> Tree {
         let source = Source {
-            rootfs: open_layer(&self.dir.path().join("rootfs")).unwrap(),
+            rootfs: Root::new(open_layer(&self.dir.path().join("rootfs")).unwrap(), Vec::new()),
             rootfs_owners: Owners::AsOnDisk,
-            home: Some(open_layer(&self.dir.path().join("home")).unwrap()),
+            home: Some(Root::new(open_layer(&self.dir.path().join("home")).unwrap(), Vec::new())),
             home_owners: Owners::All(1000, 100),
         };
         let env = GeneratedFile {

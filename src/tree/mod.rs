@@ -4,10 +4,12 @@
 //! the disk has; below an excluded directory only what an include or a generated file names is there; everything else
 //! is the rootfs. Sockets, and what lies on another mount, are not in the tree, since they cannot be in the tar.
 
+mod anchor;
 mod attr;
 mod find;
 mod generated;
 mod layer;
+mod plain;
 mod rules;
 mod scan;
 #[cfg(test)]
@@ -15,15 +17,17 @@ mod tests;
 mod weigh;
 mod xattr;
 
+pub use anchor::Anchor;
 pub use attr::{Attr, Kind, ObjectId, Owners, Time};
 pub use generated::GeneratedFile;
+pub use plain::{Plain, PlainEntry};
 pub use rules::{BUILT_IN_EXCLUDES, HOME, RuleError, Selection};
-pub use scan::{DataRun, Details, Listing, Scanned, Wants, is_hole_outside};
+pub use scan::{DataRun, Details, Listing, Scanned, TRUSTED, Wants, is_hole_outside, sees_trusted};
 pub use weigh::Weight;
 pub use xattr::{ACL_ACCESS, ACL_DEFAULT, ACL_GROUP, ACL_USER, AclEntry, Xattr, acl_entries};
 
-pub use layer::LONGEST_PATH;
 use layer::Layer;
+pub use layer::{LONGEST_PATH, Root, all_layers_are_quiet, covered};
 use rules::{RuleId, Rules, Verdict};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::Statx;
@@ -119,11 +123,11 @@ pub enum LeftOut {
 #[derive(Debug)]
 pub struct Source {
     /// The container's root directory on the host, opened by whoever may.
-    pub rootfs: OwnedFd,
+    pub rootfs: Root,
     /// Whose the rootfs's files are.
     pub rootfs_owners: Owners,
     /// The directory that Codchi mounts at `/home/codchi`.
-    pub home: Option<OwnedFd>,
+    pub home: Option<Root>,
     /// Whose the home's files are.
     pub home_owners: Owners,
 }
@@ -415,6 +419,13 @@ impl Tree {
         Some(bytes)
     }
 
+    /// The target of a link of the rootfs, whether it is exported or not. `path` is relative to the root.
+    pub fn system_link(&self, path: &str) -> Option<Vec<u8>> {
+        let (dir, name) = path.rsplit_once('/').unwrap_or((".", path));
+        let dir = layer::open_dir(self.rootfs.root(), dir.as_bytes()).ok()?;
+        layer::read_link(dir, name.as_bytes()).ok()
+    }
+
     fn open_system_file(&self, path: &str) -> Result<(OwnedFd, Statx), Errno> {
         let (dir, name) = path.rsplit_once('/').unwrap_or((".", path));
         let dir = layer::open_dir(self.rootfs.root(), dir.as_bytes())?;
@@ -510,6 +521,11 @@ pub fn stamp(file: &OwnedFd) -> Result<Stamp, Errno> {
 /// The owner of an opened layer, on the host.
 pub fn layer_owner(layer: &OwnedFd) -> Result<(u32, u32), Errno> {
     layer::stat_fd(layer).map(|st| (st.stx_uid, st.stx_gid))
+}
+
+/// Which directory an opened layer is: device and inode number.
+pub fn layer_identity(layer: &OwnedFd) -> Result<(u32, u32, u64), Errno> {
+    layer::stat_fd(layer).map(|st| (st.stx_dev_major, st.stx_dev_minor, st.stx_ino))
 }
 
 /// Permission bits of the regular file `path` (absolute, in the machine) below a layer, if it is one.

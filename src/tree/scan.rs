@@ -8,6 +8,7 @@ use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::ffi::CString;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A hole shorter than this is written out: it saves less than a map costs its readers.
@@ -207,7 +208,7 @@ impl Tree {
         let Some(place) = self.xattr_place(dir, name, &found)? else { return Ok(Vec::new()) };
         let mut names: Vec<Vec<u8>> = Vec::new();
         layer::xattr_names(place.dir, place.name, |xattr| {
-            if !matches!(fate(xattr.to_bytes()), Fate::Drop(_) | Fate::Twin) {
+            if !matches!(fate_here(xattr.to_bytes()), Fate::Drop(_) | Fate::Twin) {
                 names.push(xattr.to_bytes_with_nul().to_vec());
             }
         })?;
@@ -217,7 +218,7 @@ impl Tree {
 
     /// Value of one extended attribute of `name`, ids in it un-shifted.
     pub fn xattr(&self, dir: &Dir, name: &[u8], xattr: &[u8]) -> Result<Vec<u8>, Errno> {
-        let fate = fate(xattr);
+        let fate = fate_here(xattr);
         if matches!(fate, Fate::Drop(_) | Fate::Twin) {
             return Err(Errno::NODATA);
         }
@@ -249,7 +250,7 @@ impl Tree {
             let Some(place) = place else { return Ok(()) };
             layer::xattr_names(place.dir, place.name, |xattr| {
                 some = true;
-                match fate(xattr.to_bytes()) {
+                match fate_here(xattr.to_bytes()) {
                     Fate::Twin => {}
                     Fate::Drop(kind) => left_out(name, LeftOut::Xattr(kind)),
                     fate => names.push((CString::from(xattr), fate)),
@@ -442,4 +443,25 @@ fn joined(runs: &[DataRun], least: u64) -> Vec<DataRun> {
         }
     }
     out
+}
+
+/// The kind of what only an administrator of the host sees.
+pub const TRUSTED: &str = "trusted.* (only root sees them: `codchifs export` as root has them; no unprivileged container can \
+                           have any)";
+
+/// Whether this process sees attributes `trusted.*`. Most file systems do not even list them to others (xattr(7)); btrfs
+/// does, and a name without a value makes rsync fail.
+pub fn sees_trusted() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    static SEES: OnceLock<bool> = OnceLock::new();
+    *SEES.get_or_init(|| {
+        capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+    })
+}
+
+fn fate_here(name: &[u8]) -> Fate {
+    match fate(name) {
+        Fate::Keep if name.starts_with(b"trusted.") && !sees_trusted() => Fate::Drop(TRUSTED),
+        fate => fate,
+    }
 }

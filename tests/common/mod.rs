@@ -9,6 +9,7 @@ pub(crate) mod disk;
 pub(crate) mod docker;
 pub(crate) mod expected;
 pub(crate) mod fixture;
+pub(crate) mod guide;
 pub(crate) mod lxd;
 pub(crate) mod mounted;
 pub(crate) mod plan;
