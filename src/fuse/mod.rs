@@ -12,7 +12,7 @@ mod session;
 pub use error::MountError;
 pub use session::{MountOptions, serve, unmount};
 
-use crate::vfs::{Cache, Notice, Opened, Seek, Vfs};
+use crate::vfs::{Bytes, Cache, Notice, Opened, Seek, Vfs};
 use background::Background;
 use convert::{attr, errno, kind};
 use fuser::{
@@ -61,6 +61,8 @@ struct Adaptor {
     kernel_checks: bool,
     /// Large files are read by the kernel itself, where it can.
     backings: Option<Backings>,
+    /// The kernel can map files that are read past its cache.
+    direct: bool,
 }
 
 /// What the thread does that tells the kernel what it must forget: one after the other.
@@ -154,18 +156,14 @@ fn reply_xattr(reply: ReplyXattr, ino: u64, size: u32, value: Result<Vec<u8>, Sy
     }
 }
 
-/// A buffer of `size` bytes that stays with the thread.
-fn with_buffer<T>(size: u32, use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+/// A buffer that stays with the thread.
+fn with_buffer<T>(use_it: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     thread_local! {
         static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
-    let size = usize::try_from(size).unwrap_or(usize::MAX);
     // Taken, not borrowed: a panic inside leaves an empty buffer and no borrow behind.
     let mut buffer = BUFFER.with(RefCell::take);
-    if buffer.len() < size {
-        buffer.resize(size, 0);
-    }
-    let result = use_it(buffer.get_mut(..size).unwrap_or_default());
+    let result = use_it(&mut buffer);
     BUFFER.with(|place| place.replace(buffer));
     result
 }
@@ -176,7 +174,9 @@ impl Filesystem for Adaptor {
         // has a mask. Everywhere else it would bring the kernel's checks with it, and the owner reads everything.
         let acl = self.kernel_checks.then_some(InitFlags::FUSE_POSIX_ACL);
         for capability in CAPABILITIES.into_iter().chain(acl) {
-            if config.add_capabilities(capability).is_err() {
+            let refused = config.add_capabilities(capability).is_err();
+            self.direct |= !refused && capability == InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+            if refused {
                 tracing::debug!(?capability, "the kernel does not have this");
             }
         }
@@ -242,6 +242,10 @@ impl Filesystem for Adaptor {
                         Cache::Drop => FopenFlags::empty(),
                         Cache::Bypass => FopenFlags::FOPEN_DIRECT_IO,
                     };
+                    flags.set(
+                        FopenFlags::FOPEN_DIRECT_IO,
+                        opened.direct && (self.direct || opened.cache == Cache::Bypass),
+                    );
                     // A round trip less for every file of a tree.
                     flags.set(FopenFlags::FOPEN_NOFLUSH, !opened.close_tells);
                     let handle = FileHandle(opened.handle);
@@ -267,15 +271,22 @@ impl Filesystem for Adaptor {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         survive("read", || {
-            with_buffer(size, |buffer| {
-                let (count, barrier) = self.vfs.read(fh.0, offset, buffer);
-                let data = match count {
-                    Ok(count) => buffer.get(..count).unwrap_or_default(),
+            // The kernel names an owner with a read past its cache, and with no other (fs/fuse/file.c, fuse_send_read).
+            let direct = lock_owner.is_some();
+            with_buffer(|buffer| {
+                let size = usize::try_from(size).unwrap_or(usize::MAX);
+                let (bytes, barrier) = self.vfs.read(fh.0, offset, size, direct, buffer);
+                let bytes = match bytes {
+                    Ok(bytes) => bytes,
                     Err(error) => return reply.error(failed("read", ino.0, error)),
+                };
+                let data = match &bytes {
+                    Bytes::Here(count) => buffer.get(..*count).unwrap_or_default(),
+                    Bytes::Shared(part) => part.bytes(),
                 };
                 let Some(barrier) = barrier else { return reply.data(data) };
                 let data = data.to_vec();

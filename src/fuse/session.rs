@@ -89,6 +89,7 @@ pub fn serve(
         errands,
         only: options.allow_root.then_some(options.uid),
         kernel_checks: options.allow_other,
+        direct: false,
         backings: options.passthrough.then(Backings::default),
     };
     let session = if privileged {
