@@ -406,7 +406,7 @@ impl Page<'_> {
         self.here(&format!(r#"{sums} | ssh "$TARGET" 'cd / && sha256sum --quiet --check -'"#));
         self.say(
             "Owners and modes as well, right after step 5: `manifest.mtree` beside this page, which is not listed, is for mtree(8), with \
-             checksums (`mtree -f manifest.mtree -p /`). What step 7 made anew differs afterwards, and so do the ids that \
+             checksums (`mtree -e -f manifest.mtree -p /`). What step 7 made anew differs afterwards, and so do the ids that \
              step 8 changed.",
         );
         self.there(&format!("rm -f {COPY} {MEMBERS} /root/codchi-renumber"));
