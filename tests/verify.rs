@@ -6,11 +6,12 @@ mod common;
 use common::fixture::{Fixture, Maker, Place};
 use common::mounted::Mounted;
 use common::readers::Reader;
-use common::{Done, program, run};
+use common::{Done, program, run, wait_until};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 /// As `MIGRATE.md` has it.
 const EXTRACT: [&str; 8] = [
@@ -329,6 +330,40 @@ fn the_manifest_has_its_size_before_a_file_is_read() {
     fs::write(place.rootfs.join("srv/plain"), "short").unwrap();
     let mut read = vec![0; printed.len()];
     assert!(file.read_exact_at(&mut read, 0).is_err(), "a torn list passed for whole");
+}
+
+#[test]
+fn who_reads_the_manifest_of_large_files_keeps_nobody_waiting() {
+    // More than the threads that answer everybody else.
+    const READERS: usize = 4;
+    let fixture = Fixture::new();
+    let large = fixture.empty("m").rootfs.join("large");
+    // Much to be hashed, and nothing to be written.
+    fs::File::create(large).unwrap().set_len(100 << 30).unwrap();
+    fixture.sample("other");
+    let mounted = Mounted::new(&fixture);
+    let at = mounted.point().join("m/manifest.mtree");
+    let spawn =
+        |_| program("cat", [&at]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut readers: Vec<_> = (0..READERS).map(spawn).collect();
+    for reader in &readers {
+        let of = |name: &str| Path::new("/proc").join(reader.id().to_string()).join(name);
+        wait_until("a read of the manifest", common::DEADLINE, || {
+            let fds = fs::read_dir(of("fd")).into_iter().flatten();
+            let open = fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).any(|p| p == at);
+            // read(2) is call 0 on x86_64, 63 on aarch64.
+            let call = fs::read_to_string(of("syscall")).unwrap_or_default();
+            open && ["0 ", "63 "].iter().any(|number| call.starts_with(number))
+        });
+    }
+    run(program("ls", ["-l"]).arg(mounted.point().join("m"))).ok();
+    run(program("cp", [mounted.tar("other"), fixture.path().join("other.tar")])).silent();
+    for reader in &mut readers {
+        assert!(reader.try_wait().unwrap().is_none(), "the others were answered afterwards");
+    }
+    // Its end ends them.
+    drop(mounted);
+    readers.iter_mut().for_each(|reader| drop(reader.wait()));
 }
 
 #[test]

@@ -394,7 +394,8 @@ pub(super) struct Verify {
     /// Compare with this list in place of the machine, as `manifest` prints it
     #[arg(long, value_name = "FILE")]
     pub(super) manifest: Option<PathBuf>,
-    /// DIR is a root whose services have their files: expect the owners of the same names
+    /// DIR is the root of a system that runs and whose services have their files: expect the owners of the same names,
+    /// and leave the times of directories aside
     #[arg(long)]
     pub(super) renumbered: bool,
     /// A line of JSON for each difference, and one for all

@@ -125,8 +125,8 @@ fn directory(
 ) -> Result<Summary, Failed> {
     let cannot = |why: String| Failed::Other(format!("{}: {why}", wanted.copy.display()).into());
     let names = match wanted.renumbered {
-        true => Names::of(&wanted.copy).map_err(|why| cannot(why.to_string()))?,
-        false => Names::default(),
+        true => Some(Names::of(&wanted.copy).map_err(|why| cannot(why.to_string()))?),
+        false => None,
     };
     let mut directory =
         Directory::open(&wanted.copy, names).map_err(|why| cannot(why.to_string()))?;

@@ -21,8 +21,12 @@ const COPY: &str = "/root/codchi-export.tar";
 const MEMBERS: &str = "/root/codchi-members";
 const RENUMBER: &str = include_str!("guide/renumber.sh");
 /// Everything that an export holds arrives with these; the listing is what the owners are put right by.
-const EXTRACT: &str = "tar --no-overwrite-dir --numeric-owner --xattrs --xattrs-include='*' --acls -S \
-     -xvvvpf COPY -C / --quoting-style=c --index-file=/root/codchi-members";
+///
+/// The target's own directories stay as they are, but not those of an extraction that was cut off: tar gives a directory
+/// its owner and mode when it is done with what is in it. That there was one is told by its listing.
+const EXTRACT: &str = "tar $([ -e /root/codchi-members ] && echo --overwrite-dir || echo --no-overwrite-dir) \
+     --numeric-owner --xattrs --xattrs-include='*' --acls -S -xvvvpf COPY -C / --quoting-style=c \
+     --index-file=/root/codchi-members";
 
 /// How whoever reads the page has come to it, and so what its commands must say.
 #[derive(Clone, Debug, Default)]
@@ -115,7 +119,7 @@ impl Page<'_> {
         self.room(exports);
         self.copy();
         self.heading("5. Extract");
-        self.say("Already done where you chose the pipe or rsync of the tree.");
+        self.say("Already done where you chose the pipe or rsync of the tree. If it was interrupted, run it once more.");
         self.there(&extract(COPY));
         self.configuration(&found);
         if let Some(redacted) = &machine.redacted {
@@ -402,7 +406,7 @@ impl Page<'_> {
         self.here(&format!(r#"{sums} | ssh "$TARGET" 'cd / && sha256sum --quiet --check -'"#));
         self.say(
             "Owners and modes as well, right after step 5: `manifest.mtree` beside this page, which is not listed, is for mtree(8), with \
-             checksums (`mtree -f manifest.mtree -p /`). What step 7 made anew differs afterwards, and so do the ids that \
+             checksums (`mtree -e -f manifest.mtree -p /`). What step 7 made anew differs afterwards, and so do the ids that \
              step 8 changed.",
         );
         self.there(&format!("rm -f {COPY} {MEMBERS} /root/codchi-renumber"));

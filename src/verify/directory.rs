@@ -25,7 +25,7 @@ pub struct Directory {
     names: u64,
     /// Members among them.
     members: u64,
-    ids: Names,
+    ids: Option<Names>,
 }
 
 /// What the ids of the machine became when the services got their files.
@@ -86,8 +86,8 @@ fn read(root: &Path, path: &str) -> Result<String, Errno> {
 }
 
 impl Directory {
-    /// The directory at a path of the caller's, where the machine's ids are these now.
-    pub fn open(path: &Path, ids: Names) -> Result<Self, Errno> {
+    /// The directory at a path of the caller's; the root of a system that runs, where the machine's ids are these now.
+    pub fn open(path: &Path, ids: Option<Names>) -> Result<Self, Errno> {
         let root = Plain::open(path)?;
         let names = root.count()?;
         Ok(Self { root, last: None, name: Vec::new(), names, members: 0, ids })
@@ -100,20 +100,20 @@ impl Directory {
 
     /// Gives an entry the ids that it should have here.
     pub(super) fn renumber(&self, entry: &mut Entry) {
+        let Some(ids) = &self.ids else { return };
         let new = |ids: &HashMap<u32, u32>, id: u32| ids.get(&id).copied().unwrap_or(id);
-        (entry.uid, entry.gid) =
-            (new(&self.ids.users, entry.uid), new(&self.ids.groups, entry.gid));
+        (entry.uid, entry.gid) = (new(&ids.users, entry.uid), new(&ids.groups, entry.gid));
         let acls = entry.records.iter_mut().filter(|(key, _)| key.starts_with(b"SCHILY.acl."));
-        for (_, acl) in acls.filter(|_| !self.ids.users.is_empty() || !self.ids.groups.is_empty()) {
+        for (_, acl) in acls {
             let text = String::from_utf8_lossy(acl).into_owned();
             let renumbered = text.split(',').map(|ace| {
                 let fields: Vec<_> = ace.split(':').collect();
                 match (&fields[..], fields.get(1).and_then(|id| id.parse::<u32>().ok())) {
                     ([kind @ "user", _, perm], Some(id)) => {
-                        format!("{kind}:{}:{perm}", new(&self.ids.users, id))
+                        format!("{kind}:{}:{perm}", new(&ids.users, id))
                     }
                     ([kind @ "group", _, perm], Some(id)) => {
-                        format!("{kind}:{}:{perm}", new(&self.ids.groups, id))
+                        format!("{kind}:{}:{perm}", new(&ids.groups, id))
                     }
                     _ => ace.to_owned(),
                 }
@@ -160,6 +160,10 @@ impl Directory {
             },
             records: records(&found.xattrs),
         };
+        if kind == Kind::Directory && self.ids.is_some() {
+            // A system that runs puts names of its own beside the export's.
+            entry.mtime = member.mtime;
+        }
         if member.kind == Kind::HardLink {
             let (dir, name) = split(&member.target);
             let first = self.go(dir).and_then(|()| self.here().entry(name));

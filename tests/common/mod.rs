@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub(crate) mod clients;
+pub(crate) mod debian;
 pub(crate) mod disk;
 pub(crate) mod docker;
 pub(crate) mod expected;
@@ -18,6 +19,7 @@ pub(crate) mod processes;
 pub(crate) mod readers;
 pub(crate) mod snapshot;
 pub(crate) mod ssh;
+pub(crate) mod target;
 pub(crate) mod xattr;
 
 use std::borrow::BorrowMut;
