@@ -4,7 +4,10 @@
 //! user could not read must not be read on their behalf.
 
 use rustix::process::{Gid, Uid};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
 
 /// A user's ids on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,20 +21,29 @@ pub struct User {
 /// Runs `look` with the rights of `user` and nothing more; as whoever runs this, where that is not root.
 ///
 /// A thread of its own: changing the ids of this one could not be taken back safely, and dropping uid 0 takes all
-/// effective capabilities along (capabilities(7), "Effect of user ID changes on capabilities"). Without the change,
-/// nothing runs.
+/// effective capabilities along (capabilities(7), "Effect of user ID changes on capabilities"). A process that is the user
+/// already, but with a capability, drops that in the thread. Without the change, nothing runs.
 pub fn as_user<T: Send>(user: User, look: impl FnOnce() -> T + Send) -> std::io::Result<T> {
-    if !rustix::process::geteuid().is_root() || user.uid == 0 {
+    let root = rustix::process::geteuid().is_root();
+    if user.uid == 0 || (!root && capabilities(None)?.effective.is_empty()) {
         return Ok(look());
     }
+    let drop_rights = move || {
+        if root {
+            let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+            set_thread_groups(&[gid])?;
+            set_thread_res_gid(gid, gid, gid)?;
+            return set_thread_res_uid(uid, uid, uid);
+        }
+        let none = CapabilitySet::empty();
+        let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        set_capabilities(None, sets)
+    };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("codchifs-user".into()).spawn_scoped(
             scope,
             move || {
-                let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-                set_thread_groups(&[gid])?;
-                set_thread_res_gid(gid, gid, gid)?;
-                set_thread_res_uid(uid, uid, uid)?;
+                drop_rights()?;
                 Ok(look())
             },
         )?;

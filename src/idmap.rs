@@ -4,7 +4,7 @@
 //! `{"Isuid":true,"Isgid":false,"Hostid":1000,"Nsid":0,"Maprange":1}`). Everything the export shows carries the
 //! machine's own ids, so each id read from the disk passes through here exactly once.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// What an id outside the map is shown as (the kernel's overflow id, `/proc/sys/kernel/overflowuid`).
 pub const NOBODY: u32 = 65534;
@@ -14,7 +14,7 @@ pub const NOBODY: u32 = 65534;
 const MOST_TEXT: usize = 256 << 10;
 
 /// One range of the map: `count` ids from `host` on the host are `inside` and up in the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Range {
     host: u32,
     inside: u32,
@@ -22,7 +22,7 @@ struct Range {
 }
 
 /// A map from host ids to machine ids, for users and groups.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
     uids: Vec<Range>,
     gids: Vec<Range>,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   cli ──────── arguments, terminals, exit status
+//!    ├─ doctor ─── whether this host works
 //!    ├─ verify ─── a copy compared with a machine
 //!    └─ fuse ─── kernel protocol, mounting            (the only importer of fuser)
 //!        └─ vfs ─── names under the mount point, inodes, handles
@@ -24,10 +25,14 @@ pub mod backend;
 pub mod cli;
 pub mod codchi;
 pub mod credentials;
+pub mod doctor;
 pub mod export;
 pub mod fuse;
 pub mod idmap;
 pub mod machine;
+mod mountinfo;
+pub mod opener;
+pub mod sandbox;
 mod sys;
 pub mod tar;
 pub mod tree;

@@ -6,12 +6,12 @@ mod guide;
 mod lately;
 mod report;
 
-use crate::backend::{Backend, Facts, LocateError, Location, Query};
+use crate::backend::{Facts, LocateError, Location};
 use crate::codchi::{self, Found, MachineName, State, Times};
 use crate::credentials::{User, as_user};
 use crate::export::{self, Exports, History};
+use crate::opener::{Located, Opener};
 use crate::tree::{self, Selection, Tree};
-use build::identity;
 use credentials::Credentials;
 use guide::Guide;
 pub use guide::Shown;
@@ -103,9 +103,7 @@ pub struct Redacted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Origin {
     times: Times,
-    location: Location,
-    /// Device and inode of the rootfs and the home: a machine that was deleted and made again is another one.
-    roots: [(u64, u64); 2],
+    located: Located,
 }
 
 #[derive(Debug)]
@@ -120,7 +118,7 @@ struct Known {
 pub struct Machines {
     state: State,
     user: User,
-    backend: Backend,
+    opener: Opener,
     settings: Settings,
     /// Only these, where there are any.
     only: Vec<MachineName>,
@@ -130,12 +128,12 @@ pub struct Machines {
 }
 
 impl Machines {
-    /// The machines of `state`, which is `user`'s, whose files `backend` finds; only those named in `only`, where there
+    /// The machines of `state`, which is `user`'s, whose files `opener` finds; only those named in `only`, where there
     /// are any.
     pub fn new(
         state: State,
         user: User,
-        backend: Backend,
+        opener: Opener,
         settings: Settings,
         only: Vec<MachineName>,
     ) -> Result<Self, tree::RuleError> {
@@ -143,7 +141,7 @@ impl Machines {
         Ok(Self {
             state,
             user,
-            backend,
+            opener,
             settings,
             only,
             known: Mutex::default(),
@@ -184,6 +182,14 @@ impl Machines {
         self.known.lock().retain(|name, _| names.contains(name));
         self.histories.lock().retain(|name, _| names.contains(name));
         Ok(names.iter().map(|name| Arc::from(name.as_str())).collect())
+    }
+
+    /// Looks at every machine anew when it is next asked for. What readers have open stays theirs.
+    pub fn reread(&self) {
+        for known in self.known.lock().values_mut() {
+            known.origin = None;
+            known.looked = Instant::now().checked_sub(LOOK_AGAIN).unwrap_or(known.looked);
+        }
     }
 
     /// Drops what nobody has asked for within an hour. To be called now and then.
@@ -253,20 +259,15 @@ impl Machines {
             }
             Err(why) => Err(format!("cannot act as uid {}: {why}", self.user.uid)),
         };
-        let query = Query {
-            instance: &name.instance(),
-            uid: self.user.uid,
-            data_dir: &self.state.data_dir,
-        };
-        let (location, facts) = self.backend.locate(&query);
-        let broken = |status, location: Option<Location>, why: String| {
+        let (located, facts) = self.opener.locate(name);
+        let broken = |status, located: Option<Located>, why: String| {
             let machine = Machine {
                 name: Arc::from(name.as_str()),
                 state: status,
                 tree: Err(why),
                 exports: None,
-                home: self.home(name, location.as_ref()),
-                location,
+                home: self.home(name, located.as_ref()),
+                location: located.map(|located| located.location),
                 redacted: None,
                 includes: Vec::new(),
                 facts: Mutex::new(facts.clone()),
@@ -276,35 +277,43 @@ impl Machines {
         };
         let times = match times {
             Ok(times) => times,
-            Err(why) => return broken(Status::Broken, location.ok(), why),
+            Err(why) => return broken(Status::Broken, located.ok(), why),
         };
-        let location = match location {
-            Ok(location) => location,
+        let located = match located {
+            Ok(located) => located,
             Err(why @ LocateError::NotInstalled(_)) => {
                 return broken(Status::NotInstalled, None, why.to_string());
             }
+            Err(why @ LocateError::Silent(_)) => {
+                return match before {
+                    // What is open stays open; nothing that is mirrored from here is to vanish.
+                    Some((machine, origin)) if machine.tree.is_ok() => {
+                        tracing::warn!(machine = %name, %why, "serving what was known before");
+                        (Some(machine), origin)
+                    }
+                    _ => broken(Status::Broken, None, why.to_string()),
+                };
+            }
             Err(why) => return broken(Status::Broken, None, why.to_string()),
         };
-        let home = self.home(name, Some(&location));
-        let roots = [identity(&location.rootfs), identity(&home)];
-        let origin = Origin { times, location, roots };
+        let origin = Origin { times, located };
         if let Some((machine, Some(same))) = &before
             && *same == origin
         {
             *machine.facts.lock() = facts;
             return (Some(Arc::clone(machine)), Some(origin));
         }
-        let location = Some(origin.location.clone());
+        let located = Some(origin.located.clone());
         let config = match as_user(self.user, || self.state.load(name)) {
             Ok(Ok(config)) => config,
             Ok(Err(why)) => {
                 return match before {
                     // Codchi is in the middle of writing it: the last good version still holds.
                     Some((machine, origin @ Some(_))) if why.is_busy() => (Some(machine), origin),
-                    _ => broken(Status::Broken, location, why.to_string()),
+                    _ => broken(Status::Broken, located, why.to_string()),
                 };
             }
-            Err(why) => return broken(Status::Broken, location, why.to_string()),
+            Err(why) => return broken(Status::Broken, located, why.to_string()),
         };
         let history = Arc::clone(self.histories.lock().entry(name.clone()).or_default());
         let redacted = self.settings.redact.then(|| Redacted {
@@ -315,15 +324,15 @@ impl Machines {
         let modules = config.modules.values().filter_map(|url| url.local_path());
         let modules = modules.map(str::to_owned).collect();
         let guide = Guide::new(self.settings.shown.clone(), modules);
-        match self.build(&config, &origin, &home, history) {
+        match self.build(&config, name, &origin.located, history) {
             Ok((tree, exports)) => {
                 let machine = Machine {
                     name: Arc::from(name.as_str()),
                     state: Status::Ready,
                     tree: Ok(tree),
                     exports: Some(exports),
-                    location,
-                    home,
+                    home: self.home(name, located.as_ref()),
+                    location: located.map(|located| located.location),
                     redacted,
                     includes: self.settings.selection.include.clone(),
                     facts: Mutex::new(facts.clone()),
@@ -331,7 +340,7 @@ impl Machines {
                 };
                 (Some(Arc::new(machine)), Some(origin))
             }
-            Err(why) => broken(Status::Broken, location, why),
+            Err(why) => broken(Status::Broken, located, why),
         }
     }
 }

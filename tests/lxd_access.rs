@@ -5,7 +5,7 @@
 mod common;
 
 use common::lxd::{Host, LXD, Server, UID, check, shifted};
-use common::played::{MAP, directory, on_disk, pretend, record, sync};
+use common::played::{MAP, directory, on_disk, played, pretend, record, sync};
 use common::{program, run};
 use serde_json::{Value, json};
 use std::fs::{self, Permissions};
@@ -97,16 +97,6 @@ fn ask(host: &Host, who: Who, setup: &str) -> Said {
 
 fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
-}
-
-/// A machine that an LXD which is played tells everybody of.
-fn played() -> Host {
-    let host = Host::new();
-    on_disk(&host, &host.lxd, "demo", MAP, shifted);
-    let socket = host.lxd.join("unix.socket");
-    pretend(&socket, Some(sync(&[record(&host, "demo", "Stopped", MAP)])));
-    mode(&socket, 0o666);
-    host
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Plain directories in the shape that LXD leaves on the disk: `DIR/codchi-NAME/rootfs`, and `backup.yaml` beside it.
 
 use super::record::Instance;
-use super::{IdMaps, LocateError, Location, read_small};
+use super::{Driver, IdMaps, LocateError, Location, read_small};
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// All instances below one directory. Whoever names the directory vouches for what is in it.
 #[derive(Clone, Debug)]
@@ -15,6 +15,11 @@ impl Directories {
     /// Instances are `root/NAME`.
     pub fn new(root: PathBuf) -> Self {
         Self { root }
+    }
+
+    /// Where all instances are.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Finds an instance (`codchi-NAME`).
@@ -46,7 +51,7 @@ impl Directories {
         Ok(Location {
             rootfs,
             maps,
-            driver: "dir",
+            driver: Driver::Dir,
             power: None,
             pool: None,
             home: None,

@@ -1,6 +1,7 @@
 //! Where a machine's files are, and how its ids are shifted. Knows nothing of Codchi's configuration of it.
 
 mod api;
+pub mod bytes;
 mod dir;
 mod lxd;
 mod record;
@@ -10,6 +11,7 @@ pub use dir::Directories;
 pub use lxd::{Daemon, Kind};
 pub use record::{Device, IdMaps};
 
+use serde::{Deserialize, Serialize};
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -20,8 +22,30 @@ const AS_ROOT: &str = "; only root reads machines: run as root, or mount with `m
 /// Bytes of a backup.yaml that are read at most.
 const MOST_BACKUP: u64 = 4 << 20;
 
+/// What a machine is kept by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Driver {
+    /// Nobody: it is a plain directory.
+    Dir,
+    /// LXD.
+    Lxd,
+    /// Incus.
+    Incus,
+}
+
+impl Driver {
+    /// As `list` and the report write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dir => "dir",
+            Self::Lxd => "lxd",
+            Self::Incus => "incus",
+        }
+    }
+}
+
 /// Whether a machine runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Power {
     /// It runs: its files may change while they are read.
     Running,
@@ -30,26 +54,28 @@ pub enum Power {
 }
 
 /// A machine's directories.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Location {
     /// The container's root directory on the host.
+    #[serde(with = "bytes")]
     pub rootfs: PathBuf,
     /// How ids are shifted on the disk.
     pub maps: IdMaps,
-    /// `dir`, `lxd` or `incus`.
-    pub driver: &'static str,
+    /// What it is kept by.
+    pub driver: Driver,
     /// `None` where nobody knows.
     pub power: Option<Power>,
     /// The storage pool.
     pub pool: Option<String>,
     /// What the instance has at `/home/codchi`, where that is recorded.
+    #[serde(with = "bytes::option")]
     pub home: Option<PathBuf>,
     /// Further disk devices: their content is not in the export.
     pub foreign: Vec<Device>,
 }
 
 /// How fresh a daemon's facts are.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Facts {
     /// When the daemon last told; `None`: backup.yaml did, or there is no daemon.
     pub online: Option<SystemTime>,
@@ -129,6 +155,12 @@ pub enum LocateError {
         /// What is wrong with it.
         why: String,
     },
+    /// Another process looked, and says why it found nothing.
+    #[error("{0}")]
+    Told(String),
+    /// The process that is to look does not answer.
+    #[error("the process that finds machines does not answer: {0}")]
+    Silent(std::io::Error),
     /// Nobody could be asked.
     #[error("cannot find out where {instance} is: {why}")]
     Unknown {
@@ -155,6 +187,14 @@ fn remedy(source: &std::io::Error) -> &'static str {
 }
 
 impl Backend {
+    /// The directories that hold machines' directories, as of now. Some may not be there.
+    pub fn places(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Directories(dirs) => vec![dirs.root().to_owned()],
+            Self::Daemons(daemons) => daemons.iter().flat_map(Daemon::places).collect(),
+        }
+    }
+
     /// Finds a machine's directories. Waits for a daemon at most once, and then not longer than a few seconds.
     pub fn locate(&self, query: &Query<'_>) -> (Result<Location, LocateError>, Facts) {
         let daemons = match self {
@@ -224,6 +264,37 @@ fn is_codchis_own(path: &str) -> bool {
     let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
     matches!(path, "" | "/home/codchi")
         || matches!(first, "nix" | "run" | "tmp" | "dev" | "sys" | "proc" | ".files")
+}
+
+/// What `fuzz/` calls; in no other build.
+#[cfg(fuzzing)]
+#[allow(missing_docs)]
+pub mod fuzzing {
+    use super::record::Instance;
+    use serde_json::Value;
+
+    /// A backup.yaml, as text that shows all that is used of it.
+    pub fn backup(text: &str) -> Result<String, String> {
+        let mut instance = Instance::from_backup(text).map_err(|why| why.to_string())?;
+        // The API has none.
+        instance.pool_driver = None;
+        Ok(all(&instance))
+    }
+
+    /// An instance as the API lists it.
+    pub fn record(record: &Value) -> Result<String, String> {
+        Instance::from_record(record).map(|i| all(&i)).map_err(|why| why.to_string())
+    }
+
+    fn all(instance: &Instance) -> String {
+        let belongs = instance.belongs_to(1000, std::path::Path::new("/home/a"));
+        format!("{instance:?} {:?} {:?} {belongs}", instance.maps(), instance.directory())
+    }
+
+    /// The metadata of an answer.
+    pub fn answer(status: u16, body: &[u8]) -> Result<Value, String> {
+        super::api::open(status, body)
+    }
 }
 
 /// Reads a small regular file of the daemon, never through a link, and when it was written.

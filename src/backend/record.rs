@@ -2,6 +2,7 @@
 
 use super::yaml::{self, YamlError};
 use crate::idmap::{IdMap, IdMapError};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Component, Path, PathBuf};
 
@@ -11,7 +12,7 @@ const HOME: &str = "/home/codchi";
 const LAST_STATE: &str = "volatile.last_state.idmap";
 
 /// How a machine's ids are shifted on the disk. `None`: not shifted, or nothing is recorded.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMaps {
     /// `volatile.last_state.idmap`: that of the rootfs.
     pub rootfs: Option<IdMap>,
@@ -20,7 +21,7 @@ pub struct IdMaps {
 }
 
 /// A disk device of an instance.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
     /// Where the instance sees it.
     pub path: String,

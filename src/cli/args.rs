@@ -29,7 +29,7 @@ pub(super) struct Args {
     pub(super) command: Command,
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct Global {
     /// Codchi's config directory [default: $XDG_CONFIG_HOME/codchi, ~/.config/codchi]
     #[arg(
@@ -49,7 +49,7 @@ pub(super) struct Global {
         help_heading = "Codchi"
     )]
     pub(super) data_dir: Option<PathBuf>,
-    /// Whose machines; root only [default: $SUDO_USER, else the caller]
+    /// Whose machines; somebody else's as root only [default: $SUDO_USER, else the caller]
     #[arg(
         long,
         value_name = "NAME",
@@ -94,6 +94,9 @@ pub(super) struct Global {
     /// Global, so that it can stand before everything the user typed.
     #[arg(long, hide = true, global = true)]
     pub(super) background_child: bool,
+    /// Be the process that answers the kernel: a socket to the one that started it is on stdin.
+    #[arg(long, hide = true, global = true)]
+    pub(super) server: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -126,6 +129,11 @@ pub(super) enum Command {
     Migrate(Migrate),
     /// Do the main job on a sample machine, from nothing
     Demo(Demo),
+    /// Say what on this host is in the way, and what to do about it
+    #[command(
+        after_help = "Exit status: 0 all is well or there are warnings, 1 there are errors, 2 usage."
+    )]
+    Doctor(Doctor),
 }
 
 #[derive(Clone, Debug, Default, ClapArgs)]
@@ -273,7 +281,7 @@ pub(super) struct Mount {
     /// Stay in the foreground
     #[arg(short, long)]
     pub(super) foreground: bool,
-    /// Mount options, comma-separated: allow_other, allow_root, ro
+    /// Mount options, comma-separated: allow_other, allow_root, noexec, ro
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub(super) options: Vec<MountWord>,
     /// Only this machine; can be repeated
@@ -282,8 +290,26 @@ pub(super) struct Mount {
     /// Append log lines to FILE once in the background
     #[arg(long, value_name = "FILE")]
     pub(super) log_file: Option<PathBuf>,
+    /// What the mount table has as the source: mount(8) finds a line of fstab again by it
+    #[arg(long, value_name = "NAME", default_value = "codchifs", hide = true)]
+    pub(super) source: String,
+    /// Do everything but mount
+    #[arg(long, hide = true)]
+    pub(super) fake: bool,
+    /// `auto`: the kernel reads large files of rootfs/ from the disk itself where it can
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub(super) passthrough: Passthrough,
     #[command(flatten)]
     pub(super) wishes: Wishes,
+}
+
+/// Whether the kernel reads files of `rootfs/` by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Passthrough {
+    /// Large ones, where kernel, rights and file system allow it
+    Auto,
+    /// Every read is answered by codchifs
+    No,
 }
 
 /// A word of `-o`.
@@ -294,6 +320,8 @@ pub(super) enum MountWord {
     AllowOther,
     /// Root gets in besides the mounting user
     AllowRoot,
+    /// No program in it can be run
+    Noexec,
     /// Always so
     Ro,
 }
@@ -407,6 +435,13 @@ pub(super) struct Demo {
     /// Leave it mounted, and say how to look around
     #[arg(long)]
     pub(super) keep: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Doctor {
+    /// As JSON (docs/doctor.schema.json)
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ impl Row {
     }
 
     fn driver(&self) -> Option<&'static str> {
-        self.location.as_ref().map(|l| l.driver)
+        self.location.as_ref().map(|l| l.driver.as_str())
     }
 
     fn pool(&self) -> Option<&str> {

@@ -2,11 +2,13 @@
 
 mod args;
 mod demo;
+mod doctor;
 mod export;
 mod list;
 mod manifest;
 mod migrate;
 mod mount;
+mod notify;
 mod progress;
 mod target;
 mod verify;
@@ -21,6 +23,7 @@ use crate::backend::{Backend, Daemon, Directories, Kind};
 use crate::codchi::{MachineName, State, dirs};
 use crate::credentials::{User, as_user};
 use crate::machine::{Machines, Settings};
+use crate::opener::{Direct, Opener};
 
 /// A failure as a person reads it: what was attempted, why it failed, what to do.
 type Failure = Box<dyn std::error::Error>;
@@ -54,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Manifest(manifest) => manifest::run(&args.global, manifest),
         Command::Migrate(migrate) => migrate::run(&args.global, migrate),
         Command::Demo(demo) => demo::run(demo),
+        Command::Doctor(doctor) => doctor::run(&args.global, doctor),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
@@ -123,7 +127,8 @@ impl Context {
     }
 
     fn machines(self, settings: Settings, only: Vec<MachineName>) -> Result<Machines, Failure> {
-        Ok(Machines::new(self.state, self.user, self.backend, settings, only)?)
+        let direct = Direct::new(self.backend, self.user, self.state.clone());
+        Ok(Machines::new(self.state, self.user, Opener::Direct(direct), settings, only)?)
     }
 }
 

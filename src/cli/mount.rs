@@ -1,19 +1,35 @@
 //! `codchifs mount` and `codchifs unmount`.
 
-use super::args::{Global, Mount, MountWord, Unmount};
+mod host;
+mod server;
+
+use super::args::{Global, Mount, MountWord, Passthrough, Unmount};
+use super::notify::{self, Manager};
 use super::{Context, Failure, Outcome, complain};
+use crate::credentials::User;
 use crate::fuse::{self, MountOptions};
+use crate::machine::Machines;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 /// What the background process says on its stdout when the mount can be used.
 const READY: &str = "ready";
 
+/// Threads that answer the kernel.
+const THREADS: usize = 2;
+
 pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
-    if !mount.foreground && !global.background_child {
+    let failed = |why: &dyn std::fmt::Display| -> Failure {
+        format!("mount {}: {why}", mount.mountpoint.display()).into()
+    };
+    if global.server {
+        return server::run(global, mount).map_err(|why| failed(&why));
+    }
+    if !mount.foreground && !global.background_child && !mount.fake {
         return in_background(mount);
     }
     if global.background_child {
@@ -21,36 +37,65 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         rustix::process::setsid()?;
     }
     let context = Context::new(global)?;
-    let options = MountOptions {
-        mountpoint: mount.mountpoint.clone(),
-        uid: context.user.uid,
-        gid: context.user.gid,
+    let options = options(mount, context.user, mount.mountpoint.clone());
+    // Before anything is mounted: what cannot be used or opened must end this with an error that somebody reads.
+    let settings = mount.wishes.shown(global, Some(&mount.mountpoint));
+    settings.selection.check()?;
+    let outputs = match global.background_child {
+        true => Some(Outputs::open(mount)?),
+        false => None,
+    };
+    if mount.fake {
+        fuse::check(&options).map_err(|why| failed(&why))?;
+        return Ok(Outcome::Done);
+    }
+    let log = outputs.as_ref().map(|outputs| outputs.log.try_clone()).transpose()?;
+    let socket = if mount.foreground { std::env::var_os("NOTIFY_SOCKET") } else { None };
+    let manager = Manager::new(socket);
+    let ready = || {
+        manager.tell(notify::READY);
+        let_go(outputs);
+    };
+    let served = if rustix::process::geteuid().is_root() {
+        host::run(context, &options, log, ready)
+    } else {
+        let machines = Arc::new(context.machines(settings, mount.machine.clone())?);
+        name_missing(&machines, mount);
+        fuse::serve(machines, &options, ready).map(|()| Outcome::Done).map_err(Failure::from)
+    };
+    manager.tell(notify::STOPPING);
+    served.map_err(|why| failed(&why))
+}
+
+fn options(mount: &Mount, user: User, mountpoint: PathBuf) -> MountOptions {
+    MountOptions {
+        mountpoint,
+        uid: user.uid,
+        gid: user.gid,
         allow_other: mount.options.contains(&MountWord::AllowOther),
         allow_root: mount.options.contains(&MountWord::AllowRoot),
-        threads: 2,
-    };
-    let machines = Arc::new(
-        context
-            .machines(mount.wishes.shown(global, Some(&mount.mountpoint)), mount.machine.clone())?,
-    );
+        noexec: mount.options.contains(&MountWord::Noexec),
+        source: mount.source.clone(),
+        threads: THREADS,
+        passthrough: mount.passthrough == Passthrough::Auto,
+    }
+}
+
+fn name_missing(machines: &Machines, mount: &Mount) {
     for name in &mount.machine {
         if machines.get(name.as_str().as_bytes()).is_none() {
             complain(&format!("{name}: no such machine yet; it shows when Codchi has it"));
         }
     }
-    // Before anything is mounted: what cannot be opened must end this with an error that somebody reads.
-    let outputs = match global.background_child {
-        true => Some(Outputs::open(mount)?),
-        false => None,
-    };
-    let ready = || {
-        if let Some(Err(why)) = outputs.map(Outputs::let_go) {
-            tracing::error!(%why, "cannot let go of the terminal");
-        }
-    };
-    fuse::serve(machines, &options, ready)
-        .map_err(|why| format!("mount {}: {why}", mount.mountpoint.display()))?;
-    Ok(Outcome::Done)
+}
+
+fn let_go(outputs: Option<Outputs>) {
+    let Some(outputs) = outputs else { return };
+    let let_go =
+        std::env::set_current_dir("/").map_err(Failure::from).and_then(|()| outputs.let_go());
+    if let Err(why) = let_go {
+        tracing::error!(%why, "cannot let go of the terminal");
+    }
 }
 
 /// Starts this program again, and returns when it says that the mount is ready.
@@ -102,7 +147,6 @@ impl Outputs {
 
     /// Tells the waiting parent, and gives up every descriptor of the terminal.
     fn let_go(self) -> Result<(), Failure> {
-        std::env::set_current_dir("/")?;
         let mut out = std::io::stdout().lock();
         writeln!(out, "{READY}")?;
         out.flush()?;

@@ -175,6 +175,11 @@ impl Generation {
         self.layout.heap_bytes() + self.served.len() * size_of::<AtomicU64>()
     }
 
+    /// Whether large files lie where their blocks can be shared.
+    pub(super) fn is_aligned(&self) -> bool {
+        self.options.align
+    }
+
     /// The text of codchi-owners.
     pub fn owners(&self) -> &Arc<[u8]> {
         &self.owners

@@ -6,10 +6,12 @@
 //!
 //! [`Exports`] decides which generation is served, [`history`](History) which older ones are kept.
 
+mod assemble;
 mod entry;
 mod exports;
 mod generation;
 mod history;
+mod known;
 mod manifest;
 mod owners;
 mod records;

@@ -35,7 +35,7 @@ pub enum MountError {
     #[error("cannot mount on {}: {step} failed: {source}{}", .path.display(), mount_remedy(*.source))]
     Mount { path: PathBuf, step: &'static str, source: Errno },
     /// fusermount3 or the first exchange with the kernel failed.
-    #[error("cannot mount on {}: {source}; mounting without root needs fusermount3 (package fuse3) and a /dev/fuse that you can open", .path.display())]
+    #[error("cannot mount on {}: {}; {}", .path.display(), .source.to_string().trim_end(), start_remedy(.source))]
     Start { path: PathBuf, source: io::Error },
     /// `allow_other` and `allow_root` exclude each other.
     #[error("allow_other already admits root; give allow_other or allow_root, not both")]
@@ -68,6 +68,15 @@ fn fuse_remedy(error: Errno) -> &'static str {
         Errno::NOENT | Errno::NODEV | Errno::NXIO => "load the module with: modprobe fuse",
         Errno::ACCESS | Errno::PERM => "give yourself access to the device, or run as root",
         _ => "check that the kernel has FUSE",
+    }
+}
+
+fn start_remedy(error: &io::Error) -> &'static str {
+    match error.to_string().contains("user_allow_other") {
+        true => "have root add the line user_allow_other to /etc/fuse.conf, or mount as root",
+        false => {
+            "mounting without root needs fusermount3 (package fuse3) and a /dev/fuse that you can open"
+        }
     }
 }
 

@@ -1,49 +1,58 @@
 //! One machine put together: its directories opened, its generated files made.
 
-use super::{Machines, Origin};
-use crate::backend::Location;
+use super::Machines;
 use crate::codchi::{self, MachineConfig, MachineName, flake};
-use crate::credentials::as_user;
 use crate::export::{Exports, History, OWNERS};
 use crate::idmap::IdMap;
+use crate::opener::{Located, Opener, Roots};
 use crate::tree::{self, GeneratedFile, Owners, Source, Time, Tree};
 use rustix::fd::OwnedFd;
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 impl Machines {
     /// The home that the instance has, else where Codchi puts it.
-    pub(super) fn home(&self, name: &MachineName, location: Option<&Location>) -> PathBuf {
-        location.and_then(|l| l.home.clone()).unwrap_or_else(|| self.state.home(name))
+    pub(super) fn home(&self, name: &MachineName, located: Option<&Located>) -> PathBuf {
+        located.map_or_else(|| self.state.home(name), |located| located.home.clone())
+    }
+
+    /// Whether a machine's root file system can be read; else why not, and what to do.
+    pub fn rootfs_readable(&self, rootfs: &Path) -> Result<(), String> {
+        match &self.opener {
+            Opener::Direct(direct) => direct.rootfs_readable(rootfs),
+            Opener::Asked(_) => Ok(()),
+        }
+    }
+
+    /// The same for a home.
+    pub fn home_readable(&self, home: &Path) -> Result<(), String> {
+        match &self.opener {
+            Opener::Direct(direct) => direct.home_readable(home),
+            Opener::Asked(_) => Ok(()),
+        }
     }
 
     pub(super) fn build(
         &self,
         config: &MachineConfig,
-        origin: &Origin,
-        home: &Path,
+        name: &MachineName,
+        located: &Located,
         history: Arc<History>,
     ) -> Result<(Arc<Tree>, Arc<Exports>), String> {
-        let location = &origin.location;
-        let rootfs = tree::open_layer(&location.rootfs)
-            .map_err(|e| cannot_open("root file system", &location.rootfs, e))?;
-        inside_map("root file system", &location.rootfs, &rootfs, location.maps.rootfs.as_ref())?;
-        let opened = self.open_home(home)?;
-        inside_map("home", home, &opened, location.maps.home.as_ref())?;
+        let Roots { rootfs, home } = self.opener.open(name, located)?;
         let redacted = self.settings.redact.then(|| config.redacted());
-        let generated = generated(redacted.as_ref().unwrap_or(config), &rootfs);
+        let generated = generated(redacted.as_ref().unwrap_or(config), rootfs.fd());
         let generated = generated.map_err(|e| e.to_string())?;
         let mapped = |map: &Option<IdMap>, otherwise| match map {
             Some(map) => Owners::Mapped(map.clone()),
             None => otherwise,
         };
+        let maps = &located.location.maps;
         let source = Source {
             rootfs,
-            rootfs_owners: mapped(&location.maps.rootfs, Owners::AsOnDisk),
-            home: Some(opened),
-            home_owners: mapped(&location.maps.home, Owners::All(1000, 100)),
+            rootfs_owners: mapped(&maps.rootfs, Owners::AsOnDisk),
+            home: Some(home),
+            home_owners: mapped(&maps.home, Owners::All(1000, 100)),
         };
         let made = time(config.times.config_mtime);
         let tree = Tree::new(source, &self.settings.selection, generated, made)
@@ -53,50 +62,10 @@ impl Machines {
         let exports = Exports::new(Arc::clone(&tree), sources, self.settings.options, history);
         Ok((tree, Arc::new(exports)))
     }
-
-    /// The way to a home is the user's, who may put links there: it is walked with the user's rights. Only the home
-    /// itself, which is shifted and 0700, is opened with more, and not if it is a link.
-    fn open_home(&self, home: &Path) -> Result<OwnedFd, String> {
-        let (Some(parent), Some(name)) = (home.parent(), home.file_name()) else {
-            return Err(format!("the home {} is no directory's path", home.display()));
-        };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let parent = as_user(self.user, || rustix::fs::open(parent, flags, Mode::empty()))
-            .map_err(|e| e.to_string())?
-            .map_err(|e| cannot_open("way to the home", home, e))?;
-        tree::open_layer_at(&parent, name).map_err(|e| cannot_open("home", home, e))
-    }
-}
-
-fn cannot_open(what: &str, path: &Path, why: Errno) -> String {
-    let remedy = match why {
-        Errno::ACCESS | Errno::PERM => {
-            "; only root reads machines: run as root, or mount with `mount -t codchifs`"
-        }
-        _ => "",
-    };
-    format!("cannot open the {what} {}: {why}{remedy}", path.display())
-}
-
-/// A layer whose owner is nobody in the machine is not the machine's, however it got there.
-fn inside_map(what: &str, path: &Path, layer: &OwnedFd, map: Option<&IdMap>) -> Result<(), String> {
-    let (uid, _) = tree::layer_owner(layer).map_err(|e| cannot_open(what, path, e))?;
-    match map {
-        Some(map) if map.uid(uid).is_none() => Err(format!(
-            "refused: the {what} {} belongs to host uid {uid}, who is nobody in the machine",
-            path.display()
-        )),
-        _ => Ok(()),
-    }
 }
 
 fn time(t: codchi::Time) -> Time {
     Time { sec: t.sec, nsec: t.nsec }
-}
-
-pub(super) fn identity(path: &Path) -> (u64, u64) {
-    use std::os::unix::fs::MetadataExt as _;
-    path.symlink_metadata().map_or((0, 0), |m| (m.dev(), m.ino()))
 }
 
 /// The files that the export has over whatever the machine has there.

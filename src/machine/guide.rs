@@ -5,7 +5,7 @@ mod quote;
 
 use super::lately::Lately;
 use super::{Machine, Redacted, export_name};
-use crate::backend::Power;
+use crate::backend::{Driver, Power};
 use crate::export::{Exports, Generation};
 use crate::tree::{HOME, Tree};
 use found::{Found, Programs};
@@ -185,8 +185,8 @@ impl Page<'_> {
             None => self.say("It is not known whether it runs. A copy of one that runs may be torn, and then fails."),
         }
         let client = match location.map(|l| l.driver) {
-            Some("lxd") => "lxc",
-            Some("incus") => "incus",
+            Some(Driver::Lxd) => "lxc",
+            Some(Driver::Incus) => "incus",
             _ => return,
         };
         if location.and_then(|l| l.power) != Some(Power::Stopped) {

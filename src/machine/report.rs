@@ -112,7 +112,7 @@ impl Report<'_> {
 fn place(location: &Location) -> Place<'_> {
     let device = |d: &crate::backend::Device| json!({"path": d.path, "source": d.source});
     Place {
-        driver: location.driver,
+        driver: location.driver.as_str(),
         pool: location.pool.as_deref(),
         running: location.power.map(|p| p == Power::Running),
         devices_not_exported: location.foreign.iter().map(device).collect(),

@@ -4,60 +4,152 @@
 //! NO_SYMLINKS, NO_MAGICLINKS and NO_XDEV, so whatever the machine does to its tree meanwhile, no path of it leads
 //! anywhere else.
 //!
-//! Files are read through a detached mount of the layer where the process may make one (as root): it is read-only,
-//! opens no device and moves no access time, so one open by the whole path does. Elsewhere an O_PATH descriptor is looked
-//! at before anything is opened. Directories are walked on the mount that they are on, where another mount shows.
+//! A layer is read through a detached mount of its own where somebody may make one (root): it is read-only, opens no device
+//! and moves no access time, so one open by the whole path does. It shows what is on the disk below a mount point; which
+//! places those are is found out before. Elsewhere an O_PATH descriptor is looked at before anything is opened, and a
+//! mount point by the mount that a name is on.
 
-use crate::sys;
+use crate::{mountinfo, sys};
 use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::path::Arg as _;
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::ffi::CStr;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `STATX_SUBVOL` (linux/stat.h, kernel 6.10): rustix has the field but no name for the bit.
 const STATX_SUBVOL: StatxFlags = StatxFlags::from_bits_retain(0x8000);
 
-const CONFINED: ResolveFlags = ResolveFlags::BENEATH
+pub(super) const CONFINED: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
+
+/// A directory of a machine, opened by whoever may: the rootfs or the home.
+#[derive(Debug)]
+pub struct Root {
+    fd: OwnedFd,
+    quiet: bool,
+    covered: Vec<PathBuf>,
+}
+
+impl Root {
+    /// An opened directory, through a mount of our own where this process may make one. `covered`: [`covered`]'s answer.
+    pub fn new(directory: OwnedFd, covered: Vec<PathBuf>) -> Self {
+        match quiet_mount(&directory) {
+            Ok(fd) => Self { fd, quiet: true, covered },
+            Err(error) => {
+                tracing::debug!(%error, "no mount of our own: opening the slow way");
+                Self { fd: directory, quiet: false, covered }
+            }
+        }
+    }
+
+    /// As another process opened it; `quiet`: through a mount as [`quiet_mount`] makes it.
+    pub fn handed_over(fd: OwnedFd, quiet: bool, covered: Vec<PathBuf>) -> Self {
+        Self { fd, quiet, covered }
+    }
+
+    /// The directory itself.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// The same, to hand over.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
+    /// What others have mounted something over, relative to it.
+    pub fn covered(&self) -> &[PathBuf] {
+        &self.covered
+    }
+
+    /// Whether nothing that is opened below it moves an access time.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+}
+
+/// Places below `directory` over which something is mounted in this process's namespace, relative to it.
+pub fn covered(directory: &OwnedFd) -> Vec<PathBuf> {
+    let own = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    match (std::fs::read_link(own), mountinfo::read()) {
+        (Ok(path), Ok(table)) => mountinfo::below(&table, &path),
+        _ => Vec::new(),
+    }
+}
 
 /// One of the directories that an exported tree is made of (the rootfs, the home).
 #[derive(Debug)]
 pub(crate) struct Layer {
     root: OwnedFd,
-    /// The same directory through a mount of our own, which is nowhere but here.
-    quiet: Option<OwnedFd>,
+    /// Whether `root` is on a mount of our own, which is nowhere but here.
+    quiet: bool,
     mount: u64,
+    /// On a mount of our own: device and inode of what others have mounted something over.
+    covered: HashSet<((u32, u32), u64)>,
     subvol: Option<u64>,
+    /// One file system without subvolumes: all that is on the mount has the root's device.
+    flat: bool,
+    /// No extended attribute changes but that the ctime does.
+    ctime_tells: bool,
 }
+
+/// File systems, as statfs(2) names them (linux/magic.h).
+const EXT4: u64 = 0xef53;
+const XFS: u64 = 0x5846_5342;
+const BTRFS: u64 = 0x9123_683e;
+const TMPFS: u64 = 0x0102_1994;
 
 /// Bytes of the longest path that a system call takes, without its NUL (linux/limits.h, `PATH_MAX`).
 pub const LONGEST_PATH: usize = 4095;
 
 impl Layer {
     /// Everything on the mount that `root` is on.
-    pub(crate) fn new(root: OwnedFd) -> Result<Self, Errno> {
+    pub(crate) fn new(root: Root) -> Result<Self, Errno> {
+        let Root { fd: root, quiet, covered } = root;
         let st = stat_fd(&root)?;
-        let quiet = quiet_mount(&root)
-            .inspect_err(
-                |error| tracing::debug!(%error, "no mount of our own: opening the slow way"),
-            )
-            .ok();
-        Ok(Self { root, quiet, mount: st.stx_mnt_id, subvol: subvol(&st) })
+        let below = |path: &PathBuf| open_any(&root, path.as_os_str().as_bytes()).and_then(stat_fd);
+        let covered = covered.iter().filter(|_| quiet).filter_map(|path| below(path).ok());
+        let covered = covered.map(|st| (device(&st), st.stx_ino)).collect();
+        let kind = fs::fstatfs(&root).map_or(0, |fs| fs.f_type as u64 & 0xffff_ffff);
+        Ok(Self {
+            root,
+            quiet,
+            mount: st.stx_mnt_id,
+            covered,
+            subvol: subvol(&st),
+            flat: matches!(kind, EXT4 | XFS | TMPFS),
+            ctime_tells: matches!(kind, EXT4 | XFS | BTRFS),
+        })
+    }
+
+    /// Whether a directory of this layer is on its root's device and in its subvolume, whoever put it there.
+    pub(crate) fn is_flat(&self) -> bool {
+        self.flat
+    }
+
+    /// Whether an extended attribute cannot change without a change of the ctime. On tmpfs it can (before kernel 6.1), and
+    /// what a server or another file system below does, nobody knows.
+    pub(crate) fn ctime_tells(&self) -> bool {
+        self.ctime_tells
     }
 
     /// Opens the file `path` below the layer's root; `None` if only [`open_file`] can. Whether it is a regular file is
     /// the caller's to look at: a FIFO that takes its place at this very moment is opened, which its writer may notice.
     pub(crate) fn open_path(&self, path: &[u8]) -> Option<Result<OwnedFd, Errno>> {
-        let quiet = self.quiet.as_ref().filter(|_| path.len() <= LONGEST_PATH)?;
+        if !self.quiet || path.len() > LONGEST_PATH {
+            return None;
+        }
         let flags =
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let opened = fs::openat2(quiet, path, flags, Mode::empty(), CONFINED);
+        let opened = fs::openat2(&self.root, path, flags, Mode::empty(), CONFINED);
         Some(opened.map_err(|error| match error {
             // A device: the mount has none.
             Errno::ACCESS if self.is_device(path) => Errno::NXIO,
@@ -78,7 +170,8 @@ impl Layer {
 
     /// Whether `st` lies on another mount than this layer: its contents are not the machine's.
     pub(crate) fn is_mount_point(&self, st: &Statx) -> bool {
-        st.stx_mask & StatxFlags::MNT_ID.bits() != 0 && st.stx_mnt_id != self.mount
+        let elsewhere = st.stx_mask & StatxFlags::MNT_ID.bits() != 0 && st.stx_mnt_id != self.mount;
+        elsewhere || (!self.covered.is_empty() && self.covered.contains(&(device(st), st.stx_ino)))
     }
 
     /// The subvolume of `st`: 0 for that of the layer's root. `parent` is what its directory's is; before kernel 6.10
@@ -138,19 +231,19 @@ pub(crate) fn open_dir(dir: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
 ///
 /// An O_PATH descriptor pins the object, its type is looked at, and only then is that very object opened.
 pub(crate) fn open_file(dir: impl AsFd, name: &[u8]) -> Result<(OwnedFd, Statx), Errno> {
-    let path = fs::openat2(
-        &dir,
-        name,
-        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-        // With O_PATH|O_NOFOLLOW a link in the last place is opened as itself; NO_SYMLINKS would hide which it is.
-        CONFINED & !ResolveFlags::NO_SYMLINKS,
-    )?;
+    let path = open_any(&dir, name)?;
     let st = stat_fd(&path)?;
     only_files(&st)?;
     let number = rustix::path::DecInt::from_fd(&path);
     let fd = read_quietly(|flags| fs::openat(own_fds()?, number.as_c_str(), flags, Mode::empty()))?;
     Ok((fd, st))
+}
+
+/// Pins whatever `name` in `dir` is, without opening it.
+fn open_any(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // With O_PATH|O_NOFOLLOW a link in the last place is opened as itself; NO_SYMLINKS would hide which it is.
+    fs::openat2(dir, name, flags, Mode::empty(), CONFINED & !ResolveFlags::NO_SYMLINKS)
 }
 
 fn kind_of(st: &Statx) -> fs::FileType {
@@ -169,7 +262,7 @@ pub(crate) fn only_files(st: &Statx) -> Result<(), Errno> {
 
 /// A detached clone of the mount that `directory` is on, with that directory as its root: what is mounted below is not
 /// in it. Takes CAP_SYS_ADMIN.
-fn quiet_mount(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
+pub(super) fn quiet_mount(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
     use rustix::mount::{OpenTreeFlags, open_tree};
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -190,9 +283,21 @@ fn own_fds() -> Result<BorrowedFd<'static>, Errno> {
     .map_err(|e| *e)
 }
 
+/// Whether a mount may move access times: not where every layer comes from another process, quiet.
+static ATIMES_MOVE: AtomicBool = AtomicBool::new(true);
+
+/// Tells that all layers of this process will be [`Root::handed_over`] and quiet: asking for no access time, which the
+/// process may only for its user's own files, is then a call more for nothing.
+pub fn all_layers_are_quiet() {
+    ATIMES_MOVE.store(false, Ordering::Relaxed);
+}
+
 /// Opens without leaving an access time behind where the process may (open(2), O_NOATIME: the owner or CAP_FOWNER).
 fn read_quietly(open: impl Fn(OFlags) -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    if !ATIMES_MOVE.load(Ordering::Relaxed) {
+        return open(flags);
+    }
     match open(flags | OFlags::NOATIME) {
         Err(Errno::PERM) => open(flags),
         other => other,
@@ -205,18 +310,37 @@ pub(crate) fn read_link(dir: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
 }
 
 /// Calls `each` with every name in `dir` but `.` and `..`, in the disk's order.
-pub(crate) fn names(dir: BorrowedFd<'_>, mut each: impl FnMut(&[u8])) -> Result<(), Errno> {
+pub(crate) fn names(dir: BorrowedFd<'_>, each: impl FnMut(&[u8])) -> Result<(), Errno> {
     // A descriptor of its own: the position of a shared one belongs to all its users.
-    let own = open_dir(dir, b".")?;
-    let mut buffer = Vec::with_capacity(32 << 10);
-    let mut raw = fs::RawDir::new(&own, buffer.spare_capacity_mut());
+    rest_of_names(open_dir(dir, b".")?.as_fd(), each)
+}
+
+/// Bytes of names that one call may answer.
+const NAMES: usize = 64 << 10;
+
+/// As [`names`], from the position of `dir` on, which nobody else moves meanwhile.
+pub(crate) fn rest_of_names(dir: BorrowedFd<'_>, mut each: impl FnMut(&[u8])) -> Result<(), Errno> {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let mut buffer = BUFFER.with(RefCell::take);
+    buffer.reserve(NAMES);
+    let mut raw = fs::RawDir::new(dir, buffer.spare_capacity_mut());
+    let mut read = Ok(());
     while let Some(entry) = raw.next() {
-        match entry?.file_name().to_bytes() {
-            b"." | b".." => {}
-            name => each(name),
+        match entry {
+            Ok(entry) => match entry.file_name().to_bytes() {
+                b"." | b".." => {}
+                name => each(name),
+            },
+            Err(why) => {
+                read = Err(why);
+                break;
+            }
         }
     }
-    Ok(())
+    BUFFER.with(|place| place.replace(buffer));
+    read
 }
 
 /// What the kernel takes and gives at most, of all names and of one value (linux/limits.h, `XATTR_LIST_MAX` and
@@ -313,7 +437,8 @@ mod tests {
         let long_ago = Timespec { tv_sec: 1, tv_nsec: 0 };
         let times = Timestamps { last_access: long_ago, last_modification: long_ago };
         utimensat(fs::CWD, at("d/file"), &times, AtFlags::empty()).unwrap();
-        let layer = Layer::new(open_root(fs::CWD, temp.path()).unwrap()).unwrap();
+        let root = Root::new(open_root(fs::CWD, temp.path()).unwrap(), Vec::new());
+        let layer = Layer::new(root).unwrap();
         let open = |path: &[u8]| layer.open_path(path).expect("root has a mount of its own");
         let file = open(b"d/file").unwrap();
         let mut text = [0; 9];

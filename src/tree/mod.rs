@@ -4,6 +4,7 @@
 //! the disk has; below an excluded directory only what an include or a generated file names is there; everything else
 //! is the rootfs. Sockets, and what lies on another mount, are not in the tree, since they cannot be in the tar.
 
+mod anchor;
 mod attr;
 mod find;
 mod generated;
@@ -16,17 +17,17 @@ mod tests;
 mod weigh;
 mod xattr;
 
+pub use anchor::Anchor;
 pub use attr::{Attr, Kind, ObjectId, Owners, Time};
 pub use generated::GeneratedFile;
 pub use plain::{Plain, PlainEntry};
 pub use rules::{BUILT_IN_EXCLUDES, HOME, RuleError, Selection};
-pub use scan::{DataRun, Scanned, Wants, is_hole_outside};
+pub use scan::{DataRun, Details, Listing, Scanned, TRUSTED, Wants, is_hole_outside, sees_trusted};
 pub use weigh::Weight;
 pub use xattr::{ACL_ACCESS, ACL_DEFAULT, ACL_GROUP, ACL_USER, AclEntry, Xattr, acl_entries};
 
-use find::Found;
-pub use layer::LONGEST_PATH;
 use layer::Layer;
+pub use layer::{LONGEST_PATH, Root, all_layers_are_quiet, covered};
 use rules::{RuleId, Rules, Verdict};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::Statx;
@@ -34,6 +35,7 @@ use rustix::io::Errno;
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Index of the rootfs among the layers.
 const ROOTFS: u8 = 0;
@@ -50,6 +52,8 @@ pub struct Dir(Arc<Place>);
 struct Place {
     /// `None`: there is nothing on the disk to list (made by us, or another mount lies here).
     fd: Option<OwnedFd>,
+    /// The descriptor's position is where it was when it was opened.
+    unread: AtomicBool,
     layer: u8,
     subvol: u64,
     device: (u32, u32),
@@ -119,11 +123,11 @@ pub enum LeftOut {
 #[derive(Debug)]
 pub struct Source {
     /// The container's root directory on the host, opened by whoever may.
-    pub rootfs: OwnedFd,
+    pub rootfs: Root,
     /// Whose the rootfs's files are.
     pub rootfs_owners: Owners,
     /// The directory that Codchi mounts at `/home/codchi`.
-    pub home: Option<OwnedFd>,
+    pub home: Option<Root>,
     /// Whose the home's files are.
     pub home_owners: Owners,
 }
@@ -184,6 +188,7 @@ impl Tree {
         (attr.perm, attr.uid, attr.gid) = (0o755, 0, 0);
         let place = Place {
             fd: Some(layer::open_dir(self.rootfs.root(), b".")?),
+            unread: AtomicBool::new(true),
             layer: ROOTFS,
             subvol: 0,
             device: layer::device(&st),
@@ -207,22 +212,15 @@ impl Tree {
     /// All entries, sorted by bytes. An error if one of them cannot be looked at: a listing without it would be taken
     /// for the whole.
     pub fn read_dir(&self, dir: &Dir) -> Result<Vec<Entry>, Errno> {
-        let Listed { entries, failed } = self.list(dir, &mut |_, _| ())?;
-        let entry = |(name, found): (_, Found)| Entry { name, attr: found.attr };
-        failed.map_or(Ok(entries.into_iter().map(entry).collect()), Err)
-    }
-
-    fn list(&self, dir: &Dir, left_out: &mut dyn FnMut(&[u8], LeftOut)) -> Result<Listed, Errno> {
-        let mut entries: Vec<(Box<[u8]>, Found)> = Vec::new();
+        let mut entries: Vec<Entry> = Vec::new();
         let mut failed = None;
-        let mut add = |name: &[u8]| match self.find(dir, name, &mut |why| left_out(name, why)) {
-            Ok(found) => entries.push((name.into(), found)),
+        self.names(dir, |name| match self.lookup(dir, name) {
+            Ok(attr) => entries.push(Entry { name: name.into(), attr }),
             Err(Errno::NOENT) => {}
             Err(e) => failed = Some(e),
-        };
-        self.names(dir, &mut add)?;
-        entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(Listed { entries, failed })
+        })?;
+        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        failed.map_or(Ok(entries), Err)
     }
 
     /// Calls `each` with every name that may be an entry, in no order. Nothing of them is looked at: [`Self::lookup`] tells
@@ -230,11 +228,16 @@ impl Tree {
     pub fn names(&self, dir: &Dir, mut each: impl FnMut(&[u8])) -> Result<(), Errno> {
         self.rules.children(dir.0.rule).for_each(&mut each);
         let Some(fd) = dir.0.fd.as_ref().filter(|_| !dir.0.hidden) else { return Ok(()) };
-        layer::names(fd.as_fd(), |name| {
+        let each = |name: &[u8]| {
             if !self.rules.children(dir.0.rule).any(|special| special == name) {
                 each(name);
             }
-        })
+        };
+        // The first to list it needs no descriptor of its own.
+        match dir.0.unread.swap(false, Ordering::AcqRel) {
+            true => layer::rest_of_names(fd.as_fd(), each),
+            false => layer::names(fd.as_fd(), each),
+        }
     }
 
     /// Opens the subdirectory `name`.
@@ -245,6 +248,7 @@ impl Tree {
         }
         let mut place = Place {
             fd: None,
+            unread: AtomicBool::new(true),
             layer: found.layer,
             subvol: 0,
             device: (0, 0),
@@ -275,6 +279,30 @@ impl Tree {
             place.fd = Some(fd);
         }
         Ok((Dir(Arc::new(place)), attr))
+    }
+
+    /// As [`Self::open_dir`], of what a scan has just found to be a directory of the disk with nothing special about it
+    /// ([`Scanned::plain`]).
+    pub fn open_plain(&self, dir: &Dir, name: &[u8]) -> Result<Dir, Errno> {
+        let slow = || self.open_dir(dir, name).map(|(dir, _)| dir);
+        if !self.layer(dir.0.layer).is_flat() {
+            return slow();
+        }
+        let fd = match layer::open_dir(dir.disk()?, name) {
+            // Something was mounted there meanwhile.
+            Err(Errno::XDEV) => return slow(),
+            other => other?,
+        };
+        Ok(Dir(Arc::new(Place {
+            fd: Some(fd),
+            unread: AtomicBool::new(true),
+            layer: dir.0.layer,
+            subvol: dir.0.subvol,
+            device: dir.0.device,
+            rule: None,
+            hidden: false,
+            path: [&dir.0.path, b"/".as_slice(), name].concat().into(),
+        })))
     }
 
     /// Opens the regular file `name`; the attributes are of the opened file. Refused without an open: ENXIO for a
@@ -434,14 +462,6 @@ impl Tree {
     }
 }
 
-/// What of a directory can be looked at.
-struct Listed {
-    /// Sorted by bytes.
-    entries: Vec<(Box<[u8]>, Found)>,
-    /// Why something in it cannot, the last of the reasons.
-    failed: Option<Errno>,
-}
-
 impl Dir {
     /// Absolute path in the machine, without a slash at its end.
     pub fn path(&self) -> &[u8] {
@@ -501,6 +521,11 @@ pub fn stamp(file: &OwnedFd) -> Result<Stamp, Errno> {
 /// The owner of an opened layer, on the host.
 pub fn layer_owner(layer: &OwnedFd) -> Result<(u32, u32), Errno> {
     layer::stat_fd(layer).map(|st| (st.stx_uid, st.stx_gid))
+}
+
+/// Which directory an opened layer is: device and inode number.
+pub fn layer_identity(layer: &OwnedFd) -> Result<(u32, u32, u64), Errno> {
+    layer::stat_fd(layer).map(|st| (st.stx_dev_major, st.stx_dev_minor, st.stx_ino))
 }
 
 /// Permission bits of the regular file `path` (absolute, in the machine) below a layer, if it is one.

@@ -3,7 +3,7 @@
 use super::handle::Handle;
 use super::inode::{Found, Node};
 use super::number::{Key, Object};
-use super::{Attr, BRIEF, Entry, LASTING, NAME_MAX, Vfs, moved};
+use super::{Attr, BLOCK, BRIEF, EXPORT_BLOCK, Entry, LASTING, NAME_MAX, Vfs, moved};
 use crate::export::{Exports, Generation};
 use crate::machine::Machine;
 use crate::tree::{self, Kind, Time, Tree};
@@ -238,7 +238,7 @@ impl Vfs {
                 Ok(self.entry(Attr::of(node.ino, &attr), BRIEF))
             }
             Handle::Bytes { attr, .. } => Ok(self.entry(*attr, BRIEF)),
-            Handle::Export { node, hold } => {
+            Handle::Export { node, hold, .. } => {
                 Ok(self.entry(self.attr_of_generation(node.ino, hold.generation()), LASTING))
             }
             Handle::Manifest { node, hold, .. } => {
@@ -302,7 +302,7 @@ impl Vfs {
         let size = generation.size();
         let attr = self.own_attr(ino, Kind::File, 0o600, size, generation.mtime());
         // Without blocks `tar -S` takes the whole file for a hole.
-        Attr { ctime: generation.ctime(), blocks: size / 512, ..attr }
+        Attr { ctime: generation.ctime(), blocks: size / 512, blksize: EXPORT_BLOCK, ..attr }
     }
 
     /// Of the list, which is as old as what it lists.
@@ -326,6 +326,7 @@ impl Vfs {
             mtime: time,
             ctime: time,
             rdev: (0, 0),
+            blksize: BLOCK,
         }
     }
 }

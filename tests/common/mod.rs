@@ -15,6 +15,7 @@ pub(crate) mod lxd;
 pub(crate) mod mounted;
 pub(crate) mod plan;
 pub(crate) mod played;
+pub(crate) mod processes;
 pub(crate) mod readers;
 pub(crate) mod snapshot;
 pub(crate) mod ssh;

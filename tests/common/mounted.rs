@@ -1,6 +1,7 @@
 //! codchifs as a child process, mounted.
 
 use super::fixture::Fixture;
+use super::processes::children;
 use super::{wait_until, within};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
@@ -120,14 +121,32 @@ impl Mounted {
         serde_json::from_slice(&text).expect("report.json is JSON")
     }
 
+    /// The process that mounted.
+    pub(crate) fn host(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The process that answers the kernel.
+    pub(crate) fn server(&self) -> u32 {
+        let [server] = children(self.host())[..] else { panic!("no server\n{}", self.log()) };
+        server
+    }
+
     /// What it printed and logged so far.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// What the process has open, as /proc shows it.
+    /// The process that answers the kernel: the only child of the one that mounted.
+    pub(crate) fn server(&self) -> Pid {
+        let id = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        Pid::from_raw(children.trim().parse().unwrap()).unwrap()
+    }
+
+    /// What the serving process has open, as /proc shows it.
     pub(crate) fn open_files(&self) -> Vec<PathBuf> {
-        let fds = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.server().as_raw_nonzero())).unwrap();
         fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).collect()
     }
 

@@ -4,7 +4,7 @@ use super::lxd::{FILES, HOME, Host, plant, shifted};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -117,4 +117,14 @@ pub(crate) fn on_disk(
     let backup = json!({"container": record(host, machine, "Stopped", last_state)});
     // JSON is YAML.
     fs::write(dir.join("backup.yaml"), backup.to_string()).unwrap();
+}
+
+/// The machine `demo`, that an LXD which is played tells everybody of.
+pub(crate) fn played() -> Host {
+    let host = Host::new();
+    on_disk(&host, &host.lxd, "demo", MAP, shifted);
+    let socket = host.lxd.join("unix.socket");
+    pretend(&socket, Some(sync(&[record(&host, "demo", "Stopped", MAP)])));
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).unwrap();
+    host
 }

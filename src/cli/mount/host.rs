@@ -1,0 +1,129 @@
+//! The process that stays root: mounts, finds and opens machines for the server, and unmounts when that ends.
+
+use super::super::{Context, Failure, Outcome};
+use crate::fuse::{self, Attached, MountOptions, Stop};
+use crate::opener::{Control, Direct, Greeting, Host, send_greeting};
+use crate::tree::Anchor;
+use rustix::fd::AsFd as _;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+pub(super) fn run(
+    context: Context,
+    options: &MountOptions,
+    log: Option<File>,
+    ready: impl FnOnce(),
+) -> Result<Outcome, Failure> {
+    let Context { user, state, backend } = context;
+    // From here on a signal is kept until the mount can be ended.
+    let stop = Stop::new()?;
+    let (config_dir, data_dir) = (state.config_dir.clone(), state.data_dir.clone());
+    let mut direct = Direct::new(backend, user, state);
+    direct.confine();
+    let Attached { mountpoint, device } = fuse::attach(options)?;
+    let host = Host::new(direct, device);
+    let mounted = Mounted(&mountpoint);
+    let (control, theirs) = UnixStream::pair()?;
+    let mut child = start(theirs)?;
+
+    let sockets = host.start()?;
+    let greeting = Greeting {
+        uid: user.uid,
+        gid: user.gid,
+        config_dir,
+        data_dir,
+        mountpoint: mountpoint.clone(),
+        sockets: sockets.len(),
+        quiet: host.direct().anchors().iter().all(Anchor::is_quiet),
+        log: log.is_some(),
+    };
+    let state_directories = host.direct().state_directories();
+    let fds: Vec<_> = std::iter::once(host.device().as_fd())
+        .chain(sockets.iter().map(|socket| socket.as_fd()))
+        .chain(log.iter().map(|log| log.as_fd()))
+        .chain(state_directories.iter().map(|directory| directory.as_fd()))
+        .chain(host.direct().anchors().iter().map(|anchor| anchor.fd()))
+        .collect();
+    let greeted = send_greeting(&control, &greeting, &fds);
+    drop(fds);
+    // A copy here would keep it from ending.
+    drop(sockets);
+    if let Err(why) = greeted.and_then(|()| Control::receive(&control).map(drop)) {
+        let status = child.wait()?;
+        return match status.code() {
+            // It has said why.
+            Some(1) => Ok(Outcome::Incomplete),
+            _ => Err(format!("the serving process ended: {status} ({why})").into()),
+        };
+    }
+    fuse::raise_read_ahead(&mountpoint);
+    let server = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+    let handle = stop.watch(
+        &mountpoint,
+        move || {
+            if let Err(why) = Control::Reread.send(&control) {
+                tracing::warn!(%why, "cannot have the server look anew");
+            }
+        },
+        move || {
+            if let Err(why) = pidfd_send_signal(server, Signal::KILL) {
+                tracing::warn!(%why, "cannot end the server");
+            }
+        },
+    );
+    tracing::info!(mountpoint = %mountpoint.display(), server = child.id(), "mounted");
+    ready();
+    let status = child.wait()?;
+    handle.close();
+    if status.success() {
+        mounted.let_go();
+    }
+    ended(status)
+}
+
+/// Starts this program once more, with the same arguments and next to nothing else.
+fn start(control: UnixStream) -> Result<Child, Failure> {
+    crate::sys::keep_descriptors()?;
+    let ours = |(name, _): &(std::ffi::OsString, _)| {
+        name.as_encoded_bytes().starts_with(b"CODCHIFS_") || name == "RUST_BACKTRACE"
+    };
+    let child = Command::new("/proc/self/exe")
+        .arg0("codchifs")
+        .arg("--server")
+        .args(std::env::args_os().skip(1))
+        .env_clear()
+        .envs(std::env::vars_os().filter(ours))
+        // Keys typed at a terminal are for the host.
+        .process_group(0)
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(control)))
+        .stdout(Stdio::null())
+        .spawn()?;
+    Ok(child)
+}
+
+fn ended(status: ExitStatus) -> Result<Outcome, Failure> {
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Ok(Outcome::Done),
+        (Some(_), _) => Ok(Outcome::Incomplete),
+        _ => Err(format!("the serving process ended: {status}; the mount was detached").into()),
+    }
+}
+
+/// Takes the mount away when the server has ended, if it is still there.
+struct Mounted<'a>(&'a std::path::Path);
+
+impl Mounted<'_> {
+    /// What is mounted there from now on is somebody else's: the next mount may have come already.
+    fn let_go(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        fuse::detach(self.0);
+    }
+}

@@ -1,0 +1,297 @@
+//! Mounting and unmounting.
+
+use super::MountError;
+use super::mounts::{self, TYPE, mounted_at};
+use crate::mountinfo::Mount;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount as sys;
+use rustix::mount::UnmountFlags;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Read-ahead in KiB that makes a sequential read of `export.tar` as fast as it gets. What the
+/// kernel offers a FUSE file system by itself is 128.
+const READ_AHEAD: &str = "1024";
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// Where: an existing, empty directory.
+    pub mountpoint: PathBuf,
+    /// Whom the mount belongs to. As root it may be somebody else.
+    pub uid: u32,
+    /// That user's *primary* group: the kernel compares it too.
+    pub gid: u32,
+    /// Admit everybody, by the modes. Machine uid N then reads what host uid N may read.
+    pub allow_other: bool,
+    /// Admit root besides the user.
+    pub allow_root: bool,
+    /// No program in it can be run.
+    pub noexec: bool,
+    /// What the mount table has as the source.
+    pub source: String,
+    /// Threads that answer the kernel.
+    pub threads: usize,
+    /// Have the kernel read large files of `rootfs/` by itself where it can.
+    pub passthrough: bool,
+}
+
+/// A mount made by root that nobody answers yet.
+#[derive(Debug)]
+pub struct Attached {
+    /// Where, without symbolic links.
+    pub mountpoint: PathBuf,
+    /// What it is answered on. The mount ends when all copies of it are closed.
+    pub device: OwnedFd,
+}
+
+/// Mounts as root. Not through fuser: it loses the subtype, and `findmnt -t fuse.codchifs` finds nothing then.
+pub fn attach(options: &MountOptions) -> Result<Attached, MountError> {
+    let mountpoint = prepare(options)?;
+    let device = open_device()?;
+    attach_at(&device, &mountpoint, options).map_err(|(step, source)| MountError::Mount {
+        path: mountpoint.clone(),
+        step,
+        source,
+    })?;
+    Ok(Attached { mountpoint, device })
+}
+
+/// Opens what the kernel is answered on.
+pub(super) fn open_device() -> Result<OwnedFd, MountError> {
+    rustix::fs::openat(CWD, "/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|source| MountError::Device { source })
+}
+
+/// The steps of mounting. Both descriptors made here are closed on return: either one left open
+/// pins the superblock, and the session would outlive the mount forever.
+fn attach_at(
+    device: &OwnedFd,
+    mountpoint: &Path,
+    options: &MountOptions,
+) -> Result<(), (&'static str, Errno)> {
+    use rustix::fd::AsRawFd;
+    let at = |step: &'static str| move |error| (step, error);
+    let context = sys::fsopen("fuse", sys::FsOpenFlags::FSOPEN_CLOEXEC).map_err(at("fsopen"))?;
+    let context = context.as_fd();
+    for (key, value) in [
+        ("source", options.source.clone()),
+        ("subtype", "codchifs".to_owned()),
+        ("fd", device.as_raw_fd().to_string()),
+        ("rootmode", "40000".to_owned()),
+        ("user_id", options.uid.to_string()),
+        ("group_id", options.gid.to_string()),
+    ] {
+        sys::fsconfig_set_string(context, key, value).map_err(at("fsconfig"))?;
+    }
+    let flags = [
+        ("ro", true),
+        ("allow_other", options.allow_other || options.allow_root),
+        ("default_permissions", options.allow_other),
+    ];
+    for (key, _) in flags.into_iter().filter(|(_, wanted)| *wanted) {
+        sys::fsconfig_set_flag(context, key).map_err(at("fsconfig"))?;
+    }
+    sys::fsconfig_create(context).map_err(at("fsconfig create"))?;
+    let mut attributes = sys::MountAttrFlags::MOUNT_ATTR_RDONLY
+        | sys::MountAttrFlags::MOUNT_ATTR_NOSUID
+        | sys::MountAttrFlags::MOUNT_ATTR_NODEV;
+    attributes.set(sys::MountAttrFlags::MOUNT_ATTR_NOEXEC, options.noexec);
+    let mount = sys::fsmount(context, sys::FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(at("fsmount"))?;
+    let flags = sys::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    sys::move_mount(mount.as_fd(), "", CWD, mountpoint, flags).map_err(at("move_mount"))
+}
+
+/// Whether `options` can be mounted, without doing it; a mount that is there already is none of its business.
+pub fn check(options: &MountOptions) -> Result<(), MountError> {
+    if options.allow_other && options.allow_root {
+        return Err(MountError::BothAllowed);
+    }
+    let path = resolve(&options.mountpoint)?;
+    if mounted_at(&path)?.is_some_and(|mounted| mounted.fstype == TYPE) {
+        return Ok(());
+    }
+    empty_directory(&path)
+}
+
+/// Unmounts the codchifs at `path`. `lazy` takes it out of sight at once and ends it when its last
+/// user lets go.
+pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountError> {
+    let path = resolve(path)?;
+    match mounted_at(&path)? {
+        Some(mounted) if mounted.fstype == TYPE => unmount_at(&path, lazy),
+        _ => Err(MountError::NotMounted { path }),
+    }
+}
+
+/// `path` without symbolic links. Only its parent is looked at: the directory itself may be a
+/// mount that answers nobody.
+fn resolve(path: &Path) -> Result<PathBuf, MountError> {
+    let look = |source| MountError::Look { path: path.to_owned(), source };
+    let absolute = std::path::absolute(path).map_err(look)?;
+    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+        return std::fs::canonicalize(path).map_err(look);
+    };
+    let direct = match std::fs::canonicalize(parent) {
+        Ok(parent) => parent.join(name),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(MountError::Missing { path: path.to_owned() });
+        }
+        Err(error) => return Err(look(error)),
+    };
+    match std::fs::symlink_metadata(&direct) {
+        Ok(found) if found.is_symlink() => std::fs::canonicalize(&direct).map_err(look),
+        _ => Ok(direct),
+    }
+}
+
+/// Makes sure that the directory can be mounted on, taking away what a crash left there.
+pub(super) fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
+    if options.allow_other && options.allow_root {
+        return Err(MountError::BothAllowed);
+    }
+    raise_descriptor_limit();
+    let path = resolve(&options.mountpoint)?;
+    while let Some(mounted) = mounted_at(&path)?.filter(|mounted| mounted.fstype == TYPE) {
+        if !mounts::is_stale(&mounted) {
+            return Err(MountError::AlreadyMounted { path });
+        }
+        tracing::warn!(mountpoint = %path.display(), "detaching what a crashed codchifs left");
+        unmount_at(&path, true)
+            .map_err(|source| MountError::Stale { path: path.clone(), source: Box::new(source) })?;
+    }
+    empty_directory(&path)?;
+    Ok(path)
+}
+
+fn empty_directory(path: &Path) -> Result<(), MountError> {
+    let path = path.to_owned();
+    let look = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => MountError::Missing { path: path.clone() },
+        _ => MountError::Look { path: path.clone(), source },
+    };
+    if !std::fs::metadata(&path).map_err(look)?.is_dir() {
+        return Err(MountError::NotADirectory { path });
+    }
+    if std::fs::read_dir(&path).map_err(look)?.next().is_some() {
+        return Err(MountError::NotEmpty { path });
+    }
+    Ok(())
+}
+
+fn unmount_at(path: &Path, lazy: bool) -> Result<(), MountError> {
+    if rustix::process::geteuid().is_root() {
+        let mut flags = UnmountFlags::NOFOLLOW;
+        flags.set(UnmountFlags::DETACH, lazy);
+        return sys::unmount(path, flags).map_err(|source| match source {
+            Errno::BUSY => MountError::Busy { path: path.to_owned() },
+            _ => MountError::Unmount { path: path.to_owned(), source },
+        });
+    }
+    let failed = |reason| MountError::Fusermount { path: path.to_owned(), reason };
+    let output = Command::new("fusermount3")
+        .arg(if lazy { "-uz" } else { "-u" })
+        .arg("--")
+        .arg(path)
+        // Its message for a busy mount is recognized below.
+        .env("LC_ALL", "C")
+        .output()
+        .map_err(|error| failed(error.to_string()))?;
+    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    match output.status.success() {
+        true => Ok(()),
+        false if text.contains("busy") => Err(MountError::Busy { path: path.to_owned() }),
+        false => Err(failed(text)),
+    }
+}
+
+/// Takes away our own mount after a failure, which is reported already.
+pub fn detach(mountpoint: &Path) {
+    if let Err(error) = unmount(mountpoint, true) {
+        tracing::debug!(%error, "nothing to detach");
+    }
+}
+
+/// Signals that end a mount, kept from now on until somebody looks: none may leave a stale mount behind.
+#[derive(Debug)]
+pub struct Stop(Signals);
+
+impl Stop {
+    /// Takes them over, and SIGHUP.
+    pub fn new() -> Result<Self, MountError> {
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]);
+        signals.map(Self).map_err(|source| MountError::Signals { source })
+    }
+
+    /// Ends the mount on a signal, in a thread of its own, until the handle is closed. If the mount is in use it goes out of
+    /// sight, and a second signal calls `cut_off`, which is to fail whoever still uses it. SIGHUP calls `reread`.
+    pub fn watch(
+        self,
+        mountpoint: &Path,
+        reread: impl Fn() + Send + 'static,
+        cut_off: impl FnOnce() + Send + 'static,
+    ) -> Handle {
+        let (mut signals, mountpoint) = (self.0, mountpoint.to_owned());
+        let handle = signals.handle();
+        let watcher = std::thread::Builder::new()
+            .name("codchifs-signals".into())
+            .spawn(move || watch(&mut signals, &mountpoint, reread, cut_off));
+        if let Err(source) = &watcher {
+            tracing::warn!(%source, "no thread for signals: unmount with umount");
+        }
+        handle
+    }
+}
+
+fn watch(signals: &mut Signals, mountpoint: &Path, reread: impl Fn(), cut_off: impl FnOnce()) {
+    let mut detached = false;
+    for signal in signals.forever() {
+        if signal == SIGHUP {
+            tracing::info!("looking at everything anew");
+            reread();
+            continue;
+        }
+        tracing::info!(signal, "unmounting");
+        if detached {
+            tracing::warn!("cutting off whoever still uses the mount");
+            return cut_off();
+        }
+        let result = match unmount(mountpoint, false) {
+            Err(MountError::Busy { .. }) => {
+                tracing::warn!("the mount is in use: it is detached and ends with its last user");
+                unmount(mountpoint, true)
+            }
+            other => other,
+        };
+        match result {
+            Ok(()) | Err(MountError::NotMounted { .. }) => detached = true,
+            Err(error) => tracing::warn!(%error, "cannot unmount"),
+        }
+    }
+}
+
+/// Lets the kernel read ahead as far as pays. Only root may, and only after the kernel's INIT was answered; before, it would
+/// be reset.
+pub fn raise_read_ahead(mountpoint: &Path) {
+    let Ok(Some(Mount { device: (major, minor), .. })) = mounted_at(mountpoint) else { return };
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&path, READ_AHEAD) {
+        tracing::debug!(%error, path, "cannot raise the read-ahead");
+    }
+}
+
+/// Directories are kept open, and so is what readers have open: 1024 descriptors are soon gone. Inherited by who answers.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+}

@@ -1,0 +1,229 @@
+//! Finding and opening with this process's own rights.
+
+use super::{Found, Located, Roots};
+use crate::backend::{Backend, Facts, LocateError, Query};
+use crate::codchi::{self, MachineName, State};
+use crate::credentials::{User, as_user};
+use crate::idmap::IdMap;
+use crate::tree::{self, Anchor, Root};
+use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use std::path::{Path, PathBuf};
+
+/// Opens a directory for nothing but to say which it is.
+const PIN: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Finds what the backend knows, opens what the user may have.
+#[derive(Debug)]
+pub struct Direct {
+    backend: Backend,
+    user: User,
+    state: State,
+    /// Where there are any, machines are opened through one of them or not at all.
+    anchors: Option<Vec<Anchor>>,
+}
+
+impl Direct {
+    /// The machines of `state`, which is `user`'s.
+    pub fn new(backend: Backend, user: User, state: State) -> Self {
+        Self { backend, user, state, anchors: None }
+    }
+
+    /// From now on opens machines only where directories of machines are now, and through mounts that nothing else
+    /// shows. What is nowhere is left out: a machine there shows why it cannot be opened.
+    pub fn confine(&mut self) {
+        let mut anchors = Vec::new();
+        for path in self.backend.places() {
+            if let Ok(directory) = rustix::fs::open(&path, PIN, Mode::empty()) {
+                add(&mut anchors, &path, directory);
+            }
+        }
+        let homes = self.state.data_dir.join("machine");
+        if let Some((path, directory)) = self.own_directory(&homes) {
+            add(&mut anchors, &path, directory);
+        }
+        // Where these do not reach: a volume of its own for each instance, a home elsewhere.
+        for name in self.names() {
+            let (Ok(located), _) = self.locate(&name) else { continue };
+            for (path, opened) in [
+                (&located.location.rootfs, self.pin_rootfs(&located.location.rootfs)),
+                (&located.home, self.pin_home(&located.home)),
+            ] {
+                let within = |directory: &OwnedFd| {
+                    anchors.iter().any(|anchor| matches!(anchor.open(directory), Ok(Some(_))))
+                };
+                if let Ok(directory) = opened
+                    && !within(&directory)
+                {
+                    add(&mut anchors, path, directory);
+                }
+            }
+        }
+        self.anchors = Some(anchors);
+    }
+
+    /// The directories that machines are opened through.
+    pub fn anchors(&self) -> &[Anchor] {
+        self.anchors.as_deref().unwrap_or_default()
+    }
+
+    /// Codchi's config directory, opened with the user's rights; what is above it while it is not there.
+    pub fn state_directories(&self) -> Vec<OwnedFd> {
+        let config = &self.state.config_dir;
+        [config.clone(), config.join("machine")]
+            .iter()
+            .filter_map(|path| self.own_directory(path))
+            .map(|(_, directory)| directory)
+            .collect()
+    }
+
+    fn names(&self) -> Vec<MachineName> {
+        let found = as_user(self.user, || self.state.machine_names());
+        let found = found.ok().and_then(Result::ok).unwrap_or_default();
+        let name = |found| match found {
+            codchi::Found::Machine(name) => Some(name),
+            codchi::Found::Invalid { .. } => None,
+        };
+        found.into_iter().filter_map(name).collect()
+    }
+
+    /// `path`, or the lowest directory above it that there is, if that is the user's own: whatever a link of the user
+    /// leads to is not.
+    fn own_directory(&self, path: &Path) -> Option<(PathBuf, OwnedFd)> {
+        for path in path.ancestors() {
+            let opened = as_user(self.user, || rustix::fs::open(path, PIN, Mode::empty())).ok()?;
+            let directory = match opened {
+                Ok(directory) => directory,
+                Err(Errno::NOENT) => continue,
+                Err(_) => return None,
+            };
+            let (uid, _) = tree::layer_owner(&directory).ok()?;
+            return (uid == self.user.uid).then(|| (path.to_owned(), directory));
+        }
+        None
+    }
+
+    pub(super) fn locate(&self, name: &MachineName) -> (Result<Located, LocateError>, Facts) {
+        let query = Query {
+            instance: &name.instance(),
+            uid: self.user.uid,
+            data_dir: &self.state.data_dir,
+        };
+        let (location, facts) = self.backend.locate(&query);
+        let located = location.map(|location| {
+            let home = location.home.clone().unwrap_or_else(|| self.state.home(name));
+            let roots = [found(self.pin_rootfs(&location.rootfs)), found(self.pin_home(&home))];
+            Located { location, home, roots }
+        });
+        (located, facts)
+    }
+
+    pub(super) fn open(&self, located: &Located) -> Result<Roots, String> {
+        let (location, home) = (&located.location, &located.home);
+        let rootfs = open_rootfs(&location.rootfs)?;
+        let maps = &location.maps;
+        inside_map("root file system", &location.rootfs, &rootfs, maps.rootfs.as_ref())?;
+        let opened = self.open_home(home)?;
+        inside_map("home", home, &opened, maps.home.as_ref())?;
+        Ok(Roots {
+            rootfs: self.root("root file system", &location.rootfs, rootfs)?,
+            home: self.root("home", home, opened)?,
+        })
+    }
+
+    /// Whether this process may read a machine's root file system; else why not, and what to do.
+    pub fn rootfs_readable(&self, rootfs: &Path) -> Result<(), String> {
+        open_rootfs(rootfs).map(drop)
+    }
+
+    /// The same for a home.
+    pub fn home_readable(&self, home: &Path) -> Result<(), String> {
+        self.open_home(home).map(drop)
+    }
+
+    fn open_home(&self, home: &Path) -> Result<OwnedFd, String> {
+        self.way(home)
+            .and_then(|(parent, name)| tree::open_layer_at(&parent, name))
+            .map_err(|e| cannot_open("home", home, e))
+    }
+
+    fn root(&self, what: &str, path: &Path, directory: OwnedFd) -> Result<Root, String> {
+        let covered = tree::covered(&directory);
+        let Some(anchors) = &self.anchors else { return Ok(Root::new(directory, covered)) };
+        for anchor in anchors {
+            match anchor.open(&directory) {
+                Ok(None) => {}
+                Ok(Some(opened)) => {
+                    return Ok(Root::handed_over(opened, anchor.is_quiet(), covered));
+                }
+                Err(why) => return Err(cannot_open(what, path, why)),
+            }
+        }
+        Err(format!(
+            "the {what} {} is not where machines were when this was mounted; mount again to see it",
+            path.display()
+        ))
+    }
+
+    fn pin_rootfs(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        rustix::fs::open(path, PIN | OFlags::NOFOLLOW, Mode::empty())
+    }
+
+    fn pin_home(&self, home: &Path) -> Result<OwnedFd, Errno> {
+        let (parent, name) = self.way(home)?;
+        rustix::fs::openat(parent, name, PIN | OFlags::NOFOLLOW, Mode::empty())
+    }
+
+    /// The way to a home is the user's, who may put links there: it is walked with the user's rights. Only the home
+    /// itself, which is shifted and 0700, is opened with more, and not if it is a link.
+    fn way<'a>(&self, home: &'a Path) -> Result<(OwnedFd, &'a std::ffi::OsStr), Errno> {
+        let (Some(parent), Some(name)) = (home.parent(), home.file_name()) else {
+            return Err(Errno::INVAL);
+        };
+        let walked = as_user(self.user, || rustix::fs::openat(CWD, parent, PIN, Mode::empty()));
+        let parent = walked.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::PERM))??;
+        Ok((parent, name))
+    }
+}
+
+fn add(anchors: &mut Vec<Anchor>, path: &Path, directory: OwnedFd) {
+    match Anchor::new(directory) {
+        Ok(anchor) => anchors.push(anchor),
+        Err(why) => {
+            tracing::warn!(path = %path.display(), %why, "cannot read machines from here");
+        }
+    }
+}
+
+fn found(opened: Result<OwnedFd, Errno>) -> Option<Found> {
+    let directory = opened.ok()?;
+    let identity = tree::layer_identity(&directory).ok()?;
+    Some(Found { identity, covered: tree::covered(&directory) })
+}
+
+fn open_rootfs(rootfs: &Path) -> Result<OwnedFd, String> {
+    tree::open_layer(rootfs).map_err(|e| cannot_open("root file system", rootfs, e))
+}
+
+fn cannot_open(what: &str, path: &Path, why: Errno) -> String {
+    let remedy = match why {
+        Errno::ACCESS | Errno::PERM => {
+            "; only root reads machines: run as root, or mount with `mount -t codchifs`"
+        }
+        _ => "",
+    };
+    format!("cannot open the {what} {}: {why}{remedy}", path.display())
+}
+
+/// A layer whose owner is nobody in the machine is not the machine's, however it got there.
+fn inside_map(what: &str, path: &Path, layer: &OwnedFd, map: Option<&IdMap>) -> Result<(), String> {
+    let (uid, _) = tree::layer_owner(layer).map_err(|e| cannot_open(what, path, e))?;
+    match map {
+        Some(map) if map.uid(uid).is_none() => Err(format!(
+            "refused: the {what} {} belongs to host uid {uid}, who is nobody in the machine",
+            path.display()
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,120 @@
+//! The host's side: finds and opens for the server, which may only name machines.
+
+use super::Direct;
+use super::wire::{Answer, Body, Opened, Refusal, Request, Told, What, receive, send};
+use crate::codchi::MachineName;
+use crate::sys;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+use rustix::io::Errno;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+/// Questions answered at a time: those who look at machines rarely wait, but one may wait for a daemon.
+const SOCKETS: usize = 4;
+
+/// Answers on sockets until the server ends.
+#[derive(Debug)]
+pub struct Host(Arc<Means>);
+
+#[derive(Debug)]
+struct Means {
+    direct: Direct,
+    /// What the kernel is answered on, and told on which files it may read by itself.
+    device: OwnedFd,
+}
+
+impl Host {
+    /// Answers with what `direct` finds and opens.
+    pub fn new(direct: Direct, device: OwnedFd) -> Self {
+        Self(Arc::new(Means { direct, device }))
+    }
+
+    /// Starts to answer. The other ends are for the server's [`super::Client`].
+    pub fn start(&self) -> io::Result<Vec<OwnedFd>> {
+        let mut ends = Vec::new();
+        for _ in 0..SOCKETS {
+            let (ours, servers) = UnixStream::pair()?;
+            let means = Arc::clone(&self.0);
+            std::thread::Builder::new()
+                .name("codchifs-host".into())
+                .spawn(move || while answer(&means, &ours).is_ok() {})?;
+            ends.push(servers.into());
+        }
+        Ok(ends)
+    }
+
+    /// The finder itself.
+    pub fn direct(&self) -> &Direct {
+        &self.0.direct
+    }
+
+    /// What the kernel is answered on.
+    pub fn device(&self) -> &OwnedFd {
+        &self.0.device
+    }
+}
+
+fn answer(means: &Means, socket: &UnixStream) -> io::Result<()> {
+    let (Request { number, what }, mut files): (Request, _) = receive(socket)?;
+    let found = catch_unwind(AssertUnwindSafe(|| match &what {
+        What::Locate(name) => find(&means.direct, name, false),
+        What::Open(name) => find(&means.direct, name, true),
+        What::Back => (Body::Backed(back(means, files.pop())), Vec::new()),
+        What::LetGo(id) => {
+            let done = sys::let_go_of_backing(means.device.as_fd(), *id);
+            (Body::Backed(done.map(|()| *id).map_err(Errno::raw_os_error)), Vec::new())
+        }
+    }));
+    let (body, fds) = found.unwrap_or_else(|panic| {
+        // Dropping what a panic carries may panic in turn.
+        std::mem::forget(panic);
+        (refused("the look for it failed; this is a bug".into()), Vec::new())
+    });
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    send(socket, &Answer { number, body }, &fds)
+}
+
+/// Only what the server has opened for reading: the kernel would also write to it otherwise, with our rights.
+fn back(means: &Means, file: Option<OwnedFd>) -> Result<u32, i32> {
+    let back = |file: OwnedFd| {
+        let regular = FileType::from_raw_mode(fstat(&file)?.st_mode) == FileType::RegularFile;
+        if !regular || fcntl_getfl(&file)? & OFlags::RWMODE != OFlags::RDONLY {
+            return Err(Errno::INVAL);
+        }
+        sys::back(means.device.as_fd(), file.as_fd())
+    };
+    file.ok_or(Errno::BADF).and_then(back).map_err(Errno::raw_os_error)
+}
+
+fn refused(why: String) -> Body {
+    let located = Err(Refusal::Other(why.clone()));
+    Body::Machine(Box::new(Told { located, facts: Default::default(), opened: Err(why) }))
+}
+
+fn find(direct: &Direct, name: &str, open: bool) -> (Body, Vec<OwnedFd>) {
+    // Whoever asks is not trusted to have checked it.
+    let name = match MachineName::new(name) {
+        Ok(name) => name,
+        Err(why) => return (refused(why.to_string()), Vec::new()),
+    };
+    let (located, facts) = direct.locate(&name);
+    let mut fds = Vec::new();
+    let opened = match &located {
+        Ok(located) if open => direct.open(located).map(|roots| {
+            let roots = [roots.rootfs, roots.home];
+            let opened = roots
+                .iter()
+                .map(|root| Opened { quiet: root.is_quiet(), covered: root.covered().to_vec() });
+            let opened = opened.collect();
+            fds.extend(roots.into_iter().map(crate::tree::Root::into_fd));
+            opened
+        }),
+        Err(why) if open => Err(why.to_string()),
+        _ => Ok(Vec::new()),
+    };
+    let located = located.map_err(Into::into);
+    (Body::Machine(Box::new(Told { located, facts, opened })), fds)
+}

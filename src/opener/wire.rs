@@ -1,0 +1,289 @@
+//! What the host and the server of a mount tell each other: frames of JSON over a pair of sockets, some with descriptors.
+
+use super::Located;
+use crate::backend::{Facts, LocateError, bytes};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+/// Bytes of one frame at most: an id map has some thousand ranges.
+const MOST: u32 = 16 << 20;
+/// Descriptors of one frame at most (unix(7), SCM_MAX_FD is 253).
+const MOST_FDS: usize = 128;
+
+/// What the server wants.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum What {
+    /// Where the machine of this name is.
+    Locate(String),
+    /// Its directories.
+    Open(String),
+    /// That the kernel reads the file that comes along by itself.
+    Back,
+    /// That it lets go of that file.
+    LetGo(u32),
+}
+
+/// Server to host. A name or a file that it can read anyway is all that the server has a say in.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Request {
+    pub(super) number: u64,
+    pub(super) what: What,
+}
+
+/// Host to server.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Answer {
+    /// That of the request.
+    pub(super) number: u64,
+    pub(super) body: Body,
+}
+
+/// What is answered.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Body {
+    Machine(Box<Told>),
+    /// The kernel's number for the file, or its error.
+    Backed(Result<u32, i32>),
+}
+
+/// Of a machine; with the rootfs and the home where these were asked for and can be had.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Told {
+    pub(super) located: Result<Located, Refusal>,
+    pub(super) facts: Facts,
+    /// Why the directories are not in this frame; else which of them are quiet, and what is mounted over places of theirs.
+    pub(super) opened: Result<Vec<Opened>, String>,
+}
+
+/// One opened directory.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Opened {
+    pub(super) quiet: bool,
+    #[serde(with = "bytes::list")]
+    pub(super) covered: Vec<PathBuf>,
+}
+
+/// A [`LocateError`]; for those who are told, there are but two kinds.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Refusal {
+    NotInstalled(String),
+    Other(String),
+}
+
+impl From<LocateError> for Refusal {
+    fn from(error: LocateError) -> Self {
+        match error {
+            LocateError::NotInstalled(what) => Self::NotInstalled(what),
+            other => Self::Other(other.to_string()),
+        }
+    }
+}
+
+impl From<Refusal> for LocateError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotInstalled(what) => Self::NotInstalled(what),
+            Refusal::Other(why) => Self::Told(why),
+        }
+    }
+}
+
+/// The first that the server hears: whom it serves and what it may use.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Greeting {
+    /// Whose machines.
+    pub uid: u32,
+    /// That user's main group.
+    pub gid: u32,
+    /// Codchi's config directory.
+    #[serde(with = "bytes")]
+    pub config_dir: PathBuf,
+    /// Codchi's data directory.
+    #[serde(with = "bytes")]
+    pub data_dir: PathBuf,
+    /// Where the mount is.
+    #[serde(with = "bytes")]
+    pub mountpoint: PathBuf,
+    /// How many sockets are for questions.
+    pub sockets: usize,
+    /// Whether every directory that is opened comes through a mount that moves no access time.
+    pub quiet: bool,
+    /// Whether there is a file to log to.
+    pub log: bool,
+}
+
+/// What the server may use, in the order in which it is sent.
+#[derive(Debug)]
+pub struct Greeted {
+    /// What the kernel is answered on.
+    pub device: OwnedFd,
+    /// For the [`super::Client`].
+    pub sockets: Vec<OwnedFd>,
+    /// What it logs to once nobody looks at its stderr.
+    pub log: Option<OwnedFd>,
+    /// Directories that it may read below.
+    pub readable: Vec<OwnedFd>,
+}
+
+/// What is said once the server runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Control {
+    /// Server to host: the kernel is being answered.
+    Ready,
+    /// Host to server: look at everything anew.
+    Reread,
+}
+
+impl Control {
+    /// Says it.
+    pub fn send(self, to: &UnixStream) -> io::Result<()> {
+        send(to, &self, &[])
+    }
+
+    /// Waits until the other says something. UnexpectedEof once it has ended.
+    pub fn receive(from: &UnixStream) -> io::Result<Self> {
+        receive(from).map(|(control, _)| control)
+    }
+}
+
+/// Sends the greeting and what the server may use, in the order of [`Greeted`].
+pub fn send_greeting(
+    to: &UnixStream,
+    greeting: &Greeting,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    send(to, &(greeting, fds.len()), &[])?;
+    fds.chunks(MOST_FDS).try_for_each(|chunk| send(to, &(), chunk))
+}
+
+/// Receives what [`send_greeting`] sent.
+pub fn receive_greeting(from: &UnixStream) -> io::Result<(Greeting, Greeted)> {
+    let ((greeting, count), _): ((Greeting, usize), _) = receive(from)?;
+    let mut fds = Vec::new();
+    while fds.len() < count {
+        let ((), some) = receive(from)?;
+        if some.is_empty() {
+            return Err(missing());
+        }
+        fds.extend(some);
+    }
+    let mut fds = fds.into_iter();
+    let device = fds.next().ok_or_else(missing)?;
+    let sockets = fds.by_ref().take(greeting.sockets).collect();
+    let log = if greeting.log { Some(fds.next().ok_or_else(missing)?) } else { None };
+    Ok((greeting, Greeted { device, sockets, log, readable: fds.collect() }))
+}
+
+fn missing() -> io::Error {
+    io::Error::other("descriptors are missing")
+}
+
+/// Sends one frame: its length, then its text; the descriptors go with the length.
+pub(super) fn send(
+    to: &UnixStream,
+    what: &impl Serialize,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let text = serde_json::to_vec(what)?;
+    let length = u32::try_from(text.len()).ok().filter(|length| *length <= MOST);
+    let length = length.ok_or_else(|| io::Error::other("a message is too long"))?.to_ne_bytes();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    let sent = loop {
+        match sendmsg(to, &[IoSlice::new(&length)], &mut ancillary, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            sent => break sent?,
+        }
+    };
+    let mut to = to;
+    to.write_all(length.get(sent..).unwrap_or_default())?;
+    to.write_all(&text)
+}
+
+/// Receives one frame.
+pub(super) fn receive<T: DeserializeOwned>(from: &UnixStream) -> io::Result<(T, Vec<OwnedFd>)> {
+    let mut length = [0; 4];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got = loop {
+        let into = &mut [IoSliceMut::new(&mut length)];
+        match recvmsg(from.as_fd(), into, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            got => break got?.bytes,
+        }
+    };
+    if got == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let fds = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let fds = fds.flatten().collect();
+    let mut from = from;
+    from.read_exact(length.get_mut(got..).unwrap_or_default())?;
+    let length = u32::from_ne_bytes(length);
+    if length > MOST {
+        return Err(io::Error::other("a message is too long"));
+    }
+    let mut text = vec![0; length as usize];
+    from.read_exact(&mut text)?;
+    Ok((serde_json::from_slice(&text)?, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::path::Path;
+
+    #[test]
+    fn a_greeting_brings_more_descriptors_than_one_message_holds() {
+        let (host, server) = UnixStream::pair().unwrap();
+        let file = File::open("/dev/null").unwrap();
+        let fds = vec![file.as_fd(); MOST_FDS * 2 + 7];
+        let path = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"/no\xfftext");
+        let greeting = Greeting {
+            uid: 7,
+            gid: 8,
+            config_dir: path.into(),
+            data_dir: "/data".into(),
+            mountpoint: "/mnt".into(),
+            sockets: 4,
+            quiet: true,
+            log: true,
+        };
+        let sent = std::thread::scope(|scope| {
+            let sender = scope.spawn(|| send_greeting(&host, &greeting, &fds));
+            let (told, got) = receive_greeting(&server).unwrap();
+            assert_eq!((told.uid, told.gid, &*told.config_dir), (7, 8, Path::new(path)));
+            assert_eq!((got.sockets.len(), got.log.is_some()), (4, true));
+            assert_eq!(got.readable.len(), fds.len() - 6);
+            sender.join().unwrap()
+        });
+        sent.unwrap();
+        drop(host);
+        let ended = Control::receive(&server).unwrap_err();
+        assert_eq!(ended.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_frame_that_is_too_long_is_no_reason_to_wait_for_it() {
+        let (mut host, server) = UnixStream::pair().unwrap();
+        host.write_all(&u32::MAX.to_ne_bytes()).unwrap();
+        assert!(Control::receive(&server).unwrap_err().to_string().contains("too long"));
+    }
+}

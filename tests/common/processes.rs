@@ -1,0 +1,134 @@
+//! Processes as /proc shows them, and calls that they are made to make.
+
+use super::{DEADLINE, program, run, wait_until};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+/// The fields of `/proc/PATH/status`.
+pub(crate) fn status(path: impl std::fmt::Display) -> BTreeMap<String, String> {
+    let text = fs::read_to_string(format!("/proc/{path}/status")).unwrap();
+    let fields = text.lines().filter_map(|line| line.split_once(':'));
+    fields.map(|(name, value)| (name.to_owned(), value.trim().replace('\t', " "))).collect()
+}
+
+/// Its threads.
+pub(crate) fn threads(pid: u32) -> Vec<u32> {
+    numbers(&format!("/proc/{pid}/task"))
+}
+
+/// Processes that it started and that run.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let of = |thread| fs::read_to_string(format!("/proc/{pid}/task/{thread}/children"));
+    let text: String = threads(pid).into_iter().filter_map(|thread| of(thread).ok()).collect();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// What each of its descriptors is.
+pub(crate) fn descriptors(pid: u32) -> BTreeMap<u32, PathBuf> {
+    let directory = format!("/proc/{pid}/fd");
+    let link = |fd| Some((fd, fs::read_link(format!("{directory}/{fd}")).ok()?));
+    numbers(&directory).into_iter().filter_map(link).collect()
+}
+
+fn numbers(directory: &str) -> Vec<u32> {
+    let entries = fs::read_dir(directory).unwrap_or_else(|why| panic!("{directory}: {why}"));
+    entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).collect()
+}
+
+pub(crate) fn is_alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// KiB of memory that it has.
+pub(crate) fn resident(pid: u32) -> u64 {
+    status(pid)["VmRSS"].split(' ').next().unwrap().parse().unwrap()
+}
+
+/// A process that does nothing until it is made to, and ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Idle(Child);
+
+impl Idle {
+    /// `before` ends in what runs the words after it.
+    pub(crate) fn new(mut before: Command) -> Self {
+        let child = before.args(["sleep", "1000"]).stdin(Stdio::null()).spawn().unwrap();
+        let idle = Self(child);
+        wait_until("the process", DEADLINE, || {
+            fs::read_to_string(format!("/proc/{}/comm", idle.pid())).unwrap() == "sleep\n"
+        });
+        idle
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// By which signal it has ended.
+    pub(crate) fn killed_by(&mut self) -> Option<i32> {
+        self.0.try_wait().unwrap().and_then(|status| status.signal())
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A system call with C expressions as arguments.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) name: String,
+    pub(crate) number: libc::c_long,
+    pub(crate) arguments: String,
+}
+
+pub(crate) fn call(name: &str, number: libc::c_long, arguments: impl Into<String>) -> Call {
+    Call { name: name.into(), number, arguments: arguments.into() }
+}
+
+/// Has the process itself make these calls, one after the other: what it got, or the number of the error. A program that it
+/// executes is the last that it does.
+pub(crate) fn make(pid: u32, calls: &[Call]) -> Vec<Result<i64, i32>> {
+    let mut script =
+        String::from("set pagination off\nset confirm off\nset debuginfod enabled off\n");
+    // struct open_how for reading and for writing, and room for what is read.
+    script.push_str("set $how = (char*(*)(long,long))calloc\n");
+    script.push_str(
+        "set $read = $how(1, 256)\nset $write = $how(1, 256)\nset $room = $how(1, 4096)\n",
+    );
+    let _ = writeln!(script, "set *(long*)$write = {}", libc::O_WRONLY);
+    script.push_str(
+        "set $call = (long(*)(long,...))syscall\nset $errno = (int*(*)(void))__errno_location\n",
+    );
+    for Call { number, arguments, .. } in calls {
+        let _ = writeln!(script, "set $got = $call({number}, {arguments})");
+        script.push_str("printf \"\\nRESULT %ld %d\\n\", $got, *$errno()\n");
+    }
+    script.push_str("detach\nquit\n");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), script).unwrap();
+    let mut gdb = program("gdb", ["-nx", "-batch", "-p", &pid.to_string(), "-x"]);
+    let done = run(gdb.arg(file.path()));
+    let results = done.out();
+    let results = results.lines().filter_map(|line| line.strip_prefix("RESULT "));
+    let mut results: Vec<_> = results
+        .map(|line| {
+            let (got, errno) = line.split_once(' ').unwrap();
+            match got.parse().unwrap() {
+                -1 => Err(errno.parse().unwrap()),
+                got => Ok(got),
+            }
+        })
+        .collect();
+    if done.out().contains("is executing new program") {
+        results.push(Ok(0));
+    }
+    assert_eq!(results.len(), calls.len(), "{}\n{}", done.out(), done.err());
+    results
+}

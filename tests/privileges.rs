@@ -1,0 +1,343 @@
+//! What the process that answers the kernel may do: nothing but read machines.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use common::lxd::{Host, UID};
+use common::mounted::Mounted;
+use common::played::{directory, played};
+use common::processes::{Call, Idle, call, descriptors, make, status, threads};
+use common::{program, run};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+
+/// CAP_DAC_READ_SEARCH (linux/capability.h).
+const READ_SEARCH: u64 = 1 << 2;
+
+fn mounted(host: &Host) -> Mounted {
+    let mounted = host.mount("mnt");
+    // Served at least once, so that all that is started late is there.
+    fs::read(mounted.tar("demo")).unwrap();
+    mounted
+}
+
+#[test]
+fn the_server_is_the_user_with_one_capability_in_every_thread() {
+    let host = played();
+    let mounted = mounted(&host);
+    let server = mounted.server();
+    let set = |bits: u64| format!("{bits:016x}");
+    let all = threads(server);
+    assert!(all.len() > 1, "one thread only: {all:?}");
+    for thread in all {
+        let status = status(format!("{server}/task/{thread}"));
+        for (field, value) in [
+            ("Uid", format!("{UID} {UID} {UID} {UID}")),
+            ("Gid", format!("{UID} {UID} {UID} {UID}")),
+            ("Groups", UID.to_string()),
+            ("CapInh", set(0)),
+            ("CapPrm", set(READ_SEARCH)),
+            ("CapEff", set(READ_SEARCH)),
+            ("CapBnd", set(0)),
+            ("CapAmb", set(0)),
+            ("NoNewPrivs", "1".into()),
+            // SECCOMP_MODE_FILTER
+            ("Seccomp", "2".into()),
+        ] {
+            assert_eq!(status[field], value, "{field} of {}", status["Name"]);
+        }
+    }
+    let limits = fs::read_to_string(format!("/proc/{server}/limits")).unwrap();
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["0", "0", "bytes"]);
+    // What belongs to root in /proc is what shows that a process is not dumpable (proc(5)).
+    let owner = |pid| {
+        std::os::unix::fs::MetadataExt::uid(&fs::metadata(format!("/proc/{pid}/fd")).unwrap())
+    };
+    assert_eq!(owner(server), 0);
+    let user = unconfined();
+    assert_eq!(owner(user.pid()), UID, "any other process of the user can be traced by the user");
+    assert!(status(mounted.host())["Uid"].starts_with("0 0"));
+}
+
+#[test]
+fn nothing_of_the_caller_arrives_in_the_server() {
+    let host = played();
+    let stray = host.path().join("stray");
+    fs::write(&stray, "stray").unwrap();
+    // Below, above, and beyond what a process usually has.
+    let mut shell =
+        program("bash", ["-c", r#"exec 3<"$0" 9<"$0" 77<"$0" 200<"$0"; cd "$1"; exec "${@:2}""#]);
+    let codchifs = host.command(&["mount", "--foreground", "-o", "allow_root"]);
+    shell.arg(&stray).arg(host.path()).arg(codchifs.get_program()).args(codchifs.get_args());
+    for (name, value) in codchifs.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
+        .env_remove("RUST_BACKTRACE")
+        .env("SECRET_OF_THE_CALLER", "s")
+        .env("LD_CALLER", "s")
+        .env("CODCHIFS_LOG", "info");
+    let mounted = Mounted::of(shell, host.path().join("mnt"), host.path().join("log"));
+    fs::read(mounted.tar("demo")).unwrap();
+    let server = mounted.server();
+    assert!(descriptors(mounted.host()).values().any(|at| *at == stray), "the test opened nothing");
+
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    let found = descriptors(server);
+    for path in found.values() {
+        let text = path.to_str().unwrap();
+        let kind = match text.split_once(':') {
+            Some((kind, _)) => kind.to_owned(),
+            // Detached mounts show their directory from its own root on.
+            None if text.starts_with("/dev/") => text.into(),
+            None if *path == host.path().join("log") => "log".into(),
+            None => "machine".into(),
+        };
+        *kinds.entry(kind).or_default() += 1;
+    }
+    let machines = kinds.remove("machine").unwrap_or_default();
+    // Two ends of the socket for what it is told, four to ask on.
+    let expected = [("/dev/fuse", 1), ("/dev/null", 3), ("log", 1), ("socket", 6)];
+    assert_eq!(kinds, expected.map(|(kind, count)| (kind.to_owned(), count)).into(), "{found:?}");
+    assert!((2..10).contains(&machines), "{found:?}");
+
+    let read = |what: &str| fs::read(format!("/proc/{server}/{what}")).unwrap();
+    let environment = String::from_utf8(read("environ")).unwrap();
+    for variable in environment.split_terminator('\0') {
+        assert_eq!(variable, "CODCHIFS_LOG=info");
+    }
+    assert_eq!(fs::read_link(format!("/proc/{server}/cwd")).unwrap(), Path::new("/"));
+}
+
+/// A process of the user with the server's capability, and nothing that confines it.
+fn unconfined() -> Idle {
+    let mut setpriv = program("setpriv", ["--clear-groups"]);
+    setpriv.args([format!("--reuid={UID}"), format!("--regid={UID}")]);
+    setpriv.args(["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]);
+    Idle::new(setpriv)
+}
+
+/// Files with something in them that the server has no business with, and one of its machine.
+struct Outside {
+    private: Vec<PathBuf>,
+    own: PathBuf,
+    machine: PathBuf,
+    _root: tempfile::TempDir,
+}
+
+fn outside(host: &Host) -> Outside {
+    let root = tempfile::Builder::new().prefix("secret-").tempdir_in("/root").unwrap();
+    let home = host.path().join("home-of-another");
+    fs::create_dir(&home).unwrap();
+    let private = vec![root.path().join("key"), home.join("key")];
+    for path in &private {
+        fs::write(path, "private").unwrap();
+    }
+    for path in [&home, &home.join("key")] {
+        chown(path, Some(65534), Some(65534)).unwrap();
+    }
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).unwrap();
+    let own = host.path().join("own");
+    fs::create_dir_all(own.join("empty")).unwrap();
+    fs::write(own.join("file"), "own").unwrap();
+    for path in [&own, &own.join("file"), &own.join("empty")] {
+        chown(path, Some(UID), Some(UID)).unwrap();
+    }
+    let machine = directory(&host.lxd, "demo").join("rootfs/srv/service/data");
+    Outside { private, own, machine, _root: root }
+}
+
+/// What a server that was taken over would try: each works for the user.
+fn attempts(outside: &Outside, victim: u32) -> Vec<(Call, i32)> {
+    let text = |path: &Path| format!("\"{}\"", path.display());
+    let mut all = Vec::new();
+    let mut denied = |name: &str, number, arguments: String, errno| {
+        all.push((call(name, number, arguments), errno))
+    };
+    let (denied_files, missing) = (libc::EACCES, libc::ENOSYS);
+    for path in outside.private.iter().map(PathBuf::as_path).chain([Path::new("/etc/shadow")]) {
+        let path = text(path);
+        denied(&format!("open {path}"), libc::SYS_open, format!("{path}, 0"), denied_files);
+        denied(
+            &format!("openat2 {path}"),
+            libc::SYS_openat2,
+            format!("-100, {path}, $read, 24"),
+            denied_files,
+        );
+    }
+    denied("list /", libc::SYS_openat, format!("-100, \"/\", {}", libc::O_DIRECTORY), denied_files);
+    let (file, empty) = (text(&outside.own.join("file")), text(&outside.own.join("empty")));
+    let new = |name| text(&outside.own.join(name));
+    denied("open for writing", libc::SYS_openat, format!("-100, {file}, 1"), missing);
+    denied("open for both", libc::SYS_open, format!("{file}, 2"), missing);
+    denied(
+        "openat2 for writing",
+        libc::SYS_openat2,
+        format!("-100, {file}, $write, 24"),
+        denied_files,
+    );
+    denied("creat", libc::SYS_creat, format!("{}, 0644", new("created")), missing);
+    denied("truncate", libc::SYS_truncate, format!("{file}, 1"), missing);
+    denied("chmod", libc::SYS_chmod, format!("{file}, 0600"), missing);
+    denied("utime", libc::SYS_utimensat, format!("-100, {file}, 0, 0"), missing);
+    denied("setxattr", libc::SYS_setxattr, format!("{file}, \"user.x\", \"y\", 1, 0"), missing);
+    denied("mkdir", libc::SYS_mkdir, format!("{}, 0755", new("made")), missing);
+    denied("rmdir", libc::SYS_rmdir, new("made"), missing);
+    denied("mkfifo", libc::SYS_mknod, format!("{}, 0010644, 0", new("fifo")), missing);
+    denied("link", libc::SYS_link, format!("{file}, {}", new("link")), missing);
+    denied("symlink", libc::SYS_symlink, format!("\"x\", {}", new("symlink")), missing);
+    denied("rename", libc::SYS_rename, format!("{empty}, {}", new("moved")), missing);
+    denied("unlink", libc::SYS_unlink, file.clone(), missing);
+    denied("memfd_create", libc::SYS_memfd_create, "\"x\", 0".into(), missing);
+    for (name, family, kind) in [
+        ("unix", libc::AF_UNIX, libc::SOCK_STREAM),
+        ("inet", libc::AF_INET, libc::SOCK_STREAM),
+        ("udp", libc::AF_INET6, libc::SOCK_DGRAM),
+        ("netlink", libc::AF_NETLINK, libc::SOCK_RAW),
+    ] {
+        denied(
+            &format!("socket {name}"),
+            libc::SYS_socket,
+            format!("{family}, {kind}, 0"),
+            missing,
+        );
+    }
+    denied("socketpair", libc::SYS_socketpair, "1, 1, 0, $room".into(), missing);
+    denied("fork", libc::SYS_fork, "0".into(), missing);
+    denied("clone", libc::SYS_clone, format!("{}, 0, 0, 0, 0", libc::SIGCHLD), missing);
+    denied("ptrace", libc::SYS_ptrace, format!("{}, {victim}, 0, 0", libc::PTRACE_SEIZE), missing);
+    denied(
+        "read another's memory",
+        libc::SYS_process_vm_readv,
+        format!("{victim}, 0, 0, 0, 0, (long)0"),
+        missing,
+    );
+    denied("pidfd_open", libc::SYS_pidfd_open, format!("{victim}, 0"), missing);
+    denied("tgkill", libc::SYS_tgkill, format!("{victim}, {victim}, 0"), missing);
+    denied("kill", libc::SYS_kill, format!("{victim}, 0"), missing);
+    denied("inotify", libc::SYS_inotify_init1, "0".into(), missing);
+    denied(
+        "be dumpable",
+        libc::SYS_prctl,
+        format!("{}, 1, 0, 0, 0", libc::PR_SET_DUMPABLE),
+        missing,
+    );
+    denied("set a limit", libc::SYS_setrlimit, format!("{}, $read", libc::RLIMIT_CORE), missing);
+    denied("execveat", libc::SYS_execveat, "-100, \"/nonexistent\", 0, 0, 0".into(), missing);
+    denied("execve", libc::SYS_execve, "\"/bin/true\", 0, 0".into(), missing);
+    all
+}
+
+#[test]
+fn the_server_itself_cannot_do_what_its_user_can() {
+    let host = played();
+    let outside = outside(&host);
+    let mounted = mounted(&host);
+    let mut victim = unconfined();
+    let attempts = attempts(&outside, victim.pid());
+    let mut calls: Vec<_> = attempts.iter().map(|(call, _)| call.clone()).collect();
+    let own = format!("\"{}\", 0", outside.machine.display());
+    let exec = calls.len();
+    calls.insert(0, call("open a file of its machine", libc::SYS_open, own));
+
+    let got = make(mounted.server(), &calls);
+    assert!(got[0].is_ok(), "what it is for: {got:?}");
+    let mut wrong = Vec::new();
+    for ((call, errno), got) in attempts.iter().zip(&got[1..]) {
+        if *got != Err(*errno) {
+            wrong.push(format!("{}: {got:?} and not error {errno}", call.name));
+        }
+    }
+    assert!(wrong.is_empty(), "the server:\n{}", wrong.join("\n"));
+    assert_eq!(fs::read_to_string(outside.own.join("file")).unwrap(), "own");
+    fs::read(mounted.tar("demo")).expect("it goes on");
+
+    // The same calls by a process with the same ids and the same capability.
+    let control = unconfined();
+    let got = make(control.pid(), &calls);
+    for (call, got) in calls.iter().zip(&got) {
+        let expected = if call.name == "execveat" { Err(libc::ENOENT) } else { Ok(()) };
+        assert_eq!(got.map(drop), expected, "{} by who is not confined", call.name);
+    }
+    assert_eq!(calls[exec].name, "execve");
+    assert!(!outside.own.join("file").exists());
+    assert_eq!(victim.killed_by(), None);
+}
+
+#[test]
+fn the_server_cannot_do_what_takes_root() {
+    let host = played();
+    let mounted = mounted(&host);
+    let calls = [
+        call("mount", libc::SYS_mount, "\"none\", \"/mnt\", \"tmpfs\", 0, 0"),
+        call("umount", libc::SYS_umount2, "\"/mnt\", 0"),
+        call("open_tree", libc::SYS_open_tree, "-100, \"/\", 1"),
+        call("fsopen", libc::SYS_fsopen, "\"tmpfs\", 0"),
+        call("unshare", libc::SYS_unshare, libc::CLONE_NEWNS.to_string()),
+        call(
+            "mknod",
+            libc::SYS_mknod,
+            format!("\"{}/device\", 0020644, 0x103", host.path().display()),
+        ),
+        call("chroot", libc::SYS_chroot, format!("\"{}\"", host.path().display())),
+        call("setuid", libc::SYS_setuid, "0"),
+        call("setgroups", libc::SYS_setgroups, "0, 0"),
+    ];
+    for (call, got) in calls.iter().zip(make(mounted.server(), &calls)) {
+        assert_eq!(got, Err(libc::ENOSYS), "{}", call.name);
+    }
+    let control = Idle::new(program("unshare", ["--mount", "--propagation", "private"]));
+    for (call, got) in calls.iter().zip(make(control.pid(), &calls)) {
+        assert!(got.is_ok(), "{} by root: {got:?}", call.name);
+    }
+}
+
+#[test]
+fn the_user_gets_nothing_out_of_the_server_or_the_host() {
+    let host = played();
+    let mounted = mounted(&host);
+    let user = |line: &str| {
+        let mut setpriv = program("setpriv", ["--clear-groups"]);
+        setpriv.args([format!("--reuid={UID}"), format!("--regid={UID}")]);
+        run(setpriv.args(["perl", "-e", line])).code == Some(0)
+    };
+    let looks = |pid| {
+        let opened = |what: &str| {
+            format!("open(my $f, '<', '/proc/{pid}/{what}') or exit 1; defined(getc $f) or exit 1")
+        };
+        let listed = |what: &str| format!("opendir(my $d, '/proc/{pid}/{what}') or exit 1");
+        [
+            // PTRACE_SEIZE
+            format!("exit(syscall({}, 0x4206, {pid}, 0, 0) != 0)", libc::SYS_ptrace),
+            format!("open(my $f, '<', '/proc/{pid}/mem') or exit 1"),
+            opened("environ"),
+            opened("maps"),
+            listed("fd"),
+            format!("readlink('/proc/{pid}/fd/0') or exit 1"),
+            listed("root/"),
+            listed("map_files"),
+        ]
+    };
+    let plain = {
+        let mut setpriv = program("setpriv", ["--clear-groups"]);
+        setpriv.args([format!("--reuid={UID}"), format!("--regid={UID}")]);
+        Idle::new(setpriv)
+    };
+    for (process, pid) in [("server", mounted.server()), ("host", mounted.host())] {
+        for (line, control) in looks(pid).iter().zip(looks(plain.pid())) {
+            assert!(!user(line), "{process}: {line}");
+            assert!(user(&control), "any other process of the user: {control}");
+        }
+    }
+    // As the uid is the user's, the user may end the server. Then it is gone, and the host unmounts.
+    assert!(user(&format!("kill(9, {}) or exit 1", mounted.server())));
+    common::wait_until("the end of the mount", common::DEADLINE, || {
+        common::mounted::mounts_on(mounted.point()).is_empty()
+    });
+}

@@ -1,0 +1,112 @@
+//! A mount by a plain user, with fusermount3's help.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use common::lxd::{Host, UID, shifted};
+use common::played::{MAP, directory, on_disk, played, pretend, record, sync};
+use common::{Done, program, run};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::Path;
+
+/// As the user, in a mount namespace with a /dev/fuse of mode `$FUSE` and a fuse.conf that says `$CONF`.
+const SCRIPT: &str = r#"
+mknod "$AT/fuse" c 10 229
+chmod "$FUSE" "$AT/fuse"
+mount --bind "$AT/fuse" /dev/fuse
+printf %s "$CONF" >"$AT/fuse.conf"
+mount --bind "$AT/fuse.conf" /etc/fuse.conf
+cd /
+setpriv --reuid "$UID_OF_USER" --regid "$UID_OF_USER" --clear-groups sh -ec "$LOOK" sh "$@"
+"#;
+
+struct Asked<'a> {
+    fuse: &'a str,
+    conf: &'a str,
+    /// `$0` is sh, `$1` the mount point, the rest is codchifs with its options.
+    look: &'a str,
+}
+
+impl Asked<'_> {
+    fn run(&self, host: &Host) -> Done {
+        let at = tempfile::Builder::new().prefix("ask-").tempdir_in(host.path()).unwrap();
+        fs::set_permissions(at.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let point = at.path().join("mnt");
+        fs::create_dir(&point).unwrap();
+        chown(&point, Some(UID), Some(UID)).unwrap();
+        let codchifs = host.command(&[]);
+        let mut command = program("unshare", ["--mount", "--propagation", "private"]);
+        command.args(["sh", "-ec", SCRIPT, "sh"]).arg(&point).arg(codchifs.get_program());
+        // Not --user: that is for root.
+        command.args(codchifs.get_args().skip(2));
+        command.env("LXD_DIR", &host.lxd).env("INCUS_DIR", &host.incus).env("AT", at.path());
+        command.env("FUSE", self.fuse).env("CONF", self.conf).env("LOOK", self.look);
+        run(command.env("UID_OF_USER", UID.to_string()))
+    }
+}
+
+/// All of it belongs to the user.
+fn give(top: &Path) {
+    run(program("chown", ["-hR", &format!("{UID}:{UID}")]).arg(top)).silent();
+}
+
+/// `mine` can be read by the user, of `demo` not all.
+fn host() -> Host {
+    let host = played();
+    on_disk(&host, &host.lxd, "mine", MAP, shifted);
+    let records = ["demo", "mine"].map(|machine| record(&host, machine, "Stopped", MAP));
+    let socket = host.lxd.join("unix.socket");
+    pretend(&socket, Some(sync(&records)));
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).unwrap();
+    give(&directory(&host.lxd, "mine"));
+    give(&host.home("mine"));
+    host
+}
+
+const LOOK: &str = r#"
+point=$1; shift
+"$@" mount "$point"
+set -- "$1" "$point"
+trap "'$1' unmount --lazy '$2'" EXIT
+grep " $2 " /proc/self/mountinfo
+id -u
+ls "$2"
+tar -tf "$2/mine/export.tar" | grep -c srv/root
+cat "$2/demo/export.tar" >/dev/null && echo whole || echo torn
+cat "$2/demo/report.json"
+"#;
+
+#[test]
+fn a_user_mounts_what_the_user_can_read_and_is_told_what_is_missing() {
+    let host = host();
+    let done = Asked { fuse: "666", conf: "", look: LOOK }.run(&host).ok();
+    let said = done.out();
+    let first = said.lines().next().unwrap();
+    for word in ["fuse.codchifs", "ro", "nosuid", "nodev", &format!("user_id={UID}")] {
+        assert!(first.split([' ', ',']).any(|have| have == word), "{word}: {said}");
+    }
+    let lines: Vec<_> = said.lines().skip(1).take(4).collect();
+    assert_eq!(lines, [&UID.to_string(), "demo", "mine", "1"], "{said}\n{}", done.err());
+    // srv/service is 0700 of an id that is not the user's.
+    assert!(said.contains("/srv/service") && said.contains("unreadable"), "{said}");
+}
+
+#[test]
+fn what_keeps_a_user_from_mounting_is_said_with_what_to_do() {
+    let host = host();
+    let mount = |options: &str| format!("point=$1; shift; \"$@\" mount {options} \"$point\"");
+    for (fuse, conf, options, words) in [
+        ("600", "", "", &["/dev/fuse", "Permission denied", "run as root"][..]),
+        ("666", "", "-o allow_other", &["allow_other", "user_allow_other", "/etc/fuse.conf"]),
+        ("666", "", "-o allow_root", &["user_allow_other", "/etc/fuse.conf"]),
+    ] {
+        let done = Asked { fuse, conf, look: &mount(options) }.run(&host);
+        assert_eq!(done.code, Some(1), "{options}: {}", done.err());
+        for word in words {
+            assert!(done.err().contains(word), "{options}: {word}: {}", done.err());
+        }
+    }
+    let look = mount("-o allow_other") + "; \"$1\" unmount \"$point\"";
+    Asked { fuse: "666", conf: "user_allow_other\n", look: &look }.run(&host).ok();
+}
