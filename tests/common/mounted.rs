@@ -137,16 +137,9 @@ impl Mounted {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// The process that answers the kernel: the only child of the one that mounted.
-    pub(crate) fn server(&self) -> Pid {
-        let id = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-        Pid::from_raw(children.trim().parse().unwrap()).unwrap()
-    }
-
     /// What the serving process has open, as /proc shows it.
     pub(crate) fn open_files(&self) -> Vec<PathBuf> {
-        let fds = fs::read_dir(format!("/proc/{}/fd", self.server().as_raw_nonzero())).unwrap();
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.server())).unwrap();
         fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).collect()
     }
 
