@@ -79,7 +79,7 @@ pub(super) fn run(
     let status = child.wait()?;
     handle.close();
     if status.success() {
-        mounted.let_go();
+        mounted.forget();
     }
     ended(status)
 }
@@ -117,7 +117,7 @@ struct Mounted<'a>(&'a std::path::Path);
 
 impl Mounted<'_> {
     /// What is mounted there from now on is somebody else's: the next mount may have come already.
-    fn let_go(self) {
+    fn forget(self) {
         std::mem::forget(self);
     }
 }
