@@ -17,12 +17,12 @@ pub(super) fn run(
     log: Option<File>,
     ready: impl FnOnce(),
 ) -> Result<Outcome, Failure> {
-    let Context { user, state, backend } = context;
+    let Context { user, state, backend, vouched } = context;
     // From here on a signal is kept until the mount can be ended.
     let stop = Stop::new()?;
     let (config_dir, data_dir) = (state.config_dir.clone(), state.data_dir.clone());
     let mut direct = Direct::new(backend, user, state);
-    direct.confine();
+    direct.confine(vouched);
     let Attached { mountpoint, device } = fuse::attach(options)?;
     let host = Host::new(direct, device);
     let mounted = Mounted(&mountpoint);
