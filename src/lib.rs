@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!   cli ──────── arguments, terminals, exit status
+//!    ├─ doctor ─── whether this host works
+//!    ├─ verify ─── a copy compared with a machine
 //!    └─ fuse ─── kernel protocol, mounting            (the only importer of fuser)
 //!        └─ vfs ─── names under the mount point, inodes, handles
 //!            └─ machine ─── one user's machines: Codchi's state + where the files are
@@ -23,6 +25,7 @@ pub mod backend;
 pub mod cli;
 pub mod codchi;
 pub mod credentials;
+pub mod doctor;
 pub mod export;
 pub mod fuse;
 pub mod idmap;
@@ -33,4 +36,5 @@ pub mod sandbox;
 mod sys;
 pub mod tar;
 pub mod tree;
+pub mod verify;
 pub mod vfs;

@@ -2,6 +2,8 @@
 
 mod build;
 mod credentials;
+mod guide;
+mod lately;
 mod report;
 
 use crate::backend::{Facts, LocateError, Location};
@@ -11,6 +13,8 @@ use crate::export::{self, Exports, History};
 use crate::opener::{Located, Opener};
 use crate::tree::{self, Selection, Tree};
 use credentials::Credentials;
+use guide::Guide;
+pub use guide::Shown;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -30,6 +34,8 @@ pub struct Settings {
     pub options: export::Options,
     /// No secret that Codchi knows: for an export that is handed to somebody else.
     pub redact: bool,
+    /// What the commands of a machine's guide must say.
+    pub shown: Shown,
 }
 
 fn export_name(redacted: bool) -> &'static str {
@@ -79,6 +85,7 @@ pub struct Machine {
     pub redacted: Option<Redacted>,
     /// How fresh what the daemon said is, at the last look.
     facts: Mutex<Facts>,
+    guide: Guide,
 }
 
 /// What an export for somebody else lacks.
@@ -264,6 +271,7 @@ impl Machines {
                 redacted: None,
                 includes: Vec::new(),
                 facts: Mutex::new(facts.clone()),
+                guide: Guide::default(),
             };
             (Some(Arc::new(machine)), None)
         };
@@ -313,6 +321,9 @@ impl Machines {
             modules: config.inputs_with_token(),
             inside: Credentials::default(),
         });
+        let modules = config.modules.values().filter_map(|url| url.local_path());
+        let modules = modules.map(str::to_owned).collect();
+        let guide = Guide::new(self.settings.shown.clone(), modules);
         match self.build(&config, name, &origin.located, history) {
             Ok((tree, exports)) => {
                 let machine = Machine {
@@ -325,6 +336,7 @@ impl Machines {
                     redacted,
                     includes: self.settings.selection.include.clone(),
                     facts: Mutex::new(facts.clone()),
+                    guide,
                 };
                 (Some(Arc::new(machine)), Some(origin))
             }

@@ -108,6 +108,22 @@ pub(crate) fn quiet_mount(mount: BorrowedFd<'_>) -> Result<(), Errno> {
     outcome(result).map(drop)
 }
 
+/// landlock_create_ruleset(2), on the same ones as above.
+const LANDLOCK_CREATE_RULESET: libc::c_long = 444;
+/// `LANDLOCK_CREATE_RULESET_VERSION` (linux/landlock.h).
+const LANDLOCK_VERSION: u32 = 1;
+
+/// The version of Landlock's interface. ENOSYS before Linux 5.13 or where it is not built in, EOPNOTSUPP where it is not
+/// enabled.
+pub(crate) fn landlock_abi() -> Result<usize, Errno> {
+    // SAFETY: with this flag the call takes no ruleset and no size, and only answers a number.
+    let result = unsafe {
+        let (none, size) = (std::ptr::null::<u8>(), 0usize);
+        libc::syscall(LANDLOCK_CREATE_RULESET, none, size, LANDLOCK_VERSION)
+    };
+    outcome(result)
+}
+
 /// `struct fiemap_extent` (linux/fiemap.h).
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -189,6 +205,44 @@ pub(crate) fn trim_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// `struct fuse_backing_map` (linux/fuse.h).
+#[repr(C)]
+struct BackingMap {
+    fd: i32,
+    flags: u32,
+    padding: u64,
+}
+
+/// Has the kernel answer reads of a FUSE mount from `file` wherever an open names the number that this returns.
+///
+/// ioctl(2), `FUSE_DEV_IOC_BACKING_OPEN` (Documentation/filesystems/fuse-passthrough.rst), since Linux 6.9. EPERM without
+/// CAP_SYS_ADMIN; ENOTTY before.
+pub(crate) fn back(device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<u32, Errno> {
+    let map = BackingMap { fd: file.as_raw_fd(), flags: 0, padding: 0 };
+    let call = rustix::ioctl::opcode::write::<BackingMap>(229, 1);
+    // SAFETY: the kernel reads `map`, of the size that is part of the number; it outlives the call.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), call as _, &raw const map) };
+    outcome(result.into()).and_then(|id| u32::try_from(id).map_err(|_| Errno::OVERFLOW))
+}
+
+/// Has the kernel let go of what [`back`] named.
+///
+/// ioctl(2), `FUSE_DEV_IOC_BACKING_CLOSE`.
+pub(crate) fn let_go_of_backing(device: BorrowedFd<'_>, id: u32) -> Result<(), Errno> {
+    let call = rustix::ioctl::opcode::write::<u32>(229, 2);
+    // SAFETY: the kernel reads `id`; it outlives the call.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), call as _, &raw const id) };
+    outcome(result.into()).map(drop)
+}
+
+/// A number of [`back`] as fuser takes it. It is to be taken apart again with `into_raw`: as its drop lets go of the file
+/// with this process's rights, which may have none.
+pub(crate) fn backing(reply: &fuser::ReplyOpen, id: u32) -> fuser::BackingId {
+    // SAFETY: as with a descriptor, the number has no other owner: it comes from `back`, by way of the process that may
+    // call it, and only who drops what is made here lets go of it.
+    unsafe { reply.wrap_backing(id) }
 }
 
 /// Keeps every descriptor but the standard ones from the programs that are started from now on: whoever started this one may

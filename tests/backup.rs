@@ -20,7 +20,8 @@ const LIMIT: Duration = Duration::from_secs(40);
 
 /// A mount that logs every request of the kernel.
 fn logged(fixture: &Fixture, log: &str) -> Mounted {
-    let mut command = fixture.command(["mount", "--foreground"]);
+    // What the kernel reads past us is in no log.
+    let mut command = fixture.command(["mount", "--foreground", "--passthrough=no"]);
     command.env("CODCHIFS_LOG", "fuser::request=debug,warn");
     Mounted::of(command, fixture.mount_point(), fixture.path().join(log))
 }

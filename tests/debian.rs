@@ -5,41 +5,18 @@ mod common;
 #[path = "fidelity/mod.rs"]
 mod fidelity;
 
+use common::debian::debian;
 use common::disk::{Disk, DiskKind};
 use common::fixture::Fixture;
 use common::snapshot::Snapshot;
 use common::xattr::CAPABILITY;
-use common::{cached, program, run};
+use common::{program, run};
 use fidelity::routes::{ROUTES, Route};
 use fidelity::travel::{compared, travels_by};
 use std::fs;
 use std::path::Path;
 
 const REPOSITORIES: [&str; 3] = ["loose", "packed", "linked"];
-
-/// Name of the running release and its mirror, as apt is configured.
-fn release_and_mirror() -> (String, String) {
-    let text = fs::read_to_string("/etc/os-release").unwrap();
-    let codename = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    let codename = codename.expect("a codename in /etc/os-release").trim_matches('"').to_owned();
-    let format = "$(CREATED_BY) $(COMPONENT) $(RELEASE) $(SITE)";
-    let targets = run(program("apt-get", ["indextargets", "--format", format])).ok().out();
-    let start = format!("Packages main {codename} ");
-    let mirror = targets.lines().find_map(|line| line.strip_prefix(&start));
-    let mirror = mirror.unwrap_or_else(|| panic!("apt knows no mirror of {codename}:\n{targets}"));
-    (codename.clone(), mirror.to_owned())
-}
-
-/// Made once, for all runs.
-fn debian() -> std::path::PathBuf {
-    cached("debian", |to| {
-        let (codename, mirror) = release_and_mirror();
-        // ping has a file capability.
-        let mut debootstrap =
-            program("debootstrap", ["--variant=minbase", "--include=iputils-ping", &codename]);
-        run(debootstrap.arg(to).arg(mirror)).ok();
-    })
-}
 
 /// One with loose objects, one packed, one whose objects are hard links to those of the first.
 fn repositories(home: &Path) {

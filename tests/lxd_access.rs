@@ -212,7 +212,7 @@ fn what_is_in_the_mount_namespace_of_the_snap_only_is_found_there() {
         assert_eq!(said.row["rootfs"], json!(directory(view, "demo").join("rootfs")), "{said:?}");
         assert_eq!(said.row["facts"].is_null(), told_by_daemon, "{how}: {said:?}");
         assert_eq!((said.export.as_str(), said.status), ("", 0), "{how}");
-        assert_eq!(said.shown, "export.tar\nreport.json\nrootfs\n");
+        assert_eq!(said.shown, "MIGRATE.md\nexport.tar\nreport.json\nrootfs\n");
 
         let shut = format!("{setup}; chmod 700 /var/snap/lxd/common/mntns");
         let said = ask(&host, Who::User, &shut);

@@ -11,6 +11,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::Path;
 
+const EXTRACT: [&str; 5] = ["--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "-xpf"];
+
 /// What is at `below` in a copy of the machine by rsync, and in the extracted export.
 fn copies(host: &Host, below: &str, check: impl Fn(&str, &Path)) {
     let mounted = host.mount("mnt");
@@ -22,8 +24,7 @@ fn copies(host: &Host, below: &str, check: impl Fn(&str, &Path)) {
     fs::remove_dir_all(&copied).unwrap();
     let extracted = host.path().join("extracted");
     fs::create_dir(&extracted).unwrap();
-    let options = ["--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "-xpf"];
-    run(program("tar", options).arg(mounted.tar("demo")).arg("-C").arg(&extracted)).silent();
+    run(program("tar", EXTRACT).arg(mounted.tar("demo")).arg("-C").arg(&extracted)).silent();
     check("tar", &extracted.join(below));
     fs::remove_dir_all(&extracted).unwrap();
     mounted.unmount();
@@ -44,12 +45,17 @@ fn what_docker_and_podman_keep_makes_the_round_trip() {
     let host = &server.host;
     let docker = server.rootfs("demo").join("var/lib/docker");
     fs::create_dir_all(&docker).unwrap();
-    plant_overlay(&docker.join("overlay2"), Overlay::Trusted, |id| id);
+    plant_overlay(&docker.join("overlay2"), Overlay::User, |id| id);
     plant_subvolumes(&docker.join("btrfs/subvolumes"), |id| id);
     let before = told(&docker);
-    for part in ["trusted.overlay.redirect", "security.capability", "user.layer", "0:0"] {
+    for part in ["user.overlay.redirect", "security.capability", "user.layer", "0:0"] {
         assert!(before.contains(part), "{part}: {before}");
     }
+    // Of a Docker that was root on the host. No Docker in such an instance can make these, and what serves a mount sees none.
+    let of_root = "srv/of-root";
+    plant_overlay(&server.rootfs("demo").join(of_root), Overlay::Trusted, |id| id);
+    let trusted = told(&server.rootfs("demo").join(of_root));
+    assert!(trusted.contains("trusted.overlay.redirect"), "{trusted}");
     // In the home, Podman without root; the id map is known before the first start.
     let podman = host.home("demo").join(".local/share/containers/storage/overlay");
     fs::create_dir_all(podman.parent().unwrap()).unwrap();
@@ -68,6 +74,12 @@ fn what_docker_and_podman_keep_makes_the_round_trip() {
         copies(host, "home/codchi/.local/share/containers/storage/overlay", |how, at| {
             same(&rootless, &timeless(&told(at)), &format!("{how}, {stage}"));
         });
+        let (archive, to) = (host.path().join("demo.tar"), host.path().join("exported"));
+        host.run(&["export", "demo", "-o", archive.to_str().unwrap()]).ok();
+        fs::create_dir(&to).unwrap();
+        run(program("tar", EXTRACT).arg(&archive).arg("-C").arg(&to)).silent();
+        same(&trusted, &told(&to.join(of_root)), &format!("export, {stage}"));
+        fs::remove_dir_all(&to).unwrap();
     }
 }
 

@@ -48,6 +48,7 @@ fn modes_and_owners_of_the_generated_names() {
         (machine.clone(), 0o700),
         (machine.join("export.tar"), 0o600),
         (machine.join("report.json"), 0o600),
+        (machine.join("MIGRATE.md"), 0o600),
         (machine.join("rootfs"), 0o755),
     ] {
         let meta = fs::symlink_metadata(&path).unwrap();
@@ -418,13 +419,13 @@ fn generated_names_cannot_be_changed() {
             "{path}"
         );
     }
-    for path in ["m", "m/export.tar", "m/report.json", "m/rootfs"] {
+    for path in ["m", "m/MIGRATE.md", "m/export.tar", "m/report.json", "m/rootfs"] {
         let path = point.join(path);
         assert_eq!(rustix::fs::mkdir(&path, Mode::from(0o755)), Err(Errno::EXIST));
         assert_eq!(rustix::fs::chmod(&path, Mode::from(0o777)), Err(Errno::ROFS));
         assert_eq!(rustix::fs::rename(&path, point.join("x")), Err(Errno::ROFS));
     }
-    for path in ["m/export.tar", "m/report.json"] {
+    for path in ["m/MIGRATE.md", "m/export.tar", "m/report.json"] {
         let opened = rustix::fs::open(point.join(path), OFlags::RDWR, Mode::empty());
         assert_eq!(opened.map(drop), Err(Errno::ROFS), "{path}");
         assert_eq!(rustix::fs::unlink(point.join(path)), Err(Errno::ROFS), "{path}");

@@ -57,13 +57,15 @@ fn what_the_kernel_copies_is_what_the_mount_shows() {
     let mounted = Mounted::new(&fixture);
     let (whole, copy) = (fixture.path().join("whole.tar"), fixture.path().join("copy.tar"));
     run(program("cp", [&mounted.tar("m"), &whole])).silent();
-    // To a file of the same file system, to another one, into a pipe.
+    // To a file of the same file system, to others (past the page cache and through it), into a pipe.
     fixture.run(["export", "m", "-q", "-o", copy.to_str().unwrap()]).ok();
     run(program("cmp", [&whole, &copy])).silent();
-    let tmpfs = Disk::new(DiskKind::Tmpfs);
-    let there = tmpfs.path().join("copy.tar");
-    fixture.run(["export", "m", "-q", "-o", there.to_str().unwrap()]).ok();
-    run(program("cmp", [&whole, &there])).silent();
+    for kind in [DiskKind::Xfs, DiskKind::Btrfs, DiskKind::Tmpfs] {
+        let disk = Disk::new(kind);
+        let there = disk.path().join("copy.tar");
+        fixture.run(["export", "m", "-q", "-o", there.to_str().unwrap()]).ok();
+        run(program("cmp", [&whole, &there])).silent();
+    }
     let piped =
         format!("{:?} | cmp - {:?}", fixture.command(["export", "m", "-q", "-o", "-"]), whole);
     run(program("bash", ["-c", &format!("set -o pipefail; {piped}")])).silent();
@@ -196,4 +198,46 @@ fn a_pipe_that_is_read_slowly_gets_no_mixture_for_a_whole_file() {
     );
     run(program("bash", ["-c", &script])).ok();
     assert_eq!(fs::read_to_string(status).unwrap(), "1\n", "a mixture passed for a whole export");
+}
+
+/// Reads to the end in blocks, with a step back in the middle.
+fn blocks(file: &File, mut offset: usize, block: usize, whole: &[u8]) {
+    let mut buffer = vec![0; block];
+    let mut back = whole.len() / 2;
+    loop {
+        let count = file.read_at(&mut buffer, offset as u64).unwrap();
+        let end = (offset + block).min(whole.len());
+        assert!(buffer[..count] == whole[offset..end], "{block} bytes at {offset}: {count}");
+        if count == 0 {
+            return;
+        }
+        offset = end;
+        if offset > back {
+            (offset, back) = (offset.saturating_sub(3 * block + 1000), usize::MAX);
+        }
+    }
+}
+
+#[test]
+fn readers_in_blocks_of_any_size_get_the_same_bytes_at_once() {
+    let fixture = Fixture::new();
+    mixed(&fixture);
+    let mounted = Mounted::new(&fixture);
+    let (tar, to) = (mounted.tar("m"), fixture.path().join("whole.tar"));
+    fixture.run(["export", "m", "-o", to.to_str().unwrap()]).ok();
+    let whole = fs::read(&to).unwrap();
+    let mapped = "import mmap, sys; files = [open(path, 'rb') for path in sys.argv[1:]]\n\
+        maps = [mmap.mmap(f.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ) for f in files]\n\
+        assert maps[0][:] == maps[1][:]";
+    std::thread::scope(|scope| {
+        for (block, offset) in
+            [(700, 0), (10_240, 0), (65_536, 1), (131_072, 0), (MIB, 0), (MIB, 512), (3 * MIB, 7)]
+        {
+            let (tar, whole) = (&tar, &whole);
+            scope.spawn(move || blocks(&File::open(tar).unwrap(), offset, block, whole));
+        }
+        // Through the kernel's cache.
+        scope.spawn(|| run(program("python3", ["-c", mapped]).args([&tar, &to])).silent());
+        scope.spawn(|| run(program("busybox", ["cmp"]).args([&tar, &to])).silent());
+    });
 }

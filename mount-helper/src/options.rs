@@ -9,6 +9,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
 
 /// Mounted.
 pub(crate) const EX_OK: u8 = 0;
@@ -16,7 +17,9 @@ pub(crate) const EX_OK: u8 = 0;
 pub(crate) const EX_USAGE: u8 = 1;
 /// The system lacks something: the program, memory, processes.
 pub(crate) const EX_SYSTEM: u8 = 2;
-/// The user interrupted it. (4, 16 and 64 of mount(8) cannot happen here: no internal state, no mtab, one mount.)
+/// codchifs crashed.
+pub(crate) const EX_SOFTWARE: u8 = 4;
+/// The user interrupted it. (16 and 64 of mount(8) cannot happen here: there is no mtab, and one mount.)
 pub(crate) const EX_USER: u8 = 8;
 /// The mount failed.
 pub(crate) const EX_FAIL: u8 = 32;
@@ -31,10 +34,12 @@ const WITH_VALUE: &[&str] = &[
     "driver",
     "exclude",
     "include",
+    "log-file",
     "lxd-dir",
     "machine",
     "mtime",
     "on-change",
+    "passthrough",
     "rootfs-dir",
     "secrets",
     "sparse",
@@ -44,31 +49,35 @@ const WITH_VALUE: &[&str] = &[
 /// Those of them that stand before the word `mount`. Sorted.
 const GLOBAL: &[&str] = &["config-dir", "data-dir", "driver", "lxd-dir", "rootfs-dir", "user"];
 
-/// Words that `codchifs mount -o` takes as they are. Sorted.
-const FORWARDED: &[&str] = &["allow_other", "allow_root"];
+/// Words that `codchifs mount -o` takes as they are, but for `exec`, which takes back an earlier `noexec`. mount(8) adds
+/// `noexec` to `user`, `users`, `owner` and `group`. Sorted.
+const FORWARDED: &[&str] = &["allow_other", "allow_root", "exec", "noexec"];
 
 /// Words of mount(8), fstab and systemd that ask for nothing, or for what every codchifs mount is (`ro`, `nosuid`,
-/// `nodev`). mount(8) itself adds `rw` where neither is given, so `rw` cannot be refused; and it adds
-/// `noexec` to `user`, which is not honoured yet: programs in the tree can be run. Sorted.
+/// `nodev`). mount(8) itself adds `rw` where neither is given, so `rw` cannot be refused. Sorted.
 const IGNORED: &[&str] = &[
     "_netdev",
+    "_rnetdev",
     "async",
     "atime",
     "auto",
     "defaults",
     "dev",
     "diratime",
-    "exec",
+    "dirsync",
     "group",
+    "iversion",
     "lazytime",
+    "loud",
     "noatime",
     "noauto",
     "nodev",
     "nodiratime",
-    "noexec",
     "nofail",
     "nogroup",
+    "noiversion",
     "nolazytime",
+    "nomand",
     "noowner",
     "norelatime",
     "nostrictatime",
@@ -82,34 +91,54 @@ const IGNORED: &[&str] = &[
     "silent",
     "strictatime",
     "suid",
+    "sync",
     "user",
     "users",
+];
+
+/// What only fits a mount that is there already, or one of another kind.
+const REFUSED: &[(&str, &str)] = &[
+    ("bind", "only mount(8) itself binds"),
+    ("move", "only mount(8) itself moves a mount"),
+    ("rbind", "only mount(8) itself binds"),
+    ("remount", "a codchifs cannot be remounted: unmount it, and mount it with the new options"),
 ];
 
 /// The same, as beginnings. Sorted.
 const IGNORED_PREFIXES: &[&str] = &["X-", "comment=", "x-"];
 
 const HELP: &str = "\
-usage: mount.codchifs SOURCE DIRECTORY [-sfnv] [-o OPTION[,OPTION]...] [-t codchifs]
+usage: mount.codchifs SOURCE DIRECTORY [-sfnv] [-N NAMESPACE] [-o OPTION[,OPTION]...]
+                      [-t codchifs]
 
 SOURCE     a user's name: that user's machines; codchi: the caller's
 -f         do everything but mount
+-N         the mount namespace to run in: a file like /proc/PID/ns/mnt, or a PID
 -n         ignored, there is no mtab
 -o         options: config-dir= data-dir= driver= lxd-dir= rootfs-dir= user= machine= exclude=
-           include= secrets= sparse= mtime= on-change= allow_other allow_root, and the words of
-           fstab(5), which are ignored
+           include= secrets= sparse= mtime= on-change= passthrough= log-file= allow_other
+           allow_root noexec, and the words of fstab(5), which are ignored; in a value, \\054
+           is a comma and \\040 a space
 -s         leave out unknown options instead of failing
 -t         codchifs or fuse.codchifs
 -v         say what is run
+-V         say the version
+
+Exit status: 0 mounted, 1 wrong arguments, 2 no codchifs to run, 4 it crashed, 8 interrupted,
+             32 not mounted. There is no mtab, so never 16; 64 is for `mount -a` alone.
 ";
+
+const VERSION: &str = concat!("mount.codchifs ", env!("CARGO_PKG_VERSION"), "\n");
 
 /// What to run.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Request {
     /// Arguments of `codchifs`.
     pub(crate) args: Vec<OsString>,
-    /// `-f`: stop before mounting.
-    pub(crate) fake: bool,
+    /// Where to; for messages.
+    pub(crate) directory: PathBuf,
+    /// The file of the mount namespace to run in.
+    pub(crate) namespace: Option<OsString>,
     /// `-v`
     pub(crate) verbose: bool,
     /// Unknown options that `-s` left out.
@@ -134,17 +163,18 @@ fn usage(text: impl Into<String>) -> Failure {
 struct Given<'a> {
     operands: Vec<&'a [u8]>,
     options: Vec<&'a [u8]>,
+    namespace: Option<&'a [u8]>,
     fake: bool,
     sloppy: bool,
     verbose: bool,
-    help: bool,
+    help: Option<&'static str>,
 }
 
 /// Arguments (without the program's name) to a request.
 pub(crate) fn translate(args: &[OsString]) -> Result<Request, Failure> {
     let given = given(args)?;
-    if given.help {
-        return Ok(Request { help: Some(HELP), ..Request::default() });
+    if given.help.is_some() {
+        return Ok(Request { help: given.help, ..Request::default() });
     }
     let (source, directory) = match given.operands.as_slice() {
         [source, directory] => (*source, *directory),
@@ -171,6 +201,7 @@ pub(crate) fn translate(args: &[OsString]) -> Result<Request, Failure> {
                 let target = if GLOBAL.contains(&key) { &mut global } else { &mut local };
                 target.push(long(key, value));
             }
+            Class::Word("exec") => words.retain(|word| *word != "noexec"),
             Class::Word(word) => {
                 if !words.contains(&word) {
                     words.push(word);
@@ -194,14 +225,34 @@ pub(crate) fn translate(args: &[OsString]) -> Result<Request, Failure> {
         args.push("-v".into());
     }
     args.push("mount".into());
+    args.push(long("source", source));
+    if given.fake {
+        args.push("--fake".into());
+    }
     args.append(&mut local);
     if !words.is_empty() {
         args.push("-o".into());
         args.push(words.join(",").into());
     }
     args.push("--".into());
-    args.push(os(directory));
-    Ok(Request { args, fake: given.fake, verbose: given.verbose, left_out, help: None })
+    let mut directory = PathBuf::from(os(directory));
+    let namespace = given.namespace.map(namespace_file);
+    if namespace.is_some() {
+        // mount(8) leaves it as it was typed there, and whoever enters a namespace starts at its root.
+        directory = std::path::absolute(&directory)
+            .map_err(|why| usage(format!("{}: {why}", directory.display())))?;
+    }
+    args.push(directory.clone().into());
+    let verbose = given.verbose;
+    Ok(Request { args, directory, namespace, verbose, left_out, help: None })
+}
+
+/// The file of a namespace that is given as such, or as a process that is in it.
+fn namespace_file(given: &[u8]) -> OsString {
+    match given.iter().all(u8::is_ascii_digit) {
+        true => Path::new("/proc").join(os(given)).join("ns/mnt").into(),
+        false => os(given),
+    }
 }
 
 /// The arguments as a line for people, quoted for a shell where it matters.
@@ -229,7 +280,8 @@ fn given(args: &[OsString]) -> Result<Given<'_>, Failure> {
         match arg {
             _ if operands_only => given.operands.push(arg),
             b"--" => operands_only = true,
-            b"--help" => given.help = true,
+            b"--help" => given.help = Some(HELP),
+            b"--version" => given.help = Some(VERSION),
             [b'-', b'-', ..] => return Err(usage(format!("unknown argument '{}'", lossy(arg)))),
             [b'-', flags @ ..] if !flags.is_empty() => given.flags(flags, &mut args)?,
             _ => given.operands.push(arg),
@@ -249,7 +301,8 @@ impl<'a> Given<'a> {
             flags = tail;
             match flag {
                 b'f' => self.fake = true,
-                b'h' => self.help = true,
+                b'h' => self.help = Some(HELP),
+                b'V' => self.help = Some(VERSION),
                 b'n' => {}
                 b's' => self.sloppy = true,
                 b'v' => self.verbose = true,
@@ -277,11 +330,8 @@ impl<'a> Given<'a> {
             (b't', other) => {
                 return Err(usage(format!("type '{}' is not codchifs", lossy(other))));
             }
-            _ => {
-                return Err(usage(
-                    "-N: mounting into another namespace is not supported; use nsenter(1)",
-                ));
-            }
+            (_, b"") => return Err(usage("-N needs a value")),
+            (_, namespace) => self.namespace = Some(namespace),
         }
         Ok(())
     }
@@ -335,6 +385,9 @@ fn classify(option: &[u8]) -> Result<Class<'_>, Failure> {
     let key = halves.next().unwrap_or_default();
     let value = halves.next();
     let known = |table: &[&'static str]| table.iter().copied().find(|w| w.as_bytes() == key);
+    if let Some((word, why)) = REFUSED.iter().find(|(word, _)| word.as_bytes() == key) {
+        return Err(usage(format!("option {word}: {why}")));
+    }
     match value {
         Some(value) => match known(WITH_VALUE) {
             Some(name) if value.is_empty() => Err(usage(format!("option {name} needs a value"))),

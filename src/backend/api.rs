@@ -328,5 +328,14 @@ fn clipped(text: &str) -> String {
     out
 }
 
+/// What is made of an answer's status and body.
+#[cfg(fuzzing)]
+pub(super) fn open(status: u16, body: &[u8]) -> Result<Value, String> {
+    let call =
+        Call { socket: "/s".into(), uri: Uri::from_static("/"), deadline: Duration::ZERO, most: 0 };
+    let status = StatusCode::from_u16(status).unwrap_or_default();
+    call.open(status, body).map_err(|why| why.to_string())
+}
+
 #[cfg(test)]
 mod tests;

@@ -23,8 +23,6 @@ const MOST_ANSWER: usize = 256 << 20;
 const INSTANCES: &str = "/1.0/instances?recursion=1&all-projects=true";
 /// Where the snap has its state.
 const SNAP: &str = "/var/snap/lxd";
-/// The snap's mount namespace.
-const SNAP_MOUNTS: &str = "/run/snapd/ns/lxd.mnt";
 /// What the snap has its own view of the pools under, visible from outside of its mount namespace.
 const SNAP_NAMESPACE: &str = "/var/snap/lxd/common/mntns";
 
@@ -38,7 +36,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn driver(self) -> Driver {
+    /// As a machine's driver.
+    pub fn driver(self) -> Driver {
         match self {
             Self::Lxd => Driver::Lxd,
             Self::Incus => Driver::Incus,
@@ -66,7 +65,7 @@ impl Kind {
 }
 
 /// One daemon's base directory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Daemon {
     kind: Kind,
     base: PathBuf,
@@ -109,6 +108,35 @@ impl Daemon {
             names.into_iter().map(move |pool| pools.join(pool).join("containers"))
         };
         views(&self.base).into_iter().flat_map(pools).collect()
+    }
+
+    /// Which it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Its base directory.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.base.join("unix.socket")
+    }
+
+    /// Whether it answers us now; else why not, and what to do. Waits for a few seconds at most.
+    pub fn reach(&self) -> Result<(), String> {
+        let answer = api::get(&self.socket(), "/1.0/instances", DEADLINE, MOST_ANSWER);
+        answer.map(drop).map_err(|why| why.to_string())
+    }
+
+    /// The snap's mount namespace.
+    pub const SNAP_MOUNTS: &str = "/run/snapd/ns/lxd.mnt";
+
+    /// Where the pools of the snap can be seen from outside of its mount namespace, where it is the snap.
+    pub fn snap_view(&self) -> Option<PathBuf> {
+        views(&self.base).get(1).map(|view| view.join("storage-pools"))
     }
 
     /// All instances of that name, and whose they are.
@@ -182,7 +210,8 @@ impl Daemon {
         let remedy = match self.base.starts_with(SNAP) {
             true => format!(
                 "{start}, but only for the snap: where {SNAP_NAMESPACE} does not show it, run codchifs with \
-                 `nsenter --mount={SNAP_MOUNTS}`"
+                 `nsenter --mount={}`",
+                Self::SNAP_MOUNTS
             ),
             false => start,
         };

@@ -266,6 +266,37 @@ fn is_codchis_own(path: &str) -> bool {
         || matches!(first, "nix" | "run" | "tmp" | "dev" | "sys" | "proc" | ".files")
 }
 
+/// What `fuzz/` calls; in no other build.
+#[cfg(fuzzing)]
+#[allow(missing_docs)]
+pub mod fuzzing {
+    use super::record::Instance;
+    use serde_json::Value;
+
+    /// A backup.yaml, as text that shows all that is used of it.
+    pub fn backup(text: &str) -> Result<String, String> {
+        let mut instance = Instance::from_backup(text).map_err(|why| why.to_string())?;
+        // The API has none.
+        instance.pool_driver = None;
+        Ok(all(&instance))
+    }
+
+    /// An instance as the API lists it.
+    pub fn record(record: &Value) -> Result<String, String> {
+        Instance::from_record(record).map(|i| all(&i)).map_err(|why| why.to_string())
+    }
+
+    fn all(instance: &Instance) -> String {
+        let belongs = instance.belongs_to(1000, std::path::Path::new("/home/a"));
+        format!("{instance:?} {:?} {:?} {belongs}", instance.maps(), instance.directory())
+    }
+
+    /// The metadata of an answer.
+    pub fn answer(status: u16, body: &[u8]) -> Result<Value, String> {
+        super::api::open(status, body)
+    }
+}
+
 /// Reads a small regular file of the daemon, never through a link, and when it was written.
 fn read_small(path: &Path) -> std::io::Result<(String, SystemTime)> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;

@@ -2,10 +2,12 @@
 
 use crate::codchi::MachineName;
 use crate::export::Options;
-use crate::machine::Settings;
+use crate::machine::{Settings, Shown};
 use crate::tree::Selection;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 /// Code machines of Codchi as directories: browse them, or take them along as one tar.
 #[derive(Debug, Parser)]
@@ -27,7 +29,7 @@ pub(super) struct Args {
     pub(super) command: Command,
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct Global {
     /// Codchi's config directory [default: $XDG_CONFIG_HOME/codchi, ~/.config/codchi]
     #[arg(
@@ -47,7 +49,7 @@ pub(super) struct Global {
         help_heading = "Codchi"
     )]
     pub(super) data_dir: Option<PathBuf>,
-    /// Whose machines; root only [default: $SUDO_USER, else the caller]
+    /// Whose machines; somebody else's as root only [default: $SUDO_USER, else the caller]
     #[arg(
         long,
         value_name = "NAME",
@@ -119,8 +121,19 @@ pub(super) enum Command {
     List(List),
     /// Write a machine's tar, without a mount
     Export(Export),
+    /// Compare a copy with its machine, or with a manifest
+    Verify(Verify),
+    /// Print the list of what is in an export, with checksums, as mtree(5)
+    Manifest(Manifest),
+    /// Print the way of a machine to a NixOS elsewhere, as commands to paste
+    Migrate(Migrate),
     /// Do the main job on a sample machine, from nothing
     Demo(Demo),
+    /// Say what on this host is in the way, and what to do about it
+    #[command(
+        after_help = "Exit status: 0 all is well or there are warnings, 1 there are errors, 2 usage."
+    )]
+    Doctor(Doctor),
 }
 
 #[derive(Clone, Debug, Default, ClapArgs)]
@@ -200,7 +213,64 @@ impl From<Wishes> for Settings {
                 align: false,
             },
             redact: wishes.secrets == Secrets::Omit,
+            shown: Shown::default(),
         }
+    }
+}
+
+/// An option as it is typed.
+fn option(name: &str, value: impl AsRef<OsStr>) -> Vec<u8> {
+    [format!("--{name}=").as_bytes(), value.as_ref().as_bytes()].concat()
+}
+
+/// An option that is none of the default's.
+fn chosen<T: ValueEnum + PartialEq>(name: &str, value: T, default: T) -> Option<Vec<u8>> {
+    let text = value.to_possible_value().filter(|_| value != default)?;
+    Some(option(name, text.get_name()))
+}
+
+impl Global {
+    /// The options that say whose machines, and where, as they are to be typed again: by whomever, and wherever.
+    pub(super) fn words(&self) -> Vec<Vec<u8>> {
+        let user = self.user.clone().map(OsString::from);
+        // Whoever pastes may be root by other means than sudo.
+        let is_root = rustix::process::getuid().is_root();
+        let user = user.or_else(|| std::env::var_os("SUDO_USER").filter(|_| is_root));
+        let path = |path: &Option<PathBuf>| {
+            let path = path.as_ref()?;
+            Some(std::path::absolute(path).unwrap_or_else(|_| path.clone()).into_os_string())
+        };
+        let all = [
+            ("user", user),
+            ("config-dir", path(&self.config_dir)),
+            ("data-dir", path(&self.data_dir)),
+            ("lxd-dir", path(&self.lxd_dir)),
+            ("rootfs-dir", path(&self.rootfs_dir)),
+        ];
+        let given = all.into_iter().filter_map(|(name, value)| Some(option(name, value?)));
+        chosen("driver", self.driver, Driver::Auto).into_iter().chain(given).collect()
+    }
+}
+
+impl Wishes {
+    /// The same as they are to be typed again.
+    pub(super) fn words(&self) -> Vec<Vec<u8>> {
+        let exclude = self.select.exclude.iter().map(|pattern| option("exclude", pattern));
+        let include = self.select.include.iter().map(|path| option("include", path));
+        let chosen = [
+            chosen("secrets", self.secrets, Secrets::Include),
+            chosen("sparse", self.sparse, Sparse::Yes),
+            chosen("mtime", self.mtime, Mtime::S),
+            chosen("on-change", self.on_change, OnChange::Report),
+        ];
+        exclude.chain(include).chain(chosen.into_iter().flatten()).collect()
+    }
+
+    /// Settings, and what the commands of a machine's guide must say to have the same again.
+    pub(super) fn shown(&self, global: &Global, mount: Option<&Path>) -> Settings {
+        let mount = mount.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.into()));
+        let shown = Shown { mount, global: global.words(), wishes: self.words() };
+        Settings { shown, ..self.clone().into() }
     }
 }
 
@@ -211,7 +281,7 @@ pub(super) struct Mount {
     /// Stay in the foreground
     #[arg(short, long)]
     pub(super) foreground: bool,
-    /// Mount options, comma-separated: allow_other, allow_root, ro
+    /// Mount options, comma-separated: allow_other, allow_root, noexec, ro
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub(super) options: Vec<MountWord>,
     /// Only this machine; can be repeated
@@ -220,8 +290,26 @@ pub(super) struct Mount {
     /// Append log lines to FILE once in the background
     #[arg(long, value_name = "FILE")]
     pub(super) log_file: Option<PathBuf>,
+    /// What the mount table has as the source: mount(8) finds a line of fstab again by it
+    #[arg(long, value_name = "NAME", default_value = "codchifs", hide = true)]
+    pub(super) source: String,
+    /// Do everything but mount
+    #[arg(long, hide = true)]
+    pub(super) fake: bool,
+    /// `auto`: the kernel reads large files of rootfs/ from the disk itself where it can
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub(super) passthrough: Passthrough,
     #[command(flatten)]
     pub(super) wishes: Wishes,
+}
+
+/// Whether the kernel reads files of `rootfs/` by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Passthrough {
+    /// Large ones, where kernel, rights and file system allow it
+    Auto,
+    /// Every read is answered by codchifs
+    No,
 }
 
 /// A word of `-o`.
@@ -232,6 +320,8 @@ pub(super) enum MountWord {
     AllowOther,
     /// Root gets in besides the mounting user
     AllowRoot,
+    /// No program in it can be run
+    Noexec,
     /// Always so
     Ro,
 }
@@ -293,10 +383,65 @@ pub(super) enum Reflink {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Exit status: 0 identical, 1 not, 2 could not be found out.")]
+pub(super) struct Verify {
+    /// The machine's name
+    pub(super) name: MachineName,
+    /// A copied tar, also compressed with zstd, or a directory that it was extracted to; `-` is a tar on stdin
+    #[arg(value_name = "FILE|DIR")]
+    pub(super) copy: PathBuf,
+    /// Compare with this list in place of the machine, as `manifest` prints it
+    #[arg(long, value_name = "FILE")]
+    pub(super) manifest: Option<PathBuf>,
+    /// DIR is the root of a system that runs and whose services have their files: expect the owners of the same names,
+    /// and leave the times of directories aside
+    #[arg(long)]
+    pub(super) renumbered: bool,
+    /// A line of JSON for each difference, and one for all
+    #[arg(long)]
+    pub(super) json: bool,
+    /// No progress
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    #[command(flatten)]
+    pub(super) wishes: Wishes,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Manifest {
+    /// The machine's name
+    pub(super) name: MachineName,
+    /// Only the checksums of files, for `sha256sum --check`
+    #[arg(long)]
+    pub(super) sums: bool,
+    #[command(flatten)]
+    pub(super) wishes: Wishes,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Migrate {
+    /// The machine's name
+    pub(super) name: MachineName,
+    /// Scan the machine for the size of its export
+    #[arg(long)]
+    pub(super) size: bool,
+    #[command(flatten)]
+    pub(super) wishes: Wishes,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(super) struct Demo {
     /// Leave it mounted, and say how to look around
     #[arg(long)]
     pub(super) keep: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Doctor {
+    /// As JSON (docs/doctor.schema.json)
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[cfg(test)]

@@ -83,7 +83,8 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
             }
         };
         let result = match export.zstd {
-            None => write_all(&generation, Sink::File(out), so_far),
+            None if to_stdout => write_all(&generation, Sink::File(out), so_far),
+            None => write_all(&generation, Sink::Own(out), so_far),
             Some(level) => compressed(&generation, out, level, so_far),
         };
         progress.end();

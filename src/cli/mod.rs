@@ -2,11 +2,16 @@
 
 mod args;
 mod demo;
+mod doctor;
 mod export;
 mod list;
+mod manifest;
+mod migrate;
 mod mount;
+mod notify;
 mod progress;
 mod target;
+mod verify;
 
 use args::{Args, Command, Driver, Global};
 use clap::Parser as _;
@@ -18,7 +23,7 @@ use crate::backend::{Backend, Daemon, Directories, Kind};
 use crate::codchi::{MachineName, State, dirs};
 use crate::credentials::{User, as_user};
 use crate::machine::{Machines, Settings};
-use crate::opener::{Direct, Opener};
+use crate::opener::{Direct, Opener, Vouched};
 
 /// A failure as a person reads it: what was attempted, why it failed, what to do.
 type Failure = Box<dyn std::error::Error>;
@@ -29,6 +34,8 @@ enum Outcome {
     Done,
     /// Something is missing or broken, and has been said.
     Incomplete,
+    /// What was asked could not be found out, and that has been said.
+    Unknown,
 }
 
 /// Parses the arguments, runs the command. Exit status: 0 done, 1 failed or incomplete, 2 usage.
@@ -46,11 +53,16 @@ pub fn main() -> ExitCode {
         Command::Unmount(unmount) => mount::unmount(unmount),
         Command::List(list) => list::run(&args.global, list),
         Command::Export(export) => export::run(&args.global, export),
+        Command::Verify(verify) => verify::run(&args.global, verify),
+        Command::Manifest(manifest) => manifest::run(&args.global, manifest),
+        Command::Migrate(migrate) => migrate::run(&args.global, migrate),
         Command::Demo(demo) => demo::run(demo),
+        Command::Doctor(doctor) => doctor::run(&args.global, doctor),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Incomplete) => ExitCode::FAILURE,
+        Ok(Outcome::Unknown) => ExitCode::from(2),
         // Whoever closed the pipe has all that it wanted.
         Err(why) if is_broken_pipe(&*why) => ExitCode::SUCCESS,
         Err(why) => {
@@ -92,6 +104,8 @@ struct Context {
     user: User,
     state: State,
     backend: Backend,
+    /// What the command line names.
+    vouched: Vouched,
 }
 
 impl Context {
@@ -106,12 +120,14 @@ impl Context {
             |path: &Option<PathBuf>| path.as_deref().map(std::path::absolute).transpose();
         let config_dir = absolute(&global.config_dir)?;
         let data_dir = absolute(&global.data_dir)?;
+        let vouched = Vouched { config: config_dir.is_some(), data: data_dir.is_some() };
         let state = as_user(user, || {
             State::locate(&owner, config_dir.as_deref(), data_dir.as_deref(), &env)
         })??;
         let rootfs_dir = absolute(&global.rootfs_dir)?;
         let lxd_dir = absolute(&global.lxd_dir)?;
-        Ok(Self { user, state, backend: backend(global.driver, rootfs_dir, lxd_dir, &env)? })
+        let backend = backend(global.driver, rootfs_dir, lxd_dir, &env)?;
+        Ok(Self { user, state, backend, vouched })
     }
 
     fn machines(self, settings: Settings, only: Vec<MachineName>) -> Result<Machines, Failure> {

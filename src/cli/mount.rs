@@ -3,11 +3,13 @@
 mod host;
 mod server;
 
-use super::args::{Global, Mount, MountWord, Unmount};
+use super::args::{Global, Mount, MountWord, Passthrough, Unmount};
+use super::notify::{self, Manager};
 use super::{Context, Failure, Outcome, complain};
 use crate::credentials::User;
 use crate::fuse::{self, MountOptions};
-use crate::machine::{Machines, Settings};
+use crate::machine::Machines;
+use rustix::process::Signal;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -26,9 +28,9 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         format!("mount {}: {why}", mount.mountpoint.display()).into()
     };
     if global.server {
-        return server::run(mount).map_err(|why| failed(&why));
+        return server::run(global, mount).map_err(|why| failed(&why));
     }
-    if !mount.foreground && !global.background_child {
+    if !mount.foreground && !global.background_child && !mount.fake {
         return in_background(mount);
     }
     if global.background_child {
@@ -38,19 +40,32 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     let options = options(mount, context.user, mount.mountpoint.clone());
     // Before anything is mounted: what cannot be used or opened must end this with an error that somebody reads.
-    let settings = Settings::from(mount.wishes.clone());
+    let settings = mount.wishes.shown(global, Some(&mount.mountpoint));
     settings.selection.check()?;
     let outputs = match global.background_child {
         true => Some(Outputs::open(mount)?),
         false => None,
     };
-    if rustix::process::geteuid().is_root() {
-        return host::run(context, &options, outputs).map_err(|why| failed(&why));
+    if mount.fake {
+        fuse::check(&options).map_err(|why| failed(&why))?;
+        return Ok(Outcome::Done);
     }
-    let machines = Arc::new(context.machines(settings, mount.machine.clone())?);
-    name_missing(&machines, mount);
-    fuse::serve(machines, &options, || let_go(outputs)).map_err(|why| failed(&why))?;
-    Ok(Outcome::Done)
+    let log = outputs.as_ref().map(|outputs| outputs.log.try_clone()).transpose()?;
+    let socket = if mount.foreground { std::env::var_os("NOTIFY_SOCKET") } else { None };
+    let manager = Manager::new(socket);
+    let ready = || {
+        manager.tell(notify::READY);
+        let_go(outputs);
+    };
+    let served = if rustix::process::geteuid().is_root() {
+        host::run(context, &options, log, ready)
+    } else {
+        let machines = Arc::new(context.machines(settings, mount.machine.clone())?);
+        name_missing(&machines, mount);
+        fuse::serve(machines, &options, ready).map(|()| Outcome::Done).map_err(Failure::from)
+    };
+    manager.tell(notify::STOPPING);
+    served.map_err(|why| failed(&why))
 }
 
 fn options(mount: &Mount, user: User, mountpoint: PathBuf) -> MountOptions {
@@ -60,7 +75,10 @@ fn options(mount: &Mount, user: User, mountpoint: PathBuf) -> MountOptions {
         gid: user.gid,
         allow_other: mount.options.contains(&MountWord::AllowOther),
         allow_root: mount.options.contains(&MountWord::AllowRoot),
+        noexec: mount.options.contains(&MountWord::Noexec),
+        source: mount.source.clone(),
         threads: THREADS,
+        passthrough: mount.passthrough == Passthrough::Auto,
     }
 }
 
@@ -77,7 +95,9 @@ fn let_go(outputs: Option<Outputs>) {
     let let_go =
         std::env::set_current_dir("/").map_err(Failure::from).and_then(|()| outputs.let_go());
     if let Err(why) = let_go {
-        tracing::error!(%why, "cannot let go of the terminal");
+        tracing::error!(%why, "nobody waits for the mount any more: unmounting");
+        // As a signal from outside would: whoever was interrupted in waiting does not expect a mount that comes later.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::TERM);
     }
 }
 

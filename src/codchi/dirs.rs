@@ -25,8 +25,8 @@ pub struct Owner {
 
 /// Whose state it is: the caller's; for root that of `--user`, else of `$SUDO_USER`, else root's.
 ///
-/// `passwd` is the text of `/etc/passwd`. `--user` by anyone but root is an error, as is a name
-/// that is not in `passwd`.
+/// `passwd` is the text of `/etc/passwd`. Anyone but root can name nobody else with `--user`; a name
+/// that is not in `passwd` is an error.
 pub fn owner(
     caller_uid: u32,
     user: Option<&str>,
@@ -34,10 +34,12 @@ pub fn owner(
     passwd: &[u8],
 ) -> Result<Owner, Error> {
     if caller_uid != 0 {
-        if let Some(user) = user {
-            return Err(Error::UserNeedsRoot { user: user.to_owned() });
-        }
-        return caller(caller_uid, env, passwd);
+        let own =
+            |user: &str| accounts(passwd).any(|a| a.name == user.as_bytes() && a.uid == caller_uid);
+        return match user {
+            Some(user) if !own(user) => Err(Error::UserNeedsRoot { user: user.to_owned() }),
+            _ => caller(caller_uid, env, passwd),
+        };
     }
     let named = match user {
         Some(user) => Some((OsString::from(user), "--user")),

@@ -205,7 +205,7 @@ pub enum Error {
     },
     /// Somebody who is not root asks for the state of somebody else.
     #[error(
-        "cannot read codchi's state of user {user:?}: only root may use --user; run it as root"
+        "cannot read codchi's state of user {user:?}: only root may use --user for somebody else; run it as root"
     )]
     UserNeedsRoot {
         /// The name as given.

@@ -341,14 +341,15 @@ const PLAIN_KEYS: [&str; 13] = [
     "submodules",
 ];
 
-/// Cuts out of any URL all that may be a credential: the login, and what of the query is none of [`PLAIN_KEYS`]. One
-/// that has nothing of it stays as it is.
+/// Cuts out of any URL all that may be a credential: the login, what of the query is none of [`PLAIN_KEYS`], and a
+/// fragment that is no attribute path, since somebody may take it for a query. One that has nothing of it stays as it is.
 pub(super) fn strip_secrets(url: &str) -> String {
     let url = strip_login(url);
     let (place, fragment) = url.split_at(url.find('#').unwrap_or(url.len()));
-    let Some((place, query)) = place.split_once('?') else { return url };
+    let kept = if fragment.contains(['=', '&', '?']) { "" } else { fragment };
+    let Some((place, query)) = place.split_once('?') else { return format!("{place}{kept}") };
     let mut pairs: Vec<String> = Vec::new();
-    let mut same = true;
+    let mut same = kept == fragment;
     for pair in query.split('&') {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let plain = pair.is_empty() || PLAIN_KEYS.contains(&key);
@@ -364,7 +365,7 @@ pub(super) fn strip_secrets(url: &str) -> String {
         return url;
     }
     let mark = if pairs.is_empty() { "" } else { "?" };
-    format!("{place}{mark}{}{fragment}", pairs.join("&"))
+    format!("{place}{mark}{}{kept}", pairs.join("&"))
 }
 
 /// A forge's host without a login before it.

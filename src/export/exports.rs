@@ -3,13 +3,14 @@
 use super::Options;
 use super::generation::Generation;
 use super::history::{History, KEEP};
+use super::known::{Bare, Known};
 use super::scan::{self, ScanError};
 use crate::sys;
 use crate::tree::{Time, Tree};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// A layout is served at least this long, and this many times as long as its scan took.
 const LEAST_AGE: Duration = Duration::from_secs(2);
@@ -47,6 +48,8 @@ struct Current {
     scan_ended: Instant,
     scan_took: Duration,
     looked_up: Instant,
+    /// Of the members of `generation`, for the next scan.
+    bare: Arc<Bare>,
 }
 
 impl Exports {
@@ -86,9 +89,11 @@ impl Exports {
             }
         }
         state.scanning = true;
+        let before =
+            state.current.as_ref().map(|c| (Arc::clone(&c.generation), Arc::clone(&c.bare)));
         drop(state);
         // Whatever happens in the scan, those who wait must be woken.
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.scan()));
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.scan(before)));
         let mut state = self.state.lock();
         state.scanning = false;
         self.scanned.notify_all();
@@ -99,19 +104,19 @@ impl Exports {
                 std::panic::resume_unwind(panic)
             }
         };
-        let result = result.and_then(|(new, took)| match &state.current {
+        let result = result.and_then(|(new, bare, took)| match &state.current {
             Some(c) if c.generation.id() == new.id() => {
                 c.generation.confirm(new, took);
-                Ok((Arc::clone(&c.generation), took))
+                Ok((Arc::clone(&c.generation), bare, took))
             }
             _ => {
                 let new = Arc::new(new);
                 self.history.add(&new).map_err(|open| ScanError::Held { open })?;
-                Ok((new, took))
+                Ok((new, bare, took))
             }
         });
         match result {
-            Ok((generation, took)) => {
+            Ok((generation, bare, took)) => {
                 state.failed = None;
                 let now = Instant::now();
                 state.current = Some(Current {
@@ -119,6 +124,7 @@ impl Exports {
                     scan_ended: now,
                     scan_took: took,
                     looked_up: now,
+                    bare: Arc::new(bare),
                 });
                 Ok(generation)
             }
@@ -130,10 +136,18 @@ impl Exports {
         }
     }
 
-    fn scan(&self) -> Result<(Generation, Duration), ScanError> {
+    fn scan(
+        &self,
+        before: Option<(Arc<Generation>, Arc<Bare>)>,
+    ) -> Result<(Generation, Bare, Duration), ScanError> {
         let started = Instant::now();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = Time { sec: i64::try_from(now.as_secs()).unwrap_or(i64::MAX), nsec: 0 };
         let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
-        let scan = scan::scan(&self.tree, self.options, threads)?;
+        let known = before.as_ref().map(|(before, bare)| Known::new(&before.layout, bare));
+        let mut scan = scan::scan(&self.tree, self.options, threads, known.as_ref(), now)?;
+        drop(known);
+        let bare = std::mem::take(&mut scan.bare);
         let took = started.elapsed();
         let mtime = scan.newest_ctime.max(self.sources_ctime);
         let tree = Arc::clone(&self.tree);
@@ -143,7 +157,7 @@ impl Exports {
             sys::trim_memory();
         }
         tracing::debug!(members = generation.members(), size = generation.size(), ?took, "scanned");
-        Ok((generation, took))
+        Ok((generation, bare, took))
     }
 
     /// The generation that [`Self::lookup`] would return at once, if any. Counts as a lookup.

@@ -3,6 +3,7 @@
 mod body;
 
 use super::Options;
+use super::manifest::Manifest;
 use super::report::{Change, Changes, Note};
 use super::scan::Scan;
 use super::tag::Tag;
@@ -14,8 +15,8 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
 /// Directories that a generation keeps open for its readers.
@@ -26,7 +27,7 @@ const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// One frozen layout of one machine. Keeps what it needs alive, whatever happens to the machine's entry.
 pub struct Generation {
     tree: Arc<Tree>,
-    layout: Layout<Tag>,
+    pub(super) layout: Layout<Tag>,
     options: Options,
     status: Arc<Status>,
     mtime: Time,
@@ -34,6 +35,10 @@ pub struct Generation {
     owners: Arc<[u8]>,
     left_out: Mutex<Arc<Note>>,
     incomplete: bool,
+    extracted: OnceLock<u64>,
+    /// Made when it is asked for; whoever reads it keeps it.
+    manifest: Mutex<Weak<Manifest>>,
+    manifest_size: OnceLock<u64>,
     dirs: Mutex<LruCache<MemberId, Dir>>,
     files: Mutex<LruCache<MemberId, Arc<OwnedFd>>>,
     /// One bit a member: bytes of the state that the scan saw were served.
@@ -138,6 +143,9 @@ impl Generation {
             owners: scan.owners,
             left_out: Mutex::new(Arc::new(scan.left_out)),
             incomplete: scan.incomplete,
+            extracted: OnceLock::new(),
+            manifest: Mutex::default(),
+            manifest_size: OnceLock::new(),
             dirs: Mutex::new(LruCache::new(OPEN_DIRS)),
             files: Mutex::new(LruCache::new(OPEN_FILES)),
             served: (0..words).map(|_| AtomicU64::new(0)).collect(),
@@ -167,6 +175,11 @@ impl Generation {
         self.layout.heap_bytes() + self.served.len() * size_of::<AtomicU64>()
     }
 
+    /// Whether large files lie where their blocks can be shared.
+    pub(super) fn is_aligned(&self) -> bool {
+        self.options.align
+    }
+
     /// The text of codchi-owners.
     pub fn owners(&self) -> &Arc<[u8]> {
         &self.owners
@@ -175,6 +188,40 @@ impl Generation {
     /// Number of members.
     pub fn members(&self) -> usize {
         self.layout.len()
+    }
+
+    /// The list of its members.
+    pub fn manifest(self: &Arc<Self>) -> Arc<Manifest> {
+        // Held meanwhile: whoever asks as well gets the same one.
+        let mut known = self.manifest.lock();
+        if let Some(manifest) = known.upgrade() {
+            return manifest;
+        }
+        let manifest = Arc::new(Manifest::new(Arc::clone(self)));
+        *known = Arc::downgrade(&manifest);
+        manifest
+    }
+
+    /// The size of the list; the first to ask waits while every member is looked at.
+    pub fn manifest_size(self: &Arc<Self>) -> u64 {
+        *self.manifest_size.get_or_init(|| self.manifest().size())
+    }
+
+    /// Whether [`Self::manifest_size`] is known.
+    pub fn manifest_is_sized(&self) -> bool {
+        self.manifest_size.get().is_some()
+    }
+
+    /// About how many bytes a file system takes for what is in it, in blocks of 4 KiB.
+    pub fn extracted(&self) -> u64 {
+        *self.extracted.get_or_init(|| {
+            let blocks = |member| match self.layout.kind(member) {
+                tar::Kind::Directory => 1,
+                tar::Kind::File => self.layout.data_len(member).div_ceil(4096),
+                _ => 0,
+            };
+            self.layout.iter().map(blocks).sum::<u64>().saturating_mul(4096)
+        })
     }
 
     /// mtime of export.tar: the newest ctime of what it is made of.

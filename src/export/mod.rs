@@ -6,9 +6,13 @@
 //!
 //! [`Exports`] decides which generation is served, [`history`](History) which older ones are kept.
 
+mod assemble;
+mod entry;
 mod exports;
 mod generation;
 mod history;
+mod known;
+mod manifest;
 mod owners;
 mod records;
 mod report;
@@ -18,9 +22,12 @@ mod tag;
 #[cfg(test)]
 mod tests;
 
+pub use entry::{Entry, Record, pax_records};
 pub use exports::{Exports, HOLD};
 pub use generation::{Generation, Status};
 pub use history::{History, Hold};
+pub use manifest::{Digest, Manifest, hash_zeros, sum_line, unvis};
+pub use records::records;
 pub use report::{Change, ChangeLine, Changes, LeftOutLine, Note, printable};
 pub use scan::ScanError;
 pub use stream::{Sink, StreamError, write_all};

@@ -21,6 +21,11 @@ impl Ids {
         self.groups.insert(gid);
     }
 
+    pub(super) fn append(&mut self, mut other: Self) {
+        self.users.append(&mut other.users);
+        self.groups.append(&mut other.groups);
+    }
+
     /// One line `user NAME ID` or `group NAME ID` for each id, sorted; `?` for one that the machine's passwd or group
     /// has no name for.
     pub(super) fn render(&self, passwd: &[u8], group: &[u8]) -> String {

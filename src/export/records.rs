@@ -7,7 +7,7 @@
 use crate::tree::{ACL_ACCESS, ACL_DEFAULT, ACL_GROUP, ACL_USER, AclEntry, Xattr, acl_entries};
 
 /// The records of a member, in the order of the attributes' names.
-pub(super) fn records(xattrs: &[Xattr]) -> Vec<(Vec<u8>, Vec<u8>)> {
+pub fn records(xattrs: &[Xattr]) -> Vec<(Vec<u8>, Vec<u8>)> {
     xattrs
         .iter()
         .filter_map(|xattr| {

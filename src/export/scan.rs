@@ -1,15 +1,16 @@
 //! A walk over a tree's metadata that freezes its layout. No regular file is opened but to find holes.
+//!
+//! Threads list directories in the order of the archive, or nearly so; whoever has listed one hands it to the
+//! [`Assembly`], which pushes members as soon as all before them are there. So the walk itself holds little at a time.
 
+use super::assemble::{Assembly, Links};
+use super::known::{Bare, Known};
 use super::owners::Ids;
-use super::records::records;
 use super::report::{LeftOutLine, Note};
-use super::tag::{Tag, layer_of};
-use super::{ALIGN_FROM, OWNERS, Options};
-use crate::tar::{self, Extent, Layout, LayoutBuilder, LayoutError, Link, Member, MemberId};
-use crate::tree::{
-    Attr, DataRun, Dir, Kind, LONGEST_PATH, LeftOut, ObjectId, Scanned, Time, Tree, Wants, Weight,
-    Xattr,
-};
+use super::tag::Tag;
+use super::{ALIGN_FROM, Options};
+use crate::tar::{self, Layout, LayoutError};
+use crate::tree::{Attr, Dir, Kind, LeftOut, Listing, Time, Tree, Wants, Weight};
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
@@ -21,9 +22,12 @@ use std::sync::atomic::AtomicUsize;
 /// Directories kept open at once, so that neither depth nor width of a tree can use up the descriptors.
 const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
+/// Seconds after which a file's ctime tells of every change to its attributes, with room for coarse clocks.
+const SETTLED: i64 = 60;
+
 /// Bytes of attributes that every reader takes: bsdtar's limit for a whole PAX header is 1 MiB (libarchive,
 /// archive_read_support_format_tar.c).
-const LARGEST_PAX: usize = (1 << 20) - (8 << 10);
+pub(super) const LARGEST_PAX: usize = (1 << 20) - (8 << 10);
 
 /// Why there is no layout.
 #[derive(Debug, thiserror::Error)]
@@ -64,28 +68,33 @@ pub(super) struct Scan {
     pub(super) incomplete: bool,
     /// The text of codchi-owners.
     pub(super) owners: Arc<[u8]>,
+    /// Members without extended attributes, for the next scan.
+    pub(super) bare: Bare,
 }
 
-struct Found {
-    entry: Scanned,
-    /// Number of a directory.
-    dir: Option<u32>,
-}
-
-/// A directory on the way from "seen" to "in the layout".
+/// A directory that was seen. All of them are kept, to be opened again from any that is open.
 struct Directory {
     parent: u32,
-    name: Box<[u8]>,
-    found: Vec<Found>,
+    /// Its name in [`Queue::names`].
+    name: (usize, usize),
+    plain: bool,
 }
 
-#[derive(Default)]
+/// A directory on the way from "listed" to "in the layout".
+pub(super) struct Listed {
+    pub(super) listing: Listing,
+    /// Number of the first directory in it; the others follow.
+    pub(super) first: u32,
+}
+
 struct Queue {
-    /// Last in, first out: what is opened next is below what was opened last, and likely still open.
+    /// Last in, first out: what is opened next is below what was opened last, and next in the archive.
     pending: Vec<u32>,
     busy: usize,
     dirs: Vec<Directory>,
+    names: Vec<u8>,
     left_out: Note,
+    ids: Ids,
     /// The root directory itself could not be listed: there is nothing to export.
     no_root: Option<Errno>,
     /// What ends the scan.
@@ -95,32 +104,56 @@ struct Queue {
 struct Walk<'a> {
     tree: &'a Tree,
     holes: bool,
-    /// Files with further names whose attributes and holes were read: under a thousand names they are the same.
-    linked: Mutex<HashSet<ObjectId>>,
+    known: Option<&'a Known<'a>>,
+    settled: Time,
+    links: Links,
     /// Bytes of extended attributes that may still be kept.
     room: AtomicUsize,
     root: Dir,
     queue: Mutex<Queue>,
     work: Condvar,
     open: Mutex<LruCache<u32, Dir>>,
+    listed: Mutex<HashMap<u32, Listed>>,
+    assembly: Mutex<Assembly<'a>>,
+    /// Members can be pushed before all ids are known that own one.
+    early: bool,
 }
 
-/// Scans `tree` on `threads` threads.
-pub(super) fn scan(tree: &Tree, options: Options, threads: usize) -> Result<Scan, ScanError> {
+/// Scans `tree` on `threads` threads; `known` is what an earlier scan of the very same one found, `now` the time on the
+/// clock.
+pub(super) fn scan(
+    tree: &Tree,
+    options: Options,
+    threads: usize,
+    known: Option<&Known<'_>>,
+    now: Time,
+) -> Result<Scan, ScanError> {
     let (root, _) = tree.root().map_err(ScanError::Root)?;
+    let align = options.align.then_some(ALIGN_FROM);
+    let tar_options = tar::Options { mtime_ns: options.mtime_ns, align };
     let walk = Walk {
         tree,
         holes: options.sparse,
-        linked: Mutex::default(),
+        known,
+        settled: Time { sec: now.sec.saturating_sub(SETTLED), nsec: 0 },
+        links: Links::default(),
         room: AtomicUsize::new(tar::MAX_RECORDS),
         root,
         queue: Mutex::new(Queue {
             pending: vec![0],
-            dirs: vec![Directory { parent: 0, name: Box::default(), found: Vec::new() }],
-            ..Queue::default()
+            busy: 0,
+            dirs: vec![Directory { parent: 0, name: (0, 0), plain: false }],
+            names: Vec::new(),
+            left_out: Note::default(),
+            ids: Ids::default(),
+            no_root: None,
+            failed: None,
         }),
         work: Condvar::new(),
         open: Mutex::new(LruCache::new(OPEN_DIRS)),
+        listed: Mutex::default(),
+        assembly: Mutex::new(Assembly::new(tree, tar_options)),
+        early: align.is_none(),
     };
     std::thread::scope(|scope| {
         for _ in 1..threads.max(1) {
@@ -138,38 +171,28 @@ pub(super) fn scan(tree: &Tree, options: Options, threads: usize) -> Result<Scan
     if queue.left_out.no_room {
         return Err(ScanError::Attributes);
     }
-    let mut newest = tree.newest_root_ctime().map_err(ScanError::Root)?;
     let mut left_out = queue.left_out;
-    if !sees_trusted() {
-        left_out.attribute("trusted.* (only root sees them)", b"/");
+    if !crate::tree::sees_trusted() {
+        left_out.attribute(crate::tree::TRUSTED, b"/");
     }
-    let owners: Arc<[u8]> = owners(tree, &queue.dirs).into_bytes().into();
-    let align = options.align.then_some(ALIGN_FROM);
-    let options = tar::Options { mtime_ns: options.mtime_ns, align };
-    let layout = assemble(tree, queue.dirs, options, &owners, &mut newest, &mut left_out)?;
+    let owners = owners(tree, &queue.ids);
+    let done = walk.assembly.into_inner().finish(&walk.listed, &walk.links, &owners)?;
+    left_out.append(done.left_out);
+    let newest_ctime = tree.newest_root_ctime().map_err(ScanError::Root)?.max(done.newest);
     let incomplete = left_out.incomplete;
     left_out.finish();
-    Ok(Scan { layout, newest_ctime: newest, left_out, incomplete, owners })
-}
-
-/// Whether the kernel shows this process attributes `trusted.*` at all: it leaves them out without a word (xattr(7)).
-fn sees_trusted() -> bool {
-    use rustix::thread::{CapabilitySet, capabilities};
-    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+    Ok(Scan { layout: done.layout, newest_ctime, left_out, incomplete, owners, bare: done.bare })
 }
 
 /// The text of codchi-owners for everything that was found.
-fn owners(tree: &Tree, dirs: &[Directory]) -> String {
-    let mut ids = Ids::default();
-    for found in dirs.iter().flat_map(|dir| &dir.found) {
-        ids.add(found.entry.attr.uid, found.entry.attr.gid);
-    }
+fn owners(tree: &Tree, ids: &Ids) -> Arc<[u8]> {
     let names = |path| tree.system_file(path).unwrap_or_default();
-    ids.render(&names("etc/passwd"), &names("etc/group"))
+    ids.render(&names("etc/passwd"), &names("etc/group")).into_bytes().into()
 }
 
 impl Walk<'_> {
     fn run(&self) {
+        let mut ids = Ids::default();
         let mut queue = self.queue.lock();
         loop {
             if let Some(number) = queue.pending.pop() {
@@ -177,13 +200,25 @@ impl Walk<'_> {
                 drop(queue);
                 // A panic here would leave the others waiting for work that never ends.
                 let list = std::panic::AssertUnwindSafe(|| self.list(number));
-                let done = std::panic::catch_unwind(list)
-                    .unwrap_or_else(|_| (Vec::new(), Note::default(), Some(Errno::IO)));
+                let (listing, note, failed) = std::panic::catch_unwind(list)
+                    .unwrap_or_else(|_| (Listing::default(), Note::default(), Some(Errno::IO)));
+                listing.entries().iter().for_each(|entry| ids.add(entry.attr.uid, entry.attr.gid));
                 queue = self.queue.lock();
-                self.merge(&mut queue, number, done);
+                let listed = self.merge(&mut queue, number, listing, note, failed);
+                drop(queue);
+                self.listed.lock().insert(number, listed);
+                let pushed = self.push();
+                queue = self.queue.lock();
+                if let Err(why) = pushed {
+                    queue.failed = Some(why);
+                    queue.pending.clear();
+                }
                 queue.busy -= 1;
-                self.work.notify_all();
+                if queue.busy == 0 {
+                    self.work.notify_all();
+                }
             } else if queue.busy == 0 {
+                queue.ids.append(ids);
                 return;
             } else {
                 self.work.wait(&mut queue);
@@ -191,17 +226,30 @@ impl Walk<'_> {
         }
     }
 
+    /// Pushes what can be pushed, unless somebody else is at it.
+    fn push(&self) -> Result<(), ScanError> {
+        match self.early.then(|| self.assembly.try_lock()).flatten() {
+            Some(mut assembly) => assembly.advance(&self.listed, &self.links),
+            None => Ok(()),
+        }
+    }
+
     /// Lists one directory. Runs without any lock held but for the moments it looks at shared state.
-    fn list(&self, number: u32) -> (Vec<Found>, Note, Option<Errno>) {
+    fn list(&self, number: u32) -> (Listing, Note, Option<Errno>) {
         let mut note = Note::default();
         let dir = match self.open(number) {
             Ok(dir) => dir,
-            Err(e) => return (Vec::new(), note, Some(e)),
+            Err(e) => return (Listing::default(), note, Some(e)),
         };
         let at = |name: &[u8]| [dir.path(), b"/", name].concat();
         let mut hidden = Vec::new();
-        let details = |attr: &Attr| !is_linked(attr) || self.linked.lock().insert(attr.id);
-        let wants = Wants { holes: self.holes, details: &details, room: &self.room };
+        let wants = Wants {
+            holes: self.holes,
+            details: &|attr: &Attr| !is_linked(attr) || self.links.claim(attr.id),
+            room: &self.room,
+            known_bare: &|attr: &Attr| self.known.is_some_and(|known| known.is_bare(attr)),
+            settled: self.settled,
+        };
         let listed = self.tree.scan_dir(&dir, &wants, &mut |name, why| match why {
             LeftOut::ByUser | LeftOut::BuiltIn | LeftOut::BelowHome => {
                 hidden.push((name.to_vec(), why));
@@ -219,11 +267,20 @@ impl Walk<'_> {
             self.weigh(&dir, &name, why, &mut note);
         }
         match listed {
-            Ok(entries) => {
-                let found = |entry| Found { entry, dir: None };
-                (entries.into_iter().map(found).collect(), note, None)
+            Ok(mut listing) => {
+                let mut directories = false;
+                for entry in listing.entries_mut() {
+                    directories |= entry.attr.kind == Kind::Directory;
+                    if entry.asked && is_linked(&entry.attr) {
+                        self.links.settle(entry);
+                    }
+                }
+                if directories && number != 0 {
+                    self.open.lock().put(number, dir);
+                }
+                (listing, note, None)
             }
-            Err(e) => (Vec::new(), note, Some(e)),
+            Err(e) => (Listing::default(), note, Some(e)),
         }
     }
 
@@ -251,8 +308,14 @@ impl Walk<'_> {
         }
     }
 
-    fn merge(&self, queue: &mut Queue, number: u32, done: (Vec<Found>, Note, Option<Errno>)) {
-        let (mut found, mut note, failed) = done;
+    fn merge(
+        &self,
+        queue: &mut Queue,
+        number: u32,
+        listing: Listing,
+        mut note: Note,
+        failed: Option<Errno>,
+    ) -> Listed {
         if number == 0 {
             queue.no_root = failed;
         }
@@ -260,24 +323,31 @@ impl Walk<'_> {
             // Deleted while it was walked towards is no loss; anything else is a part of the machine that is missing.
             if e != Errno::NOENT {
                 note.incomplete = true;
-                let path = path_of(&queue.dirs, number);
+                let path = path_of(queue, number);
                 note.push(LeftOutLine::of(&path, LeftOut::Unreadable(e)));
             }
         }
-        for f in found.iter_mut().filter(|f| f.entry.attr.kind == Kind::Directory) {
-            let Ok(child) = u32::try_from(queue.dirs.len()) else {
+        let first = queue.dirs.len() as u32;
+        for entry in listing.entries().iter().filter(|e| e.attr.kind == Kind::Directory) {
+            if u32::try_from(queue.dirs.len()).is_err() {
                 queue.failed = Some(ScanError::TooMany);
                 break;
-            };
-            let name = f.entry.name.clone();
-            queue.dirs.push(Directory { parent: number, name, found: Vec::new() });
-            queue.pending.push(child);
-            f.dir = Some(child);
+            }
+            let start = queue.names.len();
+            queue.names.extend_from_slice(listing.name(entry));
+            let name = (start, queue.names.len());
+            queue.dirs.push(Directory { parent: number, name, plain: entry.plain });
+        }
+        let end = queue.dirs.len() as u32;
+        queue.pending.extend((first..end).rev());
+        // One of them is this thread's.
+        for _ in first.saturating_add(1)..end {
+            if !self.work.notify_one() {
+                break;
+            }
         }
         queue.left_out.append(note);
-        if let Some(dir) = queue.dirs.get_mut(number as usize) {
-            dir.found = found;
-        }
+        Listed { listing, first }
     }
 
     /// Opens directory `number`, from the nearest ancestor that is open.
@@ -288,155 +358,46 @@ impl Walk<'_> {
             if at == 0 {
                 break self.root.clone();
             }
-            if let Some(dir) = self.open.lock().get(&at) {
+            if at != number
+                && let Some(dir) = self.open.lock().get(&at)
+            {
                 break dir.clone();
             }
             let queue = self.queue.lock();
             let Some(d) = queue.dirs.get(at as usize) else { return Err(Errno::NOENT) };
-            missing.push((at, d.name.clone()));
+            missing.push((at, queue.name(d).to_vec(), d.plain));
             at = d.parent;
         };
-        for (number, name) in missing.into_iter().rev() {
-            dir = self.tree.open_dir(&dir, &name)?.0;
-            self.open.lock().put(number, dir.clone());
+        for (at, name, plain) in missing.into_iter().rev() {
+            dir = match plain {
+                true => self.tree.open_plain(&dir, &name)?,
+                false => self.tree.open_dir(&dir, &name)?.0,
+            };
+            if at != number {
+                self.open.lock().put(at, dir.clone());
+            }
         }
         Ok(dir)
     }
 }
 
-fn path_of(dirs: &[Directory], number: u32) -> Vec<u8> {
+impl Queue {
+    fn name(&self, directory: &Directory) -> &[u8] {
+        self.names.get(directory.name.0..directory.name.1).unwrap_or_default()
+    }
+}
+
+fn path_of(queue: &Queue, number: u32) -> Vec<u8> {
     let mut names: Vec<&[u8]> = Vec::new();
     let mut at = number;
-    while let Some(d) = dirs.get(at as usize).filter(|_| at != 0) {
-        names.push(&d.name);
+    while let Some(d) = queue.dirs.get(at as usize).filter(|_| at != 0) {
+        names.push(queue.name(d));
         at = d.parent;
     }
     names.iter().rev().flat_map(|n| [b"/".as_slice(), n].concat()).collect()
 }
 
 /// Whether an entry may have other names.
-fn is_linked(attr: &Attr) -> bool {
+pub(super) fn is_linked(attr: &Attr) -> bool {
     attr.nlink > 1 && attr.kind != Kind::Directory
-}
-
-type Details = (Attr, Vec<Xattr>, Option<Box<[DataRun]>>);
-
-/// Takes out what was read of files with further names, under whichever name that was.
-fn details_of_linked(dirs: &mut [Directory]) -> HashMap<ObjectId, Details> {
-    let mut details = HashMap::new();
-    for entry in dirs.iter_mut().flat_map(|dir| &mut dir.found).map(|found| &mut found.entry) {
-        if is_linked(&entry.attr) && (!entry.xattrs.is_empty() || entry.data.is_some()) {
-            let xattrs = std::mem::take(&mut entry.xattrs);
-            details.insert(entry.attr.id, (entry.attr, xattrs, entry.data.take()));
-        }
-    }
-    details
-}
-
-/// Pushes everything in archive order: a directory before what is in it, siblings by bytes.
-fn assemble(
-    tree: &Tree,
-    mut dirs: Vec<Directory>,
-    options: tar::Options,
-    owners: &[u8],
-    newest: &mut Time,
-    left_out: &mut Note,
-) -> Result<Layout<Tag>, ScanError> {
-    let mut builder = LayoutBuilder::new(options);
-    let mut first_names: HashMap<ObjectId, MemberId> = HashMap::new();
-    let mut linked = details_of_linked(&mut dirs);
-    let mut take = |number: u32| {
-        let found = dirs.get_mut(number as usize).map(|d| std::mem::take(&mut d.found));
-        found.unwrap_or_default().into_iter()
-    };
-    let owners_id = ObjectId::generated(OWNERS.as_bytes());
-    let mut stack = vec![(None, take(0))];
-    while let Some((parent, entries)) = stack.last_mut() {
-        let Some(found) = entries.next() else {
-            stack.pop();
-            continue;
-        };
-        let Scanned { name, mut attr, target, mut xattrs, mut data } = found.entry;
-        if let Some(details) = linked.remove(&attr.id) {
-            // Its size is of the moment at which its holes were looked for.
-            (attr, xattrs, data) = details;
-        }
-        match attr.id {
-            ObjectId::Disk { .. } => *newest = (*newest).max(attr.ctime),
-            made if made == owners_id => attr = attr.with_content(owners),
-            // Its sources have the times that count.
-            ObjectId::Generated(_) => {}
-        }
-        let has_links = is_linked(&attr);
-        let first = has_links.then(|| first_names.get(&attr.id).copied()).flatten();
-        let (kind, link) = match (first, attr.kind) {
-            (Some(first), _) => (tar::Kind::HardLink, Link::Hard(first)),
-            (None, Kind::Directory) => (tar::Kind::Directory, Link::None),
-            (None, Kind::File) => (tar::Kind::File, Link::None),
-            (None, Kind::Symlink) => (tar::Kind::Symlink, Link::Symlink(&target)),
-            (None, Kind::CharDevice) => (tar::Kind::CharDevice, Link::None),
-            (None, Kind::BlockDevice) => (tar::Kind::BlockDevice, Link::None),
-            (None, Kind::Fifo) => (tar::Kind::Fifo, Link::None),
-            (None, Kind::Socket) => continue,
-        };
-        let records = match first {
-            // What an inode has is with its first name.
-            Some(_) => Vec::new(),
-            None => records(&xattrs),
-        };
-        let records: Vec<_> = records.iter().map(|(key, value)| (&**key, &**value)).collect();
-        let extent = |run: &DataRun| Extent { offset: run.offset, len: run.len };
-        let extents = data.map(|runs| runs.iter().map(extent).collect::<Vec<_>>());
-        let (layer, ino) = layer_of(tree, &attr);
-        let pushed = builder.push(&Member {
-            parent: *parent,
-            name: &name,
-            kind,
-            perm: attr.perm,
-            uid: attr.uid,
-            gid: attr.gid,
-            size: attr.size,
-            extents: extents.as_deref(),
-            records: &records,
-            mtime: (attr.mtime.sec, attr.mtime.nsec),
-            link,
-            rdev: attr.rdev,
-            tag: Tag { ino, ctime_sec: attr.ctime.sec, ctime_nsec: attr.ctime.nsec, layer },
-        });
-        let path_of = |builder: &LayoutBuilder<Tag>| {
-            let mut path = parent.map(|parent| builder.path(parent)).unwrap_or_default();
-            path.push(b'/');
-            path.extend_from_slice(&name);
-            path
-        };
-        let id = match pushed {
-            Ok(id) => id,
-            Err(
-                why @ (LayoutError::Members { .. }
-                | LayoutError::Names { .. }
-                | LayoutError::Records { .. }),
-            ) => return Err(why.into()),
-            // This one member is what no archive can hold (a device number out of range); the rest still can be. It is
-            // missing, so that no copy may pass for whole.
-            Err(why) => {
-                left_out.push(LeftOutLine::unarchivable(&path_of(&builder), &why));
-                left_out.incomplete = true;
-                continue;
-            }
-        };
-        let bytes: usize = records.iter().map(|(key, value)| key.len() + value.len()).sum();
-        if bytes > LARGEST_PAX {
-            left_out.push(LeftOutLine::large_attributes(&path_of(&builder)));
-        }
-        if builder.path_len(id) as usize > LONGEST_PATH {
-            left_out.push(LeftOutLine::long_path(&path_of(&builder)));
-        }
-        if first.is_none() && has_links {
-            first_names.insert(attr.id, id);
-        }
-        if let Some(number) = found.dir {
-            stack.push((Some(id), take(number)));
-        }
-    }
-    Ok(builder.finish())
 }

@@ -1,16 +1,22 @@
 //! A generation from its first byte to its last, without a mount.
 //!
-//! Small files are read by two threads into large blocks, which one thread writes in turn. A large file never enters this
-//! process: the kernel copies it, or, where source and target are on a file system that can, shares its blocks.
+//! Into a file of our own on a disk, threads read large blocks and write each to its place, past the page cache: what goes
+//! through it costs a further copy and its bookkeeping, and waits for the disk in the end all the same.
+//!
+//! Elsewhere small files are read by two threads into large blocks, which one thread writes in turn. A large file then never
+//! enters this process: the kernel copies it, or, where source and target are on a file system that can, shares its blocks.
 
 use super::Generation;
 use crate::tar::Run;
 use rustix::fd::{AsFd as _, OwnedFd};
+use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 /// Bytes that travel at once.
@@ -23,6 +29,15 @@ const BLOCKS: usize = 2;
 const LARGE: u64 = 256 << 10;
 /// Bytes that the kernel copies in one call: between two, progress shows and a signal counts.
 const AT_ONCE: u64 = 256 << 20;
+
+/// Bytes that travel at once past the page cache.
+const DIRECT_BLOCK: usize = 4 << 20;
+/// Threads that read and write them: enough that some read while others wait for the disk.
+const DIRECT_THREADS: usize = 4;
+/// What the addresses and offsets of such transfers are multiples of, at least.
+const DIRECT_ALIGN: usize = 4096;
+/// Archives of fewer bytes are not worth it.
+const DIRECT_FROM: u64 = 4 << 20;
 
 /// Why a stream ended early.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +55,8 @@ pub enum StreamError {
 pub enum Sink<'a> {
     /// A file, a pipe or a socket, from where its position is; to a file, the kernel copies.
     File(&'a File),
+    /// A file that is empty, and nobody else's; or anything else than a file.
+    Own(&'a File),
     /// Through a program's hands: a compressor.
     Writer(&'a mut dyn Write),
 }
@@ -79,6 +96,17 @@ pub fn write_all(
     mut sink: Sink<'_>,
     mut progress: impl FnMut(u64) -> io::Result<()>,
 ) -> Result<(), StreamError> {
+    if let Sink::Own(file) = sink {
+        // Blocks are shared by the kernel's copies only.
+        if generation.size() >= DIRECT_FROM && !generation.is_aligned() && is_on_disk(file) {
+            match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, generation.size()) {
+                Ok(()) => return write_direct(generation, file, progress),
+                Err(Errno::OPNOTSUPP) => {}
+                Err(why) => return Err(StreamError::Write(why.into())),
+            }
+        }
+        sink = Sink::File(file);
+    }
     // Into a pipe the kernel would move references to pages: what is written to the file after we have looked at it would
     // still reach the reader.
     let by_kernel = matches!(&sink, Sink::File(file) if file.metadata().is_ok_and(|m| m.is_file()));
@@ -126,7 +154,7 @@ pub fn write_all(
                         };
                         done += match &sink {
                             Sink::File(out) => copy(generation, rest, out, &mut kernel)?,
-                            Sink::Writer(_) => 0,
+                            Sink::Own(_) | Sink::Writer(_) => 0,
                         };
                         progress(written + done)?;
                     }
@@ -145,17 +173,105 @@ pub fn write_all(
 impl Sink<'_> {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Self::File(file) => (&mut &**file).write_all(bytes),
+            Self::File(file) | Self::Own(file) => (&mut &**file).write_all(bytes),
             Self::Writer(writer) => writer.write_all(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::File(file) => (&mut &**file).flush(),
+            Self::File(file) | Self::Own(file) => (&mut &**file).flush(),
             Self::Writer(writer) => writer.flush(),
         }
     }
+}
+
+/// Whether `file` is on a file system of a disk that writes past its page cache what it would write through it: not so
+/// btrfs, which would not compress. (statfs(2), linux/magic.h: ext4, XFS.)
+fn is_on_disk(file: &File) -> bool {
+    let kind = rustix::fs::fstatfs(file).map(|fs| fs.f_type as u64 & 0xffff_ffff);
+    file.metadata().is_ok_and(|m| m.is_file()) && matches!(kind, Ok(0xef53 | 0x5846_5342))
+}
+
+/// Writes all of `generation` to a file of its size. Each thread takes the next block, reads it, and writes it to its place.
+fn write_direct(
+    generation: &Generation,
+    file: &File,
+    mut progress: impl FnMut(u64) -> io::Result<()>,
+) -> Result<(), StreamError> {
+    let size = generation.size();
+    direct(file, true);
+    let (next, stopped) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (done, blocks) = channel();
+    let result = std::thread::scope(|scope| {
+        for _ in 0..DIRECT_THREADS {
+            let (done, next, stopped) = (done.clone(), &next, &stopped);
+            scope.spawn(move || {
+                let mut buffer = vec![0; DIRECT_BLOCK + DIRECT_ALIGN];
+                let skip = buffer.as_ptr().align_offset(DIRECT_ALIGN);
+                while !stopped.load(Ordering::Relaxed) {
+                    let at = next.fetch_add(DIRECT_BLOCK as u64, Ordering::Relaxed);
+                    let len = size.saturating_sub(at).min(DIRECT_BLOCK as u64) as usize;
+                    let block = skip.checked_add(len).and_then(|end| buffer.get_mut(skip..end));
+                    let Some(block) = block.filter(|block| !block.is_empty()) else { return };
+                    if done.send(copy_block(generation, at, block, file)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(done);
+        let mut written = 0;
+        for block in blocks {
+            let result = block.and_then(|len| {
+                written += len as u64;
+                Ok(progress(written)?)
+            });
+            if result.is_err() {
+                stopped.store(true, Ordering::Relaxed);
+                return result;
+            }
+        }
+        match written == size {
+            true => Ok(()),
+            false => Err(StreamError::Read(Errno::IO)),
+        }
+    });
+    direct(file, false);
+    result
+}
+
+/// Has writes go past the page cache, where the file system likes that, or through it.
+fn direct(file: &File, past: bool) {
+    if let Ok(flags) = rustix::fs::fcntl_getfl(file) {
+        let mut flags = flags;
+        flags.set(OFlags::DIRECT, past);
+        // It is as good through the cache, only slower.
+        let _ = rustix::fs::fcntl_setfl(file, flags);
+    }
+}
+
+/// Reads the block at `at` and writes it there; its bytes.
+fn copy_block(
+    generation: &Generation,
+    at: u64,
+    block: &mut [u8],
+    file: &File,
+) -> Result<usize, StreamError> {
+    match generation.read_unchecked(at, block) {
+        Ok(n) if n == block.len() => {}
+        Ok(_) => return Err(StreamError::Read(Errno::IO)),
+        Err(why) => return Err(StreamError::Read(why)),
+    }
+    match file.write_all_at(block, at) {
+        // A disk with blocks of its own size. What was written of this one is written again.
+        Err(why) if why.kind() == io::ErrorKind::InvalidInput => {
+            direct(file, false);
+            file.write_all_at(block, at)?;
+        }
+        written => written?,
+    }
+    Ok(block.len())
 }
 
 /// Sends every block, read.

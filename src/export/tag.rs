@@ -6,7 +6,7 @@ use crate::tree::{Attr, ObjectId, Tree};
 pub(super) const GENERATED: u8 = 2;
 
 /// What the layout keeps of each member to find its file again and to tell whether it changed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tag {
     /// Inode number on the disk, or index of the generated file.
     pub(super) ino: u64,

@@ -48,7 +48,7 @@ pub(super) fn attr(attr: &Attr) -> FileAttr {
         uid: attr.uid,
         gid: attr.gid,
         rdev: device(attr.rdev),
-        blksize: 4096,
+        blksize: attr.blksize,
         flags: 0,
     }
 }
@@ -73,6 +73,7 @@ pub(super) fn plus(entry: &DirEntry<'_>) -> (FileAttr, Duration) {
                 mtime: none,
                 ctime: none,
                 rdev: (0, 0),
+                blksize: crate::vfs::BLOCK,
             };
             (attr(&bare), Duration::ZERO)
         }

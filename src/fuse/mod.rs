@@ -6,14 +6,16 @@ mod convert;
 mod error;
 mod mount;
 mod mounts;
+mod passthrough;
 mod readonly;
 mod session;
 
 pub use error::MountError;
-pub use mount::{Attached, MountOptions, Stop, attach, detach, raise_read_ahead, unmount};
+pub use mount::{Attached, MountOptions, Stop, attach, check, detach, raise_read_ahead, unmount};
+pub use mounts::{Health, mounted};
 pub use session::{answer, serve};
 
-use crate::vfs::{Cache, Notice, Opened, Seek, Vfs};
+use crate::vfs::{Bytes, Cache, Notice, Opened, Seek, Vfs};
 use background::Background;
 use convert::{attr, errno, kind};
 use fuser::{
@@ -21,6 +23,7 @@ use fuser::{
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
+use passthrough::{Backing, Backings};
 use rustix::io::Errno as Sys;
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -58,6 +61,10 @@ struct Adaptor {
     only: Option<u32>,
     /// Everybody gets in, and the kernel checks permissions.
     kernel_checks: bool,
+    /// Large files are read by the kernel itself, where it can.
+    backings: Option<Backings>,
+    /// The kernel can map files that are read past its cache.
+    direct: bool,
 }
 
 /// What the thread does that tells the kernel what it must forget: one after the other.
@@ -108,6 +115,26 @@ impl Adaptor {
             _ => Ok(()),
         }
     }
+
+    /// What the kernel is to read instead of asking, for a file just opened.
+    fn backing(
+        &self,
+        ino: u64,
+        opened: &Opened,
+        how: OpenFlags,
+        reply: &ReplyOpen,
+    ) -> Option<Arc<Backing>> {
+        let size = opened.plain?;
+        let backings = self.backings.as_ref()?;
+        backings.enter(ino, || {
+            // Not every file system takes O_DIRECT, while we do.
+            if size < passthrough::WORTH_IT || how.0 & libc::O_DIRECT != 0 {
+                return None;
+            }
+            let made = self.vfs.with_file(opened.handle, |file| backings.back(reply, file))?;
+            made.inspect_err(|error| tracing::debug!(ino, %error, "read in the usual way")).ok()
+        })
+    }
 }
 
 fn reply_entry(reply: ReplyEntry, op: &str, parent: u64, found: Result<crate::vfs::Entry, Sys>) {
@@ -132,18 +159,14 @@ fn reply_xattr(reply: ReplyXattr, ino: u64, size: u32, value: Result<Vec<u8>, Sy
     }
 }
 
-/// A buffer of `size` bytes that stays with the thread.
-fn with_buffer<T>(size: u32, use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+/// A buffer that stays with the thread.
+fn with_buffer<T>(use_it: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     thread_local! {
         static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
-    let size = usize::try_from(size).unwrap_or(usize::MAX);
     // Taken, not borrowed: a panic inside leaves an empty buffer and no borrow behind.
     let mut buffer = BUFFER.with(RefCell::take);
-    if buffer.len() < size {
-        buffer.resize(size, 0);
-    }
-    let result = use_it(buffer.get_mut(..size).unwrap_or_default());
+    let result = use_it(&mut buffer);
     BUFFER.with(|place| place.replace(buffer));
     result
 }
@@ -154,10 +177,13 @@ impl Filesystem for Adaptor {
         // has a mask. Everywhere else it would bring the kernel's checks with it, and the owner reads everything.
         let acl = self.kernel_checks.then_some(InitFlags::FUSE_POSIX_ACL);
         for capability in CAPABILITIES.into_iter().chain(acl) {
-            if config.add_capabilities(capability).is_err() {
+            let refused = config.add_capabilities(capability).is_err();
+            self.direct |= !refused && capability == InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+            if refused {
                 tracing::debug!(?capability, "the kernel does not have this");
             }
         }
+        self.backings = self.backings.take().filter(|_| passthrough::ask(config));
         if let Err(nearest) = config.set_max_write(MOST_AT_ONCE) {
             tracing::debug!(nearest, "another limit for one request");
         }
@@ -203,25 +229,38 @@ impl Filesystem for Adaptor {
         });
     }
 
-    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, how: OpenFlags, reply: ReplyOpen) {
         survive("open", || {
             let opened = self.admit(req).and_then(|()| {
-                if flags.acc_mode() == fuser::OpenAccMode::O_RDONLY {
+                if how.acc_mode() == fuser::OpenAccMode::O_RDONLY {
                     self.vfs.open(ino.0)
                 } else {
                     Err(Sys::ROFS)
                 }
             });
             match opened {
-                Ok(Opened { handle, cache, close_tells }) => {
-                    let mut flags = match cache {
+                Ok(opened) => {
+                    let mut flags = match opened.cache {
                         Cache::Keep => FopenFlags::FOPEN_KEEP_CACHE,
                         Cache::Drop => FopenFlags::empty(),
                         Cache::Bypass => FopenFlags::FOPEN_DIRECT_IO,
                     };
+                    flags.set(
+                        FopenFlags::FOPEN_DIRECT_IO,
+                        opened.direct && (self.direct || opened.cache == Cache::Bypass),
+                    );
                     // A round trip less for every file of a tree.
-                    flags.set(FopenFlags::FOPEN_NOFLUSH, !close_tells);
-                    reply.opened(FileHandle(handle), flags);
+                    flags.set(FopenFlags::FOPEN_NOFLUSH, !opened.close_tells);
+                    let handle = FileHandle(opened.handle);
+                    let backing = self.backing(ino.0, &opened, how, &reply);
+                    match backing.as_ref().and_then(|backing| backing.id()) {
+                        // It is an error to keep what is not cached.
+                        Some(id) => {
+                            flags.remove(FopenFlags::FOPEN_KEEP_CACHE);
+                            reply.opened_passthrough(handle, flags, id);
+                        }
+                        None => reply.opened(handle, flags),
+                    }
                 }
                 Err(error) => reply.error(failed("open", ino.0, error)),
             }
@@ -236,15 +275,33 @@ impl Filesystem for Adaptor {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        if self.vfs.reads_slowly(fh.0) {
+            let vfs = Arc::clone(&self.vfs);
+            return self.background.run(move || {
+                let mut buffer = Vec::new();
+                match vfs.read(fh.0, offset, size, false, &mut buffer).0 {
+                    Ok(Bytes::Here(count)) => reply.data(buffer.get(..count).unwrap_or_default()),
+                    Ok(Bytes::Shared(part)) => reply.data(part.bytes()),
+                    Err(error) => reply.error(failed("read", ino.0, error)),
+                }
+            });
+        }
         survive("read", || {
-            with_buffer(size, |buffer| {
-                let (count, barrier) = self.vfs.read(fh.0, offset, buffer);
-                let data = match count {
-                    Ok(count) => buffer.get(..count).unwrap_or_default(),
+            // The kernel names an owner with a read past its cache, and with no other (fs/fuse/file.c, fuse_send_read).
+            let direct = lock_owner.is_some();
+            with_buffer(|buffer| {
+                let (bytes, barrier) = self.vfs.read(fh.0, offset, size, direct, buffer);
+                let bytes = match bytes {
+                    Ok(bytes) => bytes,
                     Err(error) => return reply.error(failed("read", ino.0, error)),
+                };
+                let data = match &bytes {
+                    Bytes::Here(count) => buffer.get(..*count).unwrap_or_default(),
+                    Bytes::Shared(part) => part.bytes(),
                 };
                 let Some(barrier) = barrier else { return reply.data(data) };
                 let data = data.to_vec();
@@ -280,7 +337,7 @@ impl Filesystem for Adaptor {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
@@ -288,6 +345,9 @@ impl Filesystem for Adaptor {
         reply: ReplyEmpty,
     ) {
         survive("release", || {
+            if let Some(backings) = &self.backings {
+                backings.leave(ino.0);
+            }
             self.vfs.release(fh.0);
             reply.ok();
         });

@@ -31,8 +31,14 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Admit root besides the user.
     pub allow_root: bool,
+    /// No program in it can be run.
+    pub noexec: bool,
+    /// What the mount table has as the source.
+    pub source: String,
     /// Threads that answer the kernel.
     pub threads: usize,
+    /// Have the kernel read large files of `rootfs/` by itself where it can.
+    pub passthrough: bool,
 }
 
 /// A mount made by root that nobody answers yet.
@@ -74,7 +80,7 @@ fn attach_at(
     let context = sys::fsopen("fuse", sys::FsOpenFlags::FSOPEN_CLOEXEC).map_err(at("fsopen"))?;
     let context = context.as_fd();
     for (key, value) in [
-        ("source", "codchifs".to_owned()),
+        ("source", options.source.clone()),
         ("subtype", "codchifs".to_owned()),
         ("fd", device.as_raw_fd().to_string()),
         ("rootmode", "40000".to_owned()),
@@ -92,13 +98,26 @@ fn attach_at(
         sys::fsconfig_set_flag(context, key).map_err(at("fsconfig"))?;
     }
     sys::fsconfig_create(context).map_err(at("fsconfig create"))?;
-    let attributes = sys::MountAttrFlags::MOUNT_ATTR_RDONLY
+    let mut attributes = sys::MountAttrFlags::MOUNT_ATTR_RDONLY
         | sys::MountAttrFlags::MOUNT_ATTR_NOSUID
         | sys::MountAttrFlags::MOUNT_ATTR_NODEV;
+    attributes.set(sys::MountAttrFlags::MOUNT_ATTR_NOEXEC, options.noexec);
     let mount = sys::fsmount(context, sys::FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(at("fsmount"))?;
     let flags = sys::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     sys::move_mount(mount.as_fd(), "", CWD, mountpoint, flags).map_err(at("move_mount"))
+}
+
+/// Whether `options` can be mounted, without doing it; a mount that is there already is none of its business.
+pub fn check(options: &MountOptions) -> Result<(), MountError> {
+    if options.allow_other && options.allow_root {
+        return Err(MountError::BothAllowed);
+    }
+    let path = resolve(&options.mountpoint)?;
+    if mounted_at(&path)?.is_some_and(|mounted| mounted.fstype == TYPE) {
+        return Ok(());
+    }
+    empty_directory(&path)
 }
 
 /// Unmounts the codchifs at `path`. `lazy` takes it out of sight at once and ends it when its last
@@ -147,6 +166,12 @@ pub(super) fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
         unmount_at(&path, true)
             .map_err(|source| MountError::Stale { path: path.clone(), source: Box::new(source) })?;
     }
+    empty_directory(&path)?;
+    Ok(path)
+}
+
+fn empty_directory(path: &Path) -> Result<(), MountError> {
+    let path = path.to_owned();
     let look = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => MountError::Missing { path: path.clone() },
         _ => MountError::Look { path: path.clone(), source },
@@ -157,7 +182,7 @@ pub(super) fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
     if std::fs::read_dir(&path).map_err(look)?.next().is_some() {
         return Err(MountError::NotEmpty { path });
     }
-    Ok(path)
+    Ok(())
 }
 
 fn unmount_at(path: &Path, lazy: bool) -> Result<(), MountError> {

@@ -5,9 +5,9 @@ use crate::mountinfo::{self, Mount};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The file system type of our mounts.
 pub(super) const TYPE: &str = "fuse.codchifs";
@@ -21,17 +21,48 @@ pub(super) fn mounted_at(path: &Path) -> Result<Option<Mount>, MountError> {
     Ok(table.into_iter().rfind(|mounted| mounted.mountpoint == path))
 }
 
+/// Whether somebody serves a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Somebody does, or at least nobody says that there is nobody.
+    Served,
+    /// Its process is gone.
+    Stale,
+    /// There is no answer in time.
+    Silent,
+}
+
+/// Every codchifs in the mount table with how it is. All are asked at once, so that it takes no longer than for one.
+pub fn mounted() -> Result<Vec<(PathBuf, Health)>, MountError> {
+    let table = mountinfo::read().map_err(|source| MountError::Table { source })?;
+    let ours = table.into_iter().filter(|mounted| mounted.fstype == TYPE);
+    let asked: Vec<_> = ours.map(|mounted| (mounted.mountpoint.clone(), ask(&mounted))).collect();
+    let end = Instant::now() + PATIENCE;
+    let health = |answer: mpsc::Receiver<_>| match answer
+        .recv_timeout(end.saturating_duration_since(Instant::now()))
+    {
+        Ok(Err(Errno::NOTCONN)) => Health::Stale,
+        Ok(_) => Health::Served,
+        Err(_) => Health::Silent,
+    };
+    Ok(asked.into_iter().map(|(path, answer)| (path, health(answer))).collect())
+}
+
 /// Whether nobody serves the mount any more. A daemon that does not answer in time counts as
 /// alive: detaching a mount that is in use is worse than refusing.
 pub(super) fn is_stale(mounted: &Mount) -> bool {
+    ask(mounted).recv_timeout(PATIENCE) == Ok(Err(Errno::NOTCONN))
+}
+
+fn ask(mounted: &Mount) -> mpsc::Receiver<Result<(), Errno>> {
     let (path, owner) = (mounted.mountpoint.clone(), mounted.owner);
     let (answer, answered) = mpsc::channel();
-    // Its own thread: it may hang, and it changes its own ids for good.
-    let asked = std::thread::Builder::new().name("codchifs-probe".into()).spawn(move || {
+    // Its own thread: it may hang, and it changes its own ids for good. Without one there is no answer.
+    let _ = std::thread::Builder::new().name("codchifs-probe".into()).spawn(move || {
         // A dropped receiver means that the answer came too late.
-        let _ = answer.send(probe(&path, owner) == Err(Errno::NOTCONN));
+        let _ = answer.send(probe(&path, owner));
     });
-    asked.is_ok() && answered.recv_timeout(PATIENCE).unwrap_or(false)
+    answered
 }
 
 /// Asks for the attributes of a mount's root as its owner: to anybody else, root included, the

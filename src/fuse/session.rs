@@ -1,8 +1,9 @@
 //! Answering the kernel.
 
 use super::mount::{self, MountOptions, Stop};
-use super::{Adaptor, Background, Errand, MountError};
+use super::{Adaptor, Background, Backings, Errand, MountError};
 use crate::machine::Machines;
+use crate::opener::Client;
 use crate::vfs::{Access, Notice, Vfs};
 use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL};
 use rustix::fd::OwnedFd;
@@ -21,14 +22,15 @@ const NAME_WAIT: Duration = Duration::from_millis(100);
 
 /// Answers for a mount that [`mount::attach`] made, until it is unmounted. Calls `ready` once the kernel is answered.
 ///
-/// The machines are found by `machines`; `options` are those of the mount.
+/// `options` are those of the mount; `host` does what takes more rights than this process may have.
 pub fn answer(
     machines: Arc<Machines>,
     options: &MountOptions,
+    host: Arc<Client>,
     device: OwnedFd,
     ready: impl FnOnce(),
 ) -> Result<(), MountError> {
-    let (adaptor, errands) = adaptor(Arc::clone(&machines), options);
+    let (adaptor, errands) = adaptor(Arc::clone(&machines), options, Some(host));
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(1));
     // fuser would compare callers with our own effective user; the kernel compares them with
@@ -53,7 +55,7 @@ pub fn serve(
 ) -> Result<(), MountError> {
     let mountpoint = mount::prepare(options)?;
     let stop = Stop::new()?;
-    let (adaptor, errands) = adaptor(Arc::clone(&machines), options);
+    let (adaptor, errands) = adaptor(Arc::clone(&machines), options, None);
     let session = mount_with_fusermount(adaptor, &mountpoint, options)?;
     let start = |source| {
         mount::detach(&mountpoint);
@@ -81,7 +83,11 @@ pub fn serve(
     })
 }
 
-fn adaptor(machines: Arc<Machines>, options: &MountOptions) -> (Adaptor, Receiver<Errand>) {
+fn adaptor(
+    machines: Arc<Machines>,
+    options: &MountOptions,
+    host: Option<Arc<Client>>,
+) -> (Adaptor, Receiver<Errand>) {
     let access = Access {
         uid: options.uid,
         gid: options.gid,
@@ -101,6 +107,8 @@ fn adaptor(machines: Arc<Machines>, options: &MountOptions) -> (Adaptor, Receive
         errands,
         only: options.allow_root.then_some(options.uid),
         kernel_checks: options.allow_other,
+        direct: false,
+        backings: host.filter(|_| options.passthrough).map(Backings::new),
     };
     (adaptor, to_do)
 }
@@ -133,12 +141,15 @@ fn mount_with_fusermount(
         _ => SessionACL::Owner,
     };
     config.mount_options = vec![
-        MountOption::FSName("codchifs".into()),
+        MountOption::FSName(options.source.clone()),
         MountOption::Subtype("codchifs".into()),
         MountOption::RO,
         MountOption::NoSuid,
         MountOption::NoDev,
     ];
+    if options.noexec {
+        config.mount_options.push(MountOption::NoExec);
+    }
     if options.allow_other {
         config.mount_options.push(MountOption::DefaultPermissions);
     }

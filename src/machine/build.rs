@@ -4,16 +4,32 @@ use super::Machines;
 use crate::codchi::{self, MachineConfig, MachineName, flake};
 use crate::export::{Exports, History, OWNERS};
 use crate::idmap::IdMap;
-use crate::opener::{Located, Roots};
+use crate::opener::{Located, Opener, Roots};
 use crate::tree::{self, GeneratedFile, Owners, Source, Time, Tree};
 use rustix::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 impl Machines {
     /// The home that the instance has, else where Codchi puts it.
     pub(super) fn home(&self, name: &MachineName, located: Option<&Located>) -> PathBuf {
         located.map_or_else(|| self.state.home(name), |located| located.home.clone())
+    }
+
+    /// Whether a machine's root file system can be read; else why not, and what to do.
+    pub fn rootfs_readable(&self, rootfs: &Path) -> Result<(), String> {
+        match &self.opener {
+            Opener::Direct(direct) => direct.rootfs_readable(rootfs),
+            Opener::Asked(_) => Ok(()),
+        }
+    }
+
+    /// The same for a home.
+    pub fn home_readable(&self, home: &Path) -> Result<(), String> {
+        match &self.opener {
+            Opener::Direct(direct) => direct.home_readable(home),
+            Opener::Asked(_) => Ok(()),
+        }
     }
 
     pub(super) fn build(

@@ -1,14 +1,11 @@
 //! Well-known files of a machine that hold credentials: whoever hands an export over should know of them.
 
+use super::lately::Lately;
 use super::report::{open, walk};
 use crate::export::printable;
 use crate::tree::{Dir, HOME, Kind, Tree};
-use parking_lot::Mutex;
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
-/// How long a list is believed: every look at report.json asks for one, and a home may be large.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Keys of one home that are named; nobody reads on.
 const MOST_KEYS: usize = 100;
 
@@ -49,27 +46,14 @@ const CREDENTIALS: &[&str] = &[
 /// What of `~/.ssh` is no secret.
 const SSH_PUBLIC: &[&[u8]] = &[b"authorized_keys", b"config", b"known_hosts", b"known_hosts.old"];
 
-/// The list, as made last.
+/// The list, as made last: a home may be large.
 #[derive(Debug, Default)]
-pub(super) struct Credentials(Mutex<Option<(Instant, Vec<String>)>>);
+pub(super) struct Credentials(Lately<Vec<String>>);
 
 impl Credentials {
     /// The well-known ones in the home and in root's, at most some seconds old. Looks at names only.
     pub(super) fn list(&self, tree: &Tree) -> Vec<String> {
-        self.or_make(|| find(tree))
-    }
-
-    fn or_make(&self, make: impl FnOnce() -> Vec<String>) -> Vec<String> {
-        // Held meanwhile: whoever else wants the list waits for it and does not make it as well.
-        let mut made = self.0.lock();
-        if let Some((at, list)) = &*made
-            && at.elapsed() < LOOK_AGAIN
-        {
-            return list.clone();
-        }
-        let list = make();
-        *made = Some((Instant::now(), list.clone()));
-        list
+        self.0.or_find(|| find(tree))
     }
 }
 
@@ -124,20 +108,5 @@ fn keys(tree: &Tree, ssh: &Dir, path: &str, found: &mut Vec<String>) {
     }
     if let Err(why) = read {
         found.push(format!("{path}: cannot be listed: {why}"));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_list_is_made_once_in_a_while() {
-        let credentials = Credentials::default();
-        let list = |name: &str| credentials.or_make(|| vec![name.to_owned()]);
-        assert_eq!([list("a"), list("b")], [["a"], ["a"]]);
-        let long_ago = Instant::now().checked_sub(LOOK_AGAIN);
-        credentials.0.lock().as_mut().unwrap().0 = long_ago.unwrap();
-        assert_eq!(list("c"), ["c"]);
     }
 }

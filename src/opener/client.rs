@@ -1,12 +1,12 @@
 //! The server's side: asks the host.
 
-use super::wire::{Answer, Request, What, receive, send};
+use super::wire::{Answer, Body, Request, Told, What, receive, send};
 use super::{Located, Roots};
 use crate::backend::{Facts, LocateError};
 use crate::codchi::MachineName;
 use crate::tree::Root;
 use parking_lot::Mutex;
-use rustix::fd::OwnedFd;
+use rustix::fd::{BorrowedFd, OwnedFd};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// For so long after that, nobody else waits for it: a directory of machines asks for one after the other.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Sockets to the host, each for one question at a time.
+/// And this long for what it need not look for: the file is read in the usual way then.
+const NO_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Sockets to the host, each for one question at a time; the first is for files alone, which never wait for a daemon.
 #[derive(Debug)]
 pub struct Client {
     sockets: Vec<Mutex<UnixStream>>,
@@ -28,32 +31,33 @@ pub struct Client {
 }
 
 impl Client {
-    /// Asks over `sockets`, of which there is at least one.
+    /// Asks over `sockets`, of which there are at least two.
     pub fn new(sockets: Vec<OwnedFd>) -> io::Result<Self> {
-        let socket = |fd| {
+        let socket = |(fd, patience)| {
             let socket = UnixStream::from(fd);
-            socket.set_read_timeout(Some(PATIENCE))?;
-            socket.set_write_timeout(Some(PATIENCE))?;
+            socket.set_read_timeout(Some(patience))?;
+            socket.set_write_timeout(Some(patience))?;
             Ok(Mutex::new(socket))
         };
-        let sockets = sockets.into_iter().map(socket).collect::<io::Result<_>>()?;
+        let patience = std::iter::once(NO_PATIENCE).chain(std::iter::repeat(PATIENCE));
+        let sockets = sockets.into_iter().zip(patience).map(socket).collect::<io::Result<_>>()?;
         Ok(Self { sockets, number: AtomicU64::new(1), silent: Mutex::default() })
     }
 
     pub(super) fn locate(&self, name: &MachineName) -> (Result<Located, LocateError>, Facts) {
-        match self.ask(name, What::Locate) {
-            Ok((answer, _)) => (answer.located.map_err(Into::into), answer.facts),
+        match self.ask_machine(What::Locate(name.to_string())) {
+            Ok((told, _)) => (told.located.map_err(Into::into), told.facts),
             Err(why) => (Err(LocateError::Silent(why)), Facts::default()),
         }
     }
 
     pub(super) fn open(&self, name: &MachineName, located: &Located) -> Result<Roots, String> {
-        let (answer, fds) = self
-            .ask(name, What::Open)
+        let (told, fds) = self
+            .ask_machine(What::Open(name.to_string()))
             .map_err(|why| format!("the process that opens machines does not answer: {why}"))?;
-        let opened = answer.opened?;
+        let opened = told.opened?;
         // Owners are told by the maps that go with these very directories.
-        match answer.located {
+        match told.located {
             Ok(same) if same == *located => {}
             Ok(_) => return Err("it changes at this moment; look again".into()),
             Err(why) => return Err(LocateError::from(why).to_string()),
@@ -68,29 +72,51 @@ impl Client {
         }
     }
 
-    fn ask(&self, name: &MachineName, what: What) -> io::Result<(Answer, Vec<OwnedFd>)> {
+    /// Has the kernel read an open file by itself for the mount's readers; its number for it.
+    pub fn back(&self, file: BorrowedFd<'_>) -> io::Result<u32> {
+        match self.ask(What::Back, &[file])?.0 {
+            Body::Backed(Ok(id)) => Ok(id),
+            Body::Backed(Err(code)) => Err(io::Error::from_raw_os_error(code)),
+            Body::Machine(_) => Err(confused()),
+        }
+    }
+
+    /// Has the kernel let go of that file.
+    pub fn let_go(&self, id: u32) -> io::Result<()> {
+        self.ask(What::LetGo(id), &[]).map(drop)
+    }
+
+    fn ask_machine(&self, what: What) -> io::Result<(Told, Vec<OwnedFd>)> {
         if self.silent.lock().is_some_and(|since| since.elapsed() < PAUSE) {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let answer = self.ask_and_wait(name, what);
+        let answer = self.ask(what, &[]);
         if answer.as_ref().is_err_and(|why| why.kind() == io::ErrorKind::TimedOut) {
             *self.silent.lock() = Some(Instant::now());
         }
-        answer
+        match answer? {
+            (Body::Machine(told), fds) => Ok((*told, fds)),
+            (Body::Backed(_), _) => Err(confused()),
+        }
     }
 
-    fn ask_and_wait(&self, name: &MachineName, what: What) -> io::Result<(Answer, Vec<OwnedFd>)> {
+    fn ask(&self, what: What, fds: &[BorrowedFd<'_>]) -> io::Result<(Body, Vec<OwnedFd>)> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
-        let free = self.sockets.iter().find_map(Mutex::try_lock);
-        let socket = match free {
+        let (of_files, of_machines) =
+            self.sockets.split_first().ok_or(io::ErrorKind::NotConnected)?;
+        let sockets = match what {
+            What::Locate(_) | What::Open(_) => of_machines,
+            What::Back | What::LetGo(_) => std::slice::from_ref(of_files),
+        };
+        let socket = match sockets.iter().find_map(Mutex::try_lock) {
             Some(socket) => socket,
             None => {
-                let turn = usize::try_from(number).unwrap_or(0) % self.sockets.len().max(1);
-                let waiting = self.sockets.get(turn).and_then(|s| s.try_lock_for(PATIENCE));
+                let turn = usize::try_from(number).unwrap_or(0) % sockets.len().max(1);
+                let waiting = sockets.get(turn).and_then(|s| s.try_lock_for(PATIENCE));
                 waiting.ok_or(io::ErrorKind::TimedOut)?
             }
         };
-        send(&socket, &Request { number, what, name: name.as_str().to_owned() }, &[])?;
+        send(&socket, &Request { number, what }, fds)?;
         let asked = Instant::now();
         loop {
             let (answer, fds): (Answer, _) = receive(&socket).map_err(|why| match why.kind() {
@@ -99,11 +125,15 @@ impl Client {
             })?;
             // Answers to whoever did not wait for them come first.
             if answer.number == number {
-                return Ok((answer, fds));
+                return Ok((answer.body, fds));
             }
             if asked.elapsed() > PATIENCE {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
     }
+}
+
+fn confused() -> io::Error {
+    io::Error::other("an answer to another question")
 }

@@ -14,12 +14,22 @@ use std::path::{Path, PathBuf};
 /// Opens a directory for nothing but to say which it is.
 const PIN: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
+/// Which of Codchi's directories whoever runs this has named, rather than the user: these need not be the user's own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Vouched {
+    /// The config directory.
+    pub config: bool,
+    /// The data directory.
+    pub data: bool,
+}
+
 /// Finds what the backend knows, opens what the user may have.
 #[derive(Debug)]
 pub struct Direct {
     backend: Backend,
     user: User,
     state: State,
+    vouched: Vouched,
     /// Where there are any, machines are opened through one of them or not at all.
     anchors: Option<Vec<Anchor>>,
 }
@@ -27,21 +37,22 @@ pub struct Direct {
 impl Direct {
     /// The machines of `state`, which is `user`'s.
     pub fn new(backend: Backend, user: User, state: State) -> Self {
-        Self { backend, user, state, anchors: None }
+        Self { backend, user, state, vouched: Vouched::default(), anchors: None }
     }
 
     /// From now on opens machines only where directories of machines are now, and through mounts that nothing else
     /// shows. What is nowhere is left out: a machine there shows why it cannot be opened.
-    pub fn confine(&mut self) {
+    pub fn confine(&mut self, vouched: Vouched) {
+        self.vouched = vouched;
         let mut anchors = Vec::new();
         for path in self.backend.places() {
             if let Ok(directory) = rustix::fs::open(&path, PIN, Mode::empty()) {
-                add(&mut anchors, &path, &directory);
+                add(&mut anchors, &path, directory);
             }
         }
         let homes = self.state.data_dir.join("machine");
-        if let Some((path, directory)) = self.own_directory(&homes) {
-            add(&mut anchors, &path, &directory);
+        if let Some((path, directory)) = self.own_directory(&homes, self.vouched.data) {
+            add(&mut anchors, &path, directory);
         }
         // Where these do not reach: a volume of its own for each instance, a home elsewhere.
         for name in self.names() {
@@ -56,7 +67,7 @@ impl Direct {
                 if let Ok(directory) = opened
                     && !within(&directory)
                 {
-                    add(&mut anchors, path, &directory);
+                    add(&mut anchors, path, directory);
                 }
             }
         }
@@ -73,7 +84,7 @@ impl Direct {
         let config = &self.state.config_dir;
         [config.clone(), config.join("machine")]
             .iter()
-            .filter_map(|path| self.own_directory(path))
+            .filter_map(|path| self.own_directory(path, self.vouched.config))
             .map(|(_, directory)| directory)
             .collect()
     }
@@ -89,9 +100,9 @@ impl Direct {
     }
 
     /// `path`, or the lowest directory above it that there is, if that is the user's own: whatever a link of the user
-    /// leads to is not.
-    fn own_directory(&self, path: &Path) -> Option<(PathBuf, OwnedFd)> {
-        for path in path.ancestors() {
+    /// leads to is not. Where it is vouched for, whose it is does not matter.
+    fn own_directory(&self, wanted: &Path, vouched: bool) -> Option<(PathBuf, OwnedFd)> {
+        for path in wanted.ancestors() {
             let opened = as_user(self.user, || rustix::fs::open(path, PIN, Mode::empty())).ok()?;
             let directory = match opened {
                 Ok(directory) => directory,
@@ -99,7 +110,8 @@ impl Direct {
                 Err(_) => return None,
             };
             let (uid, _) = tree::layer_owner(&directory).ok()?;
-            return (uid == self.user.uid).then(|| (path.to_owned(), directory));
+            let may = uid == self.user.uid || (vouched && path == wanted);
+            return may.then(|| (path.to_owned(), directory));
         }
         None
     }
@@ -121,19 +133,31 @@ impl Direct {
 
     pub(super) fn open(&self, located: &Located) -> Result<Roots, String> {
         let (location, home) = (&located.location, &located.home);
-        let rootfs = tree::open_layer(&location.rootfs)
-            .map_err(|e| cannot_open("root file system", &location.rootfs, e))?;
+        let rootfs = open_rootfs(&location.rootfs)?;
         let maps = &location.maps;
         inside_map("root file system", &location.rootfs, &rootfs, maps.rootfs.as_ref())?;
-        let opened = self
-            .way(home)
-            .and_then(|(parent, name)| tree::open_layer_at(&parent, name))
-            .map_err(|e| cannot_open("home", home, e))?;
+        let opened = self.open_home(home)?;
         inside_map("home", home, &opened, maps.home.as_ref())?;
         Ok(Roots {
             rootfs: self.root("root file system", &location.rootfs, rootfs)?,
             home: self.root("home", home, opened)?,
         })
+    }
+
+    /// Whether this process may read a machine's root file system; else why not, and what to do.
+    pub fn rootfs_readable(&self, rootfs: &Path) -> Result<(), String> {
+        open_rootfs(rootfs).map(drop)
+    }
+
+    /// The same for a home.
+    pub fn home_readable(&self, home: &Path) -> Result<(), String> {
+        self.open_home(home).map(drop)
+    }
+
+    fn open_home(&self, home: &Path) -> Result<OwnedFd, String> {
+        self.way(home)
+            .and_then(|(parent, name)| tree::open_layer_at(&parent, name))
+            .map_err(|e| cannot_open("home", home, e))
     }
 
     fn root(&self, what: &str, path: &Path, directory: OwnedFd) -> Result<Root, String> {
@@ -142,7 +166,9 @@ impl Direct {
         for anchor in anchors {
             match anchor.open(&directory) {
                 Ok(None) => {}
-                Ok(Some(opened)) => return Ok(Root::handed_over(opened, true, covered)),
+                Ok(Some(opened)) => {
+                    return Ok(Root::handed_over(opened, anchor.is_quiet(), covered));
+                }
                 Err(why) => return Err(cannot_open(what, path, why)),
             }
         }
@@ -173,7 +199,7 @@ impl Direct {
     }
 }
 
-fn add(anchors: &mut Vec<Anchor>, path: &Path, directory: &OwnedFd) {
+fn add(anchors: &mut Vec<Anchor>, path: &Path, directory: OwnedFd) {
     match Anchor::new(directory) {
         Ok(anchor) => anchors.push(anchor),
         Err(why) => {
@@ -186,6 +212,10 @@ fn found(opened: Result<OwnedFd, Errno>) -> Option<Found> {
     let directory = opened.ok()?;
     let identity = tree::layer_identity(&directory).ok()?;
     Some(Found { identity, covered: tree::covered(&directory) })
+}
+
+fn open_rootfs(rootfs: &Path) -> Result<OwnedFd, String> {
+    tree::open_layer(rootfs).map_err(|e| cannot_open("root file system", rootfs, e))
 }
 
 fn cannot_open(what: &str, path: &Path, why: Errno) -> String {

@@ -1,9 +1,12 @@
 //! The host's side: finds and opens for the server, which may only name machines.
 
 use super::Direct;
-use super::wire::{Answer, Opened, Request, What, receive, send};
+use super::wire::{Answer, Body, Opened, Refusal, Request, Told, What, receive, send};
 use crate::codchi::MachineName;
+use crate::sys;
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+use rustix::io::Errno;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,14 +17,19 @@ const SOCKETS: usize = 4;
 
 /// Answers on sockets until the server ends.
 #[derive(Debug)]
-pub struct Host {
-    direct: Arc<Direct>,
+pub struct Host(Arc<Means>);
+
+#[derive(Debug)]
+struct Means {
+    direct: Direct,
+    /// What the kernel is answered on, and told on which files it may read by itself.
+    device: OwnedFd,
 }
 
 impl Host {
     /// Answers with what `direct` finds and opens.
-    pub fn new(direct: Direct) -> Self {
-        Self { direct: Arc::new(direct) }
+    pub fn new(direct: Direct, device: OwnedFd) -> Self {
+        Self(Arc::new(Means { direct, device }))
     }
 
     /// Starts to answer. The other ends are for the server's [`super::Client`].
@@ -29,10 +37,10 @@ impl Host {
         let mut ends = Vec::new();
         for _ in 0..SOCKETS {
             let (ours, servers) = UnixStream::pair()?;
-            let direct = Arc::clone(&self.direct);
+            let means = Arc::clone(&self.0);
             std::thread::Builder::new()
                 .name("codchifs-host".into())
-                .spawn(move || while answer(&direct, &ours).is_ok() {})?;
+                .spawn(move || while answer(&means, &ours).is_ok() {})?;
             ends.push(servers.into());
         }
         Ok(ends)
@@ -40,37 +48,62 @@ impl Host {
 
     /// The finder itself.
     pub fn direct(&self) -> &Direct {
-        &self.direct
+        &self.0.direct
+    }
+
+    /// What the kernel is answered on.
+    pub fn device(&self) -> &OwnedFd {
+        &self.0.device
     }
 }
 
-fn answer(direct: &Direct, socket: &UnixStream) -> io::Result<()> {
-    let (request, _): (Request, _) = receive(socket)?;
-    let found = catch_unwind(AssertUnwindSafe(|| find(direct, &request)));
-    let (answer, fds) = found.unwrap_or_else(|panic| {
+fn answer(means: &Means, socket: &UnixStream) -> io::Result<()> {
+    let (Request { number, what }, mut files): (Request, _) = receive(socket)?;
+    let found = catch_unwind(AssertUnwindSafe(|| match &what {
+        What::Locate(name) => find(&means.direct, name, false),
+        What::Open(name) => find(&means.direct, name, true),
+        What::Back => (Body::Backed(back(means, files.pop())), Vec::new()),
+        What::LetGo(id) => {
+            let done = sys::let_go_of_backing(means.device.as_fd(), *id);
+            (Body::Backed(done.map(|()| *id).map_err(Errno::raw_os_error)), Vec::new())
+        }
+    }));
+    let (body, fds) = found.unwrap_or_else(|panic| {
         // Dropping what a panic carries may panic in turn.
         std::mem::forget(panic);
-        (refused(&request, "the look for it failed; this is a bug".into()), Vec::new())
+        (refused("the look for it failed; this is a bug".into()), Vec::new())
     });
     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-    send(socket, &answer, &fds)
+    send(socket, &Answer { number, body }, &fds)
 }
 
-fn refused(request: &Request, why: String) -> Answer {
-    let located = Err(super::wire::Refusal::Other(why.clone()));
-    Answer { number: request.number, located, facts: Default::default(), opened: Err(why) }
+/// Only what the server has opened for reading: the kernel would also write to it otherwise, with our rights.
+fn back(means: &Means, file: Option<OwnedFd>) -> Result<u32, i32> {
+    let back = |file: OwnedFd| {
+        let regular = FileType::from_raw_mode(fstat(&file)?.st_mode) == FileType::RegularFile;
+        if !regular || fcntl_getfl(&file)? & OFlags::RWMODE != OFlags::RDONLY {
+            return Err(Errno::INVAL);
+        }
+        sys::back(means.device.as_fd(), file.as_fd())
+    };
+    file.ok_or(Errno::BADF).and_then(back).map_err(Errno::raw_os_error)
 }
 
-fn find(direct: &Direct, request: &Request) -> (Answer, Vec<OwnedFd>) {
+fn refused(why: String) -> Body {
+    let located = Err(Refusal::Other(why.clone()));
+    Body::Machine(Box::new(Told { located, facts: Default::default(), opened: Err(why) }))
+}
+
+fn find(direct: &Direct, name: &str, open: bool) -> (Body, Vec<OwnedFd>) {
     // Whoever asks is not trusted to have checked it.
-    let name = match MachineName::new(&request.name) {
+    let name = match MachineName::new(name) {
         Ok(name) => name,
-        Err(why) => return (refused(request, why.to_string()), Vec::new()),
+        Err(why) => return (refused(why.to_string()), Vec::new()),
     };
     let (located, facts) = direct.locate(&name);
     let mut fds = Vec::new();
-    let opened = match (request.what, &located) {
-        (What::Open, Ok(located)) => direct.open(located).map(|roots| {
+    let opened = match &located {
+        Ok(located) if open => direct.open(located).map(|roots| {
             let roots = [roots.rootfs, roots.home];
             let opened = roots
                 .iter()
@@ -79,9 +112,9 @@ fn find(direct: &Direct, request: &Request) -> (Answer, Vec<OwnedFd>) {
             fds.extend(roots.into_iter().map(crate::tree::Root::into_fd));
             opened
         }),
-        (What::Open, Err(why)) => Err(why.to_string()),
-        (What::Locate, _) => Ok(Vec::new()),
+        Err(why) if open => Err(why.to_string()),
+        _ => Ok(Vec::new()),
     };
     let located = located.map_err(Into::into);
-    (Answer { number: request.number, located, facts, opened }, fds)
+    (Body::Machine(Box::new(Told { located, facts, opened })), fds)
 }

@@ -10,7 +10,7 @@ mod host;
 mod wire;
 
 pub use client::Client;
-pub use direct::Direct;
+pub use direct::{Direct, Vouched};
 pub use host::Host;
 pub use wire::{Control, Greeted, Greeting, receive_greeting, send_greeting};
 
@@ -19,6 +19,7 @@ use crate::codchi::MachineName;
 use crate::tree::Root;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Where a machine is, and which directories that are at the moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +58,7 @@ pub enum Opener {
     /// This process.
     Direct(Direct),
     /// The host that started it.
-    Asked(Client),
+    Asked(Arc<Client>),
 }
 
 impl Opener {

@@ -20,28 +20,45 @@ const MOST: u32 = 16 << 20;
 /// Descriptors of one frame at most (unix(7), SCM_MAX_FD is 253).
 const MOST_FDS: usize = 128;
 
-/// What the server wants of a machine.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+/// What the server wants.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum What {
-    /// Where it is.
-    Locate,
+    /// Where the machine of this name is.
+    Locate(String),
     /// Its directories.
-    Open,
+    Open(String),
+    /// That the kernel reads the file that comes along by itself.
+    Back,
+    /// That it lets go of that file.
+    LetGo(u32),
 }
 
-/// Server to host. The name is all that the server has a say in.
+/// Server to host. A name or a file that it can read anyway is all that the server has a say in.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request {
     pub(super) number: u64,
     pub(super) what: What,
-    pub(super) name: String,
 }
 
-/// Host to server; with the rootfs and the home where these were asked for and can be had.
+/// Host to server.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Answer {
     /// That of the request.
     pub(super) number: u64,
+    pub(super) body: Body,
+}
+
+/// What is answered.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Body {
+    Machine(Box<Told>),
+    /// The kernel's number for the file, or its error.
+    Backed(Result<u32, i32>),
+}
+
+/// Of a machine; with the rootfs and the home where these were asked for and can be had.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Told {
     pub(super) located: Result<Located, Refusal>,
     pub(super) facts: Facts,
     /// Why the directories are not in this frame; else which of them are quiet, and what is mounted over places of theirs.
@@ -99,6 +116,8 @@ pub struct Greeting {
     pub mountpoint: PathBuf,
     /// How many sockets are for questions.
     pub sockets: usize,
+    /// Whether every directory that is opened comes through a mount that moves no access time.
+    pub quiet: bool,
     /// Whether there is a file to log to.
     pub log: bool,
 }
@@ -244,6 +263,7 @@ mod tests {
             data_dir: "/data".into(),
             mountpoint: "/mnt".into(),
             sockets: 4,
+            quiet: true,
             log: true,
         };
         let sent = std::thread::scope(|scope| {

@@ -93,6 +93,24 @@ pub struct Run {
     pub len: u64,
 }
 
+/// What a member's header holds besides its name, its kind and its size.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Details<'a> {
+    pub perm: u16,
+    pub uid: u32,
+    pub gid: u32,
+    /// Seconds, and nanoseconds where the archive has them.
+    pub mtime: (i64, u32),
+    /// Target of a symbolic link.
+    pub target: &'a [u8],
+    /// First name of a hard link.
+    pub first: Option<MemberId>,
+    pub rdev: (u32, u32),
+    /// PAX records of its own, encoded.
+    pub records: &'a [u8],
+}
+
 /// A sparse file's data.
 #[derive(Clone, Debug)]
 struct Sparse {
@@ -170,6 +188,28 @@ impl<T> Layout<T> {
     /// Bytes of a member's file, with its holes; 0 for everything but files.
     pub fn size_of(&self, member: MemberId) -> u64 {
         file_len(self.record(member))
+    }
+
+    /// Bytes of a member's file that are in the archive: all but its large holes.
+    pub fn data_len(&self, member: MemberId) -> u64 {
+        self.body_len(member, self.record(member))
+    }
+
+    /// The rest of what a member's header holds.
+    pub fn details(&self, member: MemberId) -> Details<'_> {
+        let record = self.record(member);
+        let (uid, gid) = self.owner(record);
+        let is_link = record.perm.kind() == Kind::HardLink;
+        Details {
+            perm: record.perm.bits(),
+            uid,
+            gid,
+            mtime: (record.mtime_sec, record.mtime_nsec),
+            target: self.target(record),
+            first: is_link.then_some(MemberId(record.payload as u32)),
+            rdev: rdev(record),
+            records: self.pax_records(member),
+        }
     }
 
     /// Where a sparse member has its data; `None` for every other.

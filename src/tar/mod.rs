@@ -60,7 +60,7 @@ mod sparse;
 
 pub use header::PaxRecord;
 pub use layout::{
-    Layout, LayoutBuilder, LayoutError, MAX_RECORDS, MemberId, Options, Part, Run, Segment,
+    Details, Layout, LayoutBuilder, LayoutError, MAX_RECORDS, MemberId, Options, Part, Run, Segment,
 };
 pub use reader::{Source, read_at};
 pub use sparse::Extent;

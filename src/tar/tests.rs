@@ -378,3 +378,27 @@ fn a_foreign_number_is_an_empty_directory() {
     assert_eq!((layout.name(id), layout.kind(id)), (&[][..], Kind::Directory));
     assert_eq!((layout.size_of(id), layout.body_start(id)), (0, layout.size()));
 }
+
+#[test]
+fn a_file_whose_size_was_not_known_yet_gets_its_place_afterwards() {
+    let numbered = |name, size, tag| Member { size, tag, ..member(name, Kind::File) };
+    for last in [false, true] {
+        for (before, after) in [(0, 1), (700, 0), (512, 513), (10, 500), (0, 4096)] {
+            let layout = |size, tag| {
+                let mut builder = LayoutBuilder::new(Options::default());
+                builder.push(&numbered(b"a", 1000, 1)).unwrap();
+                let late = builder.push(&numbered(b"b", size, tag)).unwrap();
+                if !last {
+                    builder.push(&numbered(b"c", 3, 3)).unwrap();
+                    builder.push(&numbered(b"d", 9000, 4)).unwrap();
+                }
+                (builder, late)
+            };
+            let (mut builder, late) = layout(before, 7);
+            builder.replace(late, after, 2).unwrap();
+            let (found, expected) = (builder.finish(), layout(after, 2).0.finish());
+            let all = |layout: &Layout<u64>| read(layout, 0, layout.size() as usize);
+            assert!(all(&found) == all(&expected), "{before} -> {after}, {last}");
+        }
+    }
+}

@@ -20,6 +20,12 @@ impl Found {
     fn new(attr: Attr, layer: u8) -> Self {
         Self { attr, layer, rule: None, hidden: false, made: false, mount_point: false }
     }
+
+    /// A directory of the disk that the union rule has nothing to say about, nor about what is below.
+    pub(super) fn is_plain(&self) -> bool {
+        let directory = self.attr.kind == Kind::Directory && !self.made && !self.mount_point;
+        directory && self.rule.is_none() && !self.hidden
+    }
 }
 
 impl Tree {

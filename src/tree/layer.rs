@@ -95,7 +95,17 @@ pub(crate) struct Layer {
     /// On a mount of our own: device and inode of what others have mounted something over.
     covered: HashSet<((u32, u32), u64)>,
     subvol: Option<u64>,
+    /// One file system without subvolumes: all that is on the mount has the root's device.
+    flat: bool,
+    /// No extended attribute changes but that the ctime does.
+    ctime_tells: bool,
 }
+
+/// File systems, as statfs(2) names them (linux/magic.h).
+const EXT4: u64 = 0xef53;
+const XFS: u64 = 0x5846_5342;
+const BTRFS: u64 = 0x9123_683e;
+const TMPFS: u64 = 0x0102_1994;
 
 /// Bytes of the longest path that a system call takes, without its NUL (linux/limits.h, `PATH_MAX`).
 pub const LONGEST_PATH: usize = 4095;
@@ -108,7 +118,27 @@ impl Layer {
         let below = |path: &PathBuf| open_any(&root, path.as_os_str().as_bytes()).and_then(stat_fd);
         let covered = covered.iter().filter(|_| quiet).filter_map(|path| below(path).ok());
         let covered = covered.map(|st| (device(&st), st.stx_ino)).collect();
-        Ok(Self { root, quiet, mount: st.stx_mnt_id, covered, subvol: subvol(&st) })
+        let kind = fs::fstatfs(&root).map_or(0, |fs| fs.f_type as u64 & 0xffff_ffff);
+        Ok(Self {
+            root,
+            quiet,
+            mount: st.stx_mnt_id,
+            covered,
+            subvol: subvol(&st),
+            flat: matches!(kind, EXT4 | XFS | TMPFS),
+            ctime_tells: matches!(kind, EXT4 | XFS | BTRFS),
+        })
+    }
+
+    /// Whether a directory of this layer is on its root's device and in its subvolume, whoever put it there.
+    pub(crate) fn is_flat(&self) -> bool {
+        self.flat
+    }
+
+    /// Whether an extended attribute cannot change without a change of the ctime. On tmpfs it can (before kernel 6.1), and
+    /// what a server or another file system below does, nobody knows.
+    pub(crate) fn ctime_tells(&self) -> bool {
+        self.ctime_tells
     }
 
     /// Opens the file `path` below the layer's root; `None` if only [`open_file`] can. Whether it is a regular file is
@@ -280,18 +310,37 @@ pub(crate) fn read_link(dir: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
 }
 
 /// Calls `each` with every name in `dir` but `.` and `..`, in the disk's order.
-pub(crate) fn names(dir: BorrowedFd<'_>, mut each: impl FnMut(&[u8])) -> Result<(), Errno> {
+pub(crate) fn names(dir: BorrowedFd<'_>, each: impl FnMut(&[u8])) -> Result<(), Errno> {
     // A descriptor of its own: the position of a shared one belongs to all its users.
-    let own = open_dir(dir, b".")?;
-    let mut buffer = Vec::with_capacity(32 << 10);
-    let mut raw = fs::RawDir::new(&own, buffer.spare_capacity_mut());
+    rest_of_names(open_dir(dir, b".")?.as_fd(), each)
+}
+
+/// Bytes of names that one call may answer.
+const NAMES: usize = 64 << 10;
+
+/// As [`names`], from the position of `dir` on, which nobody else moves meanwhile.
+pub(crate) fn rest_of_names(dir: BorrowedFd<'_>, mut each: impl FnMut(&[u8])) -> Result<(), Errno> {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let mut buffer = BUFFER.with(RefCell::take);
+    buffer.reserve(NAMES);
+    let mut raw = fs::RawDir::new(dir, buffer.spare_capacity_mut());
+    let mut read = Ok(());
     while let Some(entry) = raw.next() {
-        match entry?.file_name().to_bytes() {
-            b"." | b".." => {}
-            name => each(name),
+        match entry {
+            Ok(entry) => match entry.file_name().to_bytes() {
+                b"." | b".." => {}
+                name => each(name),
+            },
+            Err(why) => {
+                read = Err(why);
+                break;
+            }
         }
     }
-    Ok(())
+    BUFFER.with(|place| place.replace(buffer));
+    read
 }
 
 /// What the kernel takes and gives at most, of all names and of one value (linux/limits.h, `XATTR_LIST_MAX` and

@@ -9,6 +9,7 @@ mod attr;
 mod find;
 mod generated;
 mod layer;
+mod plain;
 mod rules;
 mod scan;
 #[cfg(test)]
@@ -19,12 +20,12 @@ mod xattr;
 pub use anchor::Anchor;
 pub use attr::{Attr, Kind, ObjectId, Owners, Time};
 pub use generated::GeneratedFile;
+pub use plain::{Plain, PlainEntry};
 pub use rules::{BUILT_IN_EXCLUDES, HOME, RuleError, Selection};
-pub use scan::{DataRun, Scanned, Wants, is_hole_outside};
+pub use scan::{DataRun, Details, Listing, Scanned, TRUSTED, Wants, is_hole_outside, sees_trusted};
 pub use weigh::Weight;
 pub use xattr::{ACL_ACCESS, ACL_DEFAULT, ACL_GROUP, ACL_USER, AclEntry, Xattr, acl_entries};
 
-use find::Found;
 use layer::Layer;
 pub use layer::{LONGEST_PATH, Root, all_layers_are_quiet, covered};
 use rules::{RuleId, Rules, Verdict};
@@ -34,6 +35,7 @@ use rustix::io::Errno;
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Index of the rootfs among the layers.
 const ROOTFS: u8 = 0;
@@ -50,6 +52,8 @@ pub struct Dir(Arc<Place>);
 struct Place {
     /// `None`: there is nothing on the disk to list (made by us, or another mount lies here).
     fd: Option<OwnedFd>,
+    /// The descriptor's position is where it was when it was opened.
+    unread: AtomicBool,
     layer: u8,
     subvol: u64,
     device: (u32, u32),
@@ -184,6 +188,7 @@ impl Tree {
         (attr.perm, attr.uid, attr.gid) = (0o755, 0, 0);
         let place = Place {
             fd: Some(layer::open_dir(self.rootfs.root(), b".")?),
+            unread: AtomicBool::new(true),
             layer: ROOTFS,
             subvol: 0,
             device: layer::device(&st),
@@ -207,22 +212,15 @@ impl Tree {
     /// All entries, sorted by bytes. An error if one of them cannot be looked at: a listing without it would be taken
     /// for the whole.
     pub fn read_dir(&self, dir: &Dir) -> Result<Vec<Entry>, Errno> {
-        let Listed { entries, failed } = self.list(dir, &mut |_, _| ())?;
-        let entry = |(name, found): (_, Found)| Entry { name, attr: found.attr };
-        failed.map_or(Ok(entries.into_iter().map(entry).collect()), Err)
-    }
-
-    fn list(&self, dir: &Dir, left_out: &mut dyn FnMut(&[u8], LeftOut)) -> Result<Listed, Errno> {
-        let mut entries: Vec<(Box<[u8]>, Found)> = Vec::new();
+        let mut entries: Vec<Entry> = Vec::new();
         let mut failed = None;
-        let mut add = |name: &[u8]| match self.find(dir, name, &mut |why| left_out(name, why)) {
-            Ok(found) => entries.push((name.into(), found)),
+        self.names(dir, |name| match self.lookup(dir, name) {
+            Ok(attr) => entries.push(Entry { name: name.into(), attr }),
             Err(Errno::NOENT) => {}
             Err(e) => failed = Some(e),
-        };
-        self.names(dir, &mut add)?;
-        entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(Listed { entries, failed })
+        })?;
+        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        failed.map_or(Ok(entries), Err)
     }
 
     /// Calls `each` with every name that may be an entry, in no order. Nothing of them is looked at: [`Self::lookup`] tells
@@ -230,11 +228,16 @@ impl Tree {
     pub fn names(&self, dir: &Dir, mut each: impl FnMut(&[u8])) -> Result<(), Errno> {
         self.rules.children(dir.0.rule).for_each(&mut each);
         let Some(fd) = dir.0.fd.as_ref().filter(|_| !dir.0.hidden) else { return Ok(()) };
-        layer::names(fd.as_fd(), |name| {
+        let each = |name: &[u8]| {
             if !self.rules.children(dir.0.rule).any(|special| special == name) {
                 each(name);
             }
-        })
+        };
+        // The first to list it needs no descriptor of its own.
+        match dir.0.unread.swap(false, Ordering::AcqRel) {
+            true => layer::rest_of_names(fd.as_fd(), each),
+            false => layer::names(fd.as_fd(), each),
+        }
     }
 
     /// Opens the subdirectory `name`.
@@ -245,6 +248,7 @@ impl Tree {
         }
         let mut place = Place {
             fd: None,
+            unread: AtomicBool::new(true),
             layer: found.layer,
             subvol: 0,
             device: (0, 0),
@@ -275,6 +279,30 @@ impl Tree {
             place.fd = Some(fd);
         }
         Ok((Dir(Arc::new(place)), attr))
+    }
+
+    /// As [`Self::open_dir`], of what a scan has just found to be a directory of the disk with nothing special about it
+    /// ([`Scanned::plain`]).
+    pub fn open_plain(&self, dir: &Dir, name: &[u8]) -> Result<Dir, Errno> {
+        let slow = || self.open_dir(dir, name).map(|(dir, _)| dir);
+        if !self.layer(dir.0.layer).is_flat() {
+            return slow();
+        }
+        let fd = match layer::open_dir(dir.disk()?, name) {
+            // Something was mounted there meanwhile.
+            Err(Errno::XDEV) => return slow(),
+            other => other?,
+        };
+        Ok(Dir(Arc::new(Place {
+            fd: Some(fd),
+            unread: AtomicBool::new(true),
+            layer: dir.0.layer,
+            subvol: dir.0.subvol,
+            device: dir.0.device,
+            rule: None,
+            hidden: false,
+            path: [&dir.0.path, b"/".as_slice(), name].concat().into(),
+        })))
     }
 
     /// Opens the regular file `name`; the attributes are of the opened file. Refused without an open: ENXIO for a
@@ -391,6 +419,13 @@ impl Tree {
         Some(bytes)
     }
 
+    /// The target of a link of the rootfs, whether it is exported or not. `path` is relative to the root.
+    pub fn system_link(&self, path: &str) -> Option<Vec<u8>> {
+        let (dir, name) = path.rsplit_once('/').unwrap_or((".", path));
+        let dir = layer::open_dir(self.rootfs.root(), dir.as_bytes()).ok()?;
+        layer::read_link(dir, name.as_bytes()).ok()
+    }
+
     fn open_system_file(&self, path: &str) -> Result<(OwnedFd, Statx), Errno> {
         let (dir, name) = path.rsplit_once('/').unwrap_or((".", path));
         let dir = layer::open_dir(self.rootfs.root(), dir.as_bytes())?;
@@ -425,14 +460,6 @@ impl Tree {
         }
         attr
     }
-}
-
-/// What of a directory can be looked at.
-struct Listed {
-    /// Sorted by bytes.
-    entries: Vec<(Box<[u8]>, Found)>,
-    /// Why something in it cannot, the last of the reasons.
-    failed: Option<Errno>,
 }
 
 impl Dir {

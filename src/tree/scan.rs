@@ -2,12 +2,13 @@
 
 use super::find::Found;
 use super::xattr::{Fate, Xattr, fate, unshift};
-use super::{Attr, Dir, HOME_LAYER, Kind, LeftOut, ObjectId, Owners, ROOTFS, Tree, layer};
+use super::{Attr, Dir, HOME_LAYER, Kind, LeftOut, ObjectId, Owners, ROOTFS, Time, Tree, layer};
 use crate::sys;
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::ffi::CString;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A hole shorter than this is written out: it saves less than a map costs its readers.
@@ -19,19 +20,60 @@ const MOST_RUNS: usize = 1 << 16;
 /// How often a file that is written to while its holes are looked for is looked at.
 const TRIES: usize = 3;
 
+/// What a scan found in one directory, sorted by bytes.
+#[derive(Debug, Default)]
+pub struct Listing {
+    entries: Vec<Scanned>,
+    names: Vec<u8>,
+    targets: Vec<u8>,
+}
+
 /// An entry as a scan sees it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Scanned {
-    /// The name, raw bytes, never `.` or `..`.
-    pub name: Box<[u8]>,
     /// Attributes with the machine's ids.
     pub attr: Attr,
-    /// Target of a symbolic link; else empty.
-    pub target: Box<[u8]>,
+    name: (usize, usize),
+    target: (usize, usize),
+    /// It was asked for attributes and holes, and this is what there is; `None` for nothing, as most have.
+    pub details: Option<Box<Details>>,
+    /// [`Wants::details`] wanted them.
+    pub asked: bool,
+    /// It has no extended attributes, not even such as are left out, and as long as its ctime stays it has none.
+    pub bare: bool,
+    /// A directory of the disk without anything special, for [`Tree::open_plain`].
+    pub plain: bool,
+}
+
+/// What few entries have.
+#[derive(Debug, Default)]
+pub struct Details {
     /// Sorted by name.
     pub xattrs: Vec<Xattr>,
     /// Where a file that has holes of 1 MiB or more has data, ascending.
     pub data: Option<Box<[DataRun]>>,
+}
+
+impl Listing {
+    /// The entries, in their order.
+    pub fn entries(&self) -> &[Scanned] {
+        &self.entries
+    }
+
+    /// The same, to be changed.
+    pub fn entries_mut(&mut self) -> &mut [Scanned] {
+        &mut self.entries
+    }
+
+    /// The name of an entry, raw bytes, never `.` or `..`.
+    pub fn name(&self, entry: &Scanned) -> &[u8] {
+        self.names.get(entry.name.0..entry.name.1).unwrap_or_default()
+    }
+
+    /// Target of a symbolic link; else empty.
+    pub fn target(&self, entry: &Scanned) -> &[u8] {
+        self.targets.get(entry.target.0..entry.target.1).unwrap_or_default()
+    }
 }
 
 /// A run of a file's data, in bytes; a multiple of 4096 in both but at the end of the file.
@@ -58,54 +100,106 @@ pub struct Wants<'a> {
     pub details: &'a (dyn Fn(&Attr) -> bool + Sync),
     /// Bytes of extended attributes that there is still room for, in the whole scan.
     pub room: &'a AtomicUsize,
+    /// Whether an earlier scan has found an entry bare under this very ctime.
+    pub known_bare: &'a (dyn Fn(&Attr) -> bool + Sync),
+    /// A ctime before this one is not given to another change any more.
+    pub settled: Time,
 }
 
 impl Tree {
-    /// What of a directory can be looked at, sorted by bytes; `left_out` hears of everything on the disk that is not
-    /// as it was there: also of attributes for which there is no room, as unreadable with ENOMEM.
+    /// What of a directory can be looked at; `left_out` hears of everything on the disk that is not as it was there: also of
+    /// attributes for which there is no room, as unreadable with ENOMEM.
     pub fn scan_dir(
         &self,
         dir: &Dir,
         wants: &Wants<'_>,
         left_out: &mut dyn FnMut(&[u8], LeftOut),
-    ) -> Result<Vec<Scanned>, Errno> {
+    ) -> Result<Listing, Errno> {
         if !dir.0.hidden {
             for (name, why) in self.rules.hidden_children(dir.0.rule) {
                 left_out(name, why);
             }
         }
-        let found = self.list(dir, left_out)?.entries;
-        let mut entries = Vec::with_capacity(found.len());
-        for (name, found) in found {
-            let mut target = Box::default();
+        let mut text = Vec::new();
+        let mut names = Vec::new();
+        self.names(dir, |name| {
+            let start = text.len();
+            text.extend_from_slice(name);
+            names.push((start, text.len()));
+        })?;
+        let name_at = |(start, end): (usize, usize)| text.get(start..end).unwrap_or_default();
+        names.sort_unstable_by(|a, b| name_at(*a).cmp(name_at(*b)));
+        // A directory that changes while it is read may give a name twice (readdir(3)).
+        names.dedup_by(|a, b| name_at(*a) == name_at(*b));
+        let mut listing =
+            Listing { entries: Vec::with_capacity(names.len()), ..Listing::default() };
+        for at in names {
+            let name = name_at(at);
+            // What cannot be looked at is told.
+            let Ok(found) = self.find(dir, name, &mut |why| left_out(name, why)) else { continue };
+            let start = listing.targets.len();
             if found.attr.kind == Kind::Symlink {
-                match layer::read_link(dir.disk()?, &name) {
-                    Ok(t) => target = t.into_boxed_slice(),
+                match layer::read_link(dir.disk()?, name) {
+                    Ok(target) => listing.targets.extend_from_slice(&target),
                     // Gone between the look and this one: it is not in the machine any more.
                     Err(Errno::NOENT | Errno::INVAL) => continue,
                     Err(e) => {
-                        left_out(&name, LeftOut::Unreadable(e));
+                        left_out(name, LeftOut::Unreadable(e));
                         continue;
                     }
                 }
             }
-            let (mut attr, mut data) = (found.attr, None);
-            if !(wants.details)(&attr) {
-                entries.push(Scanned { name, attr, target, xattrs: Vec::new(), data });
-                continue;
+            let mut entry = Scanned {
+                attr: found.attr,
+                name: at,
+                target: (start, listing.targets.len()),
+                details: None,
+                asked: (wants.details)(&found.attr),
+                bare: false,
+                plain: found.is_plain(),
+            };
+            if entry.asked {
+                self.look_closer(dir, name, &found, wants, &mut entry, left_out);
             }
-            let xattrs = self.xattrs_of(dir, &name, &found, wants.room, left_out);
-            if wants.holes
-                && attr.kind == Kind::File
-                && attr.size >= LEAST_HOLE
-                && attr.blocks.saturating_mul(512) < attr.size
-                && let Some((now, runs)) = self.data_of(dir, &name)
-            {
-                (attr, data) = (now, Some(runs));
-            }
-            entries.push(Scanned { name, attr, target, xattrs, data });
+            listing.entries.push(entry);
         }
-        Ok(entries)
+        listing.names = text;
+        Ok(listing)
+    }
+
+    fn look_closer(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        found: &Found,
+        wants: &Wants<'_>,
+        entry: &mut Scanned,
+        left_out: &mut dyn FnMut(&[u8], LeftOut),
+    ) {
+        let mut details = Details::default();
+        let attr = found.attr;
+        // In a subvolume an inode number alone tells nothing.
+        let own = matches!(attr.id, ObjectId::Disk { subvol: 0, .. }) && !found.mount_point;
+        let told = own && attr.ctime < wants.settled && self.layer(found.layer).ctime_tells();
+        if told && (wants.known_bare)(&attr) {
+            entry.bare = true;
+        } else {
+            let some = self.xattrs_of(dir, name, found, wants.room, &mut details.xattrs, left_out);
+            entry.bare = told && !some;
+        }
+        if wants.holes
+            && attr.kind == Kind::File
+            && attr.size >= LEAST_HOLE
+            && attr.blocks.saturating_mul(512) < attr.size
+            && let Some((now, runs)) = self.data_of(dir, name)
+        {
+            (entry.attr, details.data) = (now, Some(runs));
+            // What was asked for was under the ctime before.
+            entry.bare &= now.ctime == attr.ctime;
+        }
+        if !details.xattrs.is_empty() || details.data.is_some() {
+            entry.details = Some(Box::new(details));
+        }
     }
 
     /// Names of the extended attributes of `name`, sorted, each with a NUL.
@@ -114,7 +208,7 @@ impl Tree {
         let Some(place) = self.xattr_place(dir, name, &found)? else { return Ok(Vec::new()) };
         let mut names: Vec<Vec<u8>> = Vec::new();
         layer::xattr_names(place.dir, place.name, |xattr| {
-            if !matches!(fate(xattr.to_bytes()), Fate::Drop(_) | Fate::Twin) {
+            if !matches!(fate_here(xattr.to_bytes()), Fate::Drop(_) | Fate::Twin) {
                 names.push(xattr.to_bytes_with_nul().to_vec());
             }
         })?;
@@ -124,7 +218,7 @@ impl Tree {
 
     /// Value of one extended attribute of `name`, ids in it un-shifted.
     pub fn xattr(&self, dir: &Dir, name: &[u8], xattr: &[u8]) -> Result<Vec<u8>, Errno> {
-        let fate = fate(xattr);
+        let fate = fate_here(xattr);
         if matches!(fate, Fate::Drop(_) | Fate::Twin) {
             return Err(Errno::NODATA);
         }
@@ -139,22 +233,28 @@ impl Tree {
         Ok(value.into_vec())
     }
 
+    /// Whether there are any, exported or not, or it is not known.
     fn xattrs_of(
         &self,
         dir: &Dir,
         name: &[u8],
         found: &Found,
         room: &AtomicUsize,
+        xattrs: &mut Vec<Xattr>,
         left_out: &mut dyn FnMut(&[u8], LeftOut),
-    ) -> Vec<Xattr> {
-        let mut xattrs = Vec::new();
+    ) -> bool {
         let mut names = Vec::new();
+        let mut some = false;
+        // Deleted meanwhile is no failure.
         let read = self.xattr_place(dir, name, found).and_then(|place| {
             let Some(place) = place else { return Ok(()) };
-            layer::xattr_names(place.dir, place.name, |xattr| match fate(xattr.to_bytes()) {
-                Fate::Twin => {}
-                Fate::Drop(kind) => left_out(name, LeftOut::Xattr(kind)),
-                fate => names.push((CString::from(xattr), fate)),
+            layer::xattr_names(place.dir, place.name, |xattr| {
+                some = true;
+                match fate_here(xattr.to_bytes()) {
+                    Fate::Twin => {}
+                    Fate::Drop(kind) => left_out(name, LeftOut::Xattr(kind)),
+                    fate => names.push((CString::from(xattr), fate)),
+                }
             })?;
             names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
             for (xattr, fate) in names {
@@ -179,11 +279,11 @@ impl Tree {
             Ok(())
         });
         match read {
-            // Deleted meanwhile.
-            Ok(()) | Err(Errno::NOENT) => {}
+            Ok(()) => return some,
+            Err(Errno::NOENT) => {}
             Err(e) => left_out(name, LeftOut::Xattrs(e)),
         }
-        xattrs
+        true
     }
 
     /// `None` for what we make, and for mount points, which nobody must be asked about.
@@ -343,4 +443,25 @@ fn joined(runs: &[DataRun], least: u64) -> Vec<DataRun> {
         }
     }
     out
+}
+
+/// The kind of what only an administrator of the host sees.
+pub const TRUSTED: &str = "trusted.* (only root sees them: `codchifs export` as root has them; no unprivileged container can \
+                           have any)";
+
+/// Whether this process sees attributes `trusted.*`. Most file systems do not even list them to others (xattr(7)); btrfs
+/// does, and a name without a value makes rsync fail.
+pub fn sees_trusted() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    static SEES: OnceLock<bool> = OnceLock::new();
+    *SEES.get_or_init(|| {
+        capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+    })
+}
+
+fn fate_here(name: &[u8]) -> Fate {
+    match fate(name) {
+        Fate::Keep if name.starts_with(b"trusted.") && !sees_trusted() => Fate::Drop(TRUSTED),
+        fate => fate,
+    }
 }

@@ -196,9 +196,15 @@ fn sockets_are_left_out_and_told() {
     let (opt, _) = tree.open_dir(&tree.root().unwrap().0, b"opt").unwrap();
     let mut told = Vec::new();
     let room = std::sync::atomic::AtomicUsize::new(0);
-    let wants = Wants { holes: true, details: &|_| true, room: &room };
-    let entries =
+    let wants = Wants {
+        holes: true,
+        details: &|_| true,
+        room: &room,
+        known_bare: &|_| false,
+        settled: Time::default(),
+    };
+    let listing =
         tree.scan_dir(&opt, &wants, &mut |name, why| told.push((name.to_vec(), why))).unwrap();
-    assert_eq!(entries.len(), 1);
+    assert_eq!(listing.entries().len(), 1);
     assert_eq!(told, [(b"sock".to_vec(), LeftOut::Socket)]);
 }

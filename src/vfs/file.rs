@@ -1,5 +1,6 @@
 //! Opening and reading files.
 
+use super::ahead::Part;
 use super::handle::Handle;
 use super::inode::{Node, Stamp};
 use super::namespace::now;
@@ -7,10 +8,11 @@ use super::number::{Key, Object};
 use super::{Attr, Cache, Notice, Opened, Vfs, moved};
 use crate::export::Generation;
 use crate::tree::{self, File};
-use rustix::fs::SeekFrom;
+use rustix::fd::{AsFd as _, BorrowedFd};
+use rustix::fs::{SeekFrom, StatVfsMountFlags};
 use rustix::io::Errno;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Marks a place behind notices; to be passed when the kernel has had them.
 #[derive(Debug)]
@@ -21,6 +23,15 @@ impl Barrier {
     pub fn pass(self) {
         self.0.settled.store(true, Ordering::SeqCst);
     }
+}
+
+/// What a read gives.
+#[derive(Debug)]
+pub enum Bytes {
+    /// So many, at the beginning of the buffer that was handed in.
+    Here(usize),
+    /// Some that others read as well.
+    Shared(Part),
 }
 
 /// Where lseek(2) is asked to go.
@@ -46,19 +57,45 @@ impl Vfs {
                 }
                 // Pages are shared by readers of one time, not kept for later ones: a file that is written through mmap(2)
                 // changes without any sign until it is written back.
-                let shared = self.handles.of_inode(node.ino).is_some();
+                let other = self.handles.of_inode(node.ino);
+                let shared = other.is_some();
+                let ahead = match other.as_deref() {
+                    Some(Handle::Export { ahead, .. }) => Arc::clone(ahead),
+                    _ => Arc::default(),
+                };
                 let history = Arc::clone(self.exports(&node.key.machine)?.history());
                 let hold = history.open(&generation);
-                let handle = self.handles.add(Handle::Export { node, hold });
+                let next = AtomicU64::new(0);
+                let handle = self.handles.add(Handle::Export { node, hold, ahead, next });
                 let cache = if shared { Cache::Keep } else { Cache::Drop };
-                Ok(Opened { handle, cache, close_tells: true })
+                Ok(Opened { handle, cache, direct: true, close_tells: true, plain: None })
             }
-            Object::Report => {
+            Object::Manifest(_) => {
+                let generation = node.generation().ok_or(Errno::STALE)?;
+                let history = Arc::clone(self.exports(&node.key.machine)?.history());
+                let (manifest, hold) = (generation.manifest(), history.open(&generation));
+                let handle = self.handles.add(Handle::Manifest { node, manifest, hold });
+                // What is in the last page depends on whether all files were as they were scanned.
+                Ok(Opened {
+                    handle,
+                    cache: Cache::Bypass,
+                    direct: true,
+                    close_tells: true,
+                    plain: None,
+                })
+            }
+            object @ (Object::Report | Object::Guide) => {
                 let machine = self.machines.get(node.key.machine.as_bytes());
-                let (bytes, time) = self.report(&*machine.ok_or(Errno::STALE)?);
-                let attr = self.report_attr(ino, &bytes, time);
+                let (bytes, time) = self.page(object, &*machine.ok_or(Errno::STALE)?);
+                let attr = self.page_attr(ino, &bytes, time);
                 let handle = self.handles.add(Handle::Bytes { node, bytes: bytes.into(), attr });
-                Ok(Opened { handle, cache: Cache::Bypass, close_tells: false })
+                Ok(Opened {
+                    handle,
+                    cache: Cache::Bypass,
+                    direct: true,
+                    close_tells: false,
+                    plain: None,
+                })
             }
             Object::Placeholder => Err(Errno::STALE),
             _ => Err(Errno::ISDIR),
@@ -83,7 +120,13 @@ impl Vfs {
                 let cache = cached_as(&node, &attr);
                 *node.seen.lock() = Some(attr.ctime);
                 let handle = self.handles.add(Handle::Disk { node, tree, file, attr });
-                Ok(Opened { handle, cache, close_tells: false })
+                Ok(Opened {
+                    handle,
+                    cache,
+                    direct: false,
+                    close_tells: false,
+                    plain: Some(attr.size),
+                })
             }
             File::Generated(bytes) => {
                 let (bytes, attr) = match bytes {
@@ -97,33 +140,101 @@ impl Vfs {
                 };
                 let attr = Attr::of(node.ino, &attr);
                 let handle = self.handles.add(Handle::Bytes { node, bytes, attr });
-                Ok(Opened { handle, cache: Cache::Bypass, close_tells: false })
+                Ok(Opened {
+                    handle,
+                    cache: Cache::Bypass,
+                    direct: true,
+                    close_tells: false,
+                    plain: None,
+                })
             }
         }
     }
 
-    /// Fills `buf` from `offset` on and returns how much there was: less than asked only at the
-    /// end of the file. A shorter answer inside the file would make the kernel believe that the
-    /// file ends there, and a copy would be cut off without an error.
+    /// Calls `pass` with the descriptor of an opened file of a machine, if whoever reads from it leaves no access time on
+    /// the disk.
+    pub fn with_file<T>(&self, handle: u64, pass: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
+        let handle = self.handles.get(handle).ok()?;
+        let Handle::Disk { file, .. } = &*handle else { return None };
+        let mount = rustix::fs::fstatvfs(file).ok()?.f_flag;
+        mount.contains(StatVfsMountFlags::NOATIME).then(|| pass(file.as_fd()))
+    }
+
+    /// Up to `size` bytes from `offset` on, in `buf` or shared: less than asked only at the end of the file. A shorter
+    /// answer inside the file would make the kernel believe that the file ends there, and a copy would be cut off without
+    /// an error. Only a `direct` read, one past the kernel's cache, may be answered in parts.
     ///
     /// With a [`Barrier`], the answer is not to reach the kernel before all notices so far have.
     pub fn read(
         &self,
         handle: u64,
         offset: u64,
-        buf: &mut [u8],
-    ) -> (Result<usize, Errno>, Option<Barrier>) {
+        size: usize,
+        direct: bool,
+        buf: &mut Vec<u8>,
+    ) -> (Result<Bytes, Errno>, Option<Barrier>) {
         let handle = match self.handles.get(handle) {
             Ok(handle) => handle,
             Err(error) => return (Err(error), None),
         };
-        let count = Self::read_handle(&handle, offset, buf);
-        let Handle::Export { node, hold } = &*handle else { return (count, None) };
-        match self.announce(node, hold.generation()) {
-            // The kernel waits for this very page before it drops it: the answer must not wait for that.
-            Some(_) if hold.generation().has_last_page(offset, buf.len()) => (Err(Errno::IO), None),
-            barrier => (count, barrier),
+        let Handle::Export { node, hold, .. } = &*handle else {
+            return (Self::read_handle(&handle, offset, sized(buf, size)).map(Bytes::Here), None);
+        };
+        let generation = hold.generation();
+        if !direct {
+            let count = generation.read_at(offset, sized(buf, size)).map(Bytes::Here);
+            return match self.announce(node, generation) {
+                // The kernel waits for this very page before it drops it: the answer must not wait for that.
+                Some(_) if generation.has_last_page(offset, size) => (Err(Errno::IO), None),
+                barrier => (count, barrier),
+            };
         }
+        let read = self.read_direct(&handle, offset, size, buf);
+        let barrier = self.announce(node, generation);
+        (read.and_then(|bytes| before_last_page(generation, offset, bytes)), barrier)
+    }
+
+    fn read_direct(
+        &self,
+        handle: &Arc<Handle>,
+        offset: u64,
+        size: usize,
+        buf: &mut Vec<u8>,
+    ) -> Result<Bytes, Errno> {
+        let Handle::Export { hold, ahead, next, .. } = &**handle else { return Err(Errno::BADF) };
+        let generation = hold.generation();
+        let end = offset.saturating_add(size as u64).min(generation.size());
+        let wanted = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
+        // Who reads for the first time may want no more than that.
+        let goes_on = next.swap(end, Ordering::Relaxed) == offset && offset > 0;
+        if !goes_on {
+            return generation.read_unchecked(offset, sized(buf, wanted)).map(Bytes::Here);
+        }
+        let first = ahead.read(generation, offset, wanted);
+        for missing in ahead.missing(Arc::strong_count(ahead), end, generation.size()) {
+            self.makers.prepare(handle, missing);
+        }
+        match first {
+            Some(part) if part.bytes().len() == wanted => Ok(Bytes::Shared(part)),
+            mut next => {
+                let buf = sized(buf, wanted);
+                let mut done: usize = 0;
+                while let Some(part) = next {
+                    let end = done.saturating_add(part.bytes().len());
+                    buf.get_mut(done..end).ok_or(Errno::IO)?.copy_from_slice(part.bytes());
+                    done = end;
+                    next = ahead.read(generation, offset + done as u64, wanted - done);
+                }
+                let rest = buf.get_mut(done..).unwrap_or_default();
+                done += generation.read_unchecked(offset + done as u64, rest)?;
+                Ok(Bytes::Here(done))
+            }
+        }
+    }
+
+    /// Whether a read of this handle may take as long as reading large files does: it must not keep others waiting.
+    pub fn reads_slowly(&self, handle: u64) -> bool {
+        matches!(self.handles.get(handle).as_deref(), Ok(Handle::Manifest { .. }))
     }
 
     fn read_handle(handle: &Handle, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
@@ -138,8 +249,8 @@ impl Vfs {
                 }
                 Ok(count)
             }
-            Handle::Export { hold, .. } => hold.generation().read_at(offset, buf),
-            Handle::Directory { .. } => Err(Errno::ISDIR),
+            Handle::Manifest { manifest, .. } => manifest.read_at(offset, buf),
+            Handle::Export { .. } | Handle::Directory { .. } => Err(Errno::ISDIR),
         }
     }
 
@@ -168,11 +279,12 @@ impl Vfs {
     /// What close(2) answers: EIO if what was read is no faithful export.
     pub fn flush(&self, handle: u64) -> Result<(), Errno> {
         match &*self.handles.get(handle)? {
-            Handle::Export { node, hold } if hold.generation().torn() => {
+            Handle::Export { node, hold, .. } if hold.generation().torn() => {
                 // An error needs not wait.
                 drop(self.announce(node, hold.generation()));
                 Err(Errno::IO)
             }
+            Handle::Manifest { hold, .. } if hold.generation().torn() => Err(Errno::IO),
             _ => Ok(()),
         }
     }
@@ -198,6 +310,7 @@ impl Vfs {
             }
             Handle::Bytes { attr, .. } => attr.size,
             Handle::Export { hold, .. } => hold.generation().size(),
+            Handle::Manifest { manifest, .. } => manifest.size(),
             Handle::Directory { .. } => return Err(Errno::ISDIR),
         };
         if offset >= size {
@@ -206,6 +319,37 @@ impl Vfs {
         let found = if to == Seek::Data { offset } else { size };
         i64::try_from(found).map_err(|_| Errno::OVERFLOW)
     }
+}
+
+/// The beginning of `buf`, which grows to that.
+fn sized(buf: &mut Vec<u8>, size: usize) -> &mut [u8] {
+    if buf.len() < size {
+        buf.resize(size, 0);
+    }
+    buf.get_mut(..size).unwrap_or_default()
+}
+
+/// What a direct read may have of what was read: of a torn generation nothing of the last page, since some readers do not
+/// look at what close(2) answers.
+fn before_last_page(
+    generation: &Generation,
+    offset: u64,
+    mut bytes: Bytes,
+) -> Result<Bytes, Errno> {
+    let count = match &bytes {
+        Bytes::Here(count) => *count,
+        Bytes::Shared(part) => part.bytes().len(),
+    };
+    if !generation.torn() || !generation.has_last_page(offset, count) {
+        return Ok(bytes);
+    }
+    let most = generation.last_page().saturating_sub(offset);
+    let most = usize::try_from(most).ok().filter(|most| *most > 0).ok_or(Errno::IO)?;
+    match &mut bytes {
+        Bytes::Here(count) => *count = most.min(*count),
+        Bytes::Shared(part) => part.truncate(most),
+    }
+    Ok(bytes)
 }
 
 /// Seconds after which a file's ctime tells of every change to it, with room for a slow writeback.

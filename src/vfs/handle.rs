@@ -1,8 +1,9 @@
 //! Open files and directories.
 
+use super::ahead::{Ahead, Reader};
 use super::inode::Node;
 use super::number::Key;
-use crate::export::Hold;
+use crate::export::{Generation, Hold, Manifest};
 use crate::tree::{self, Kind, Tree};
 use parking_lot::{Mutex, RwLock};
 use rustix::fd::OwnedFd;
@@ -19,8 +20,10 @@ pub(super) enum Handle {
     Disk { node: Arc<Node>, tree: Arc<Tree>, file: OwnedFd, attr: tree::Attr },
     /// Bytes fixed at open: a generated file or the report.
     Bytes { node: Arc<Node>, bytes: Arc<[u8]>, attr: super::Attr },
-    /// An `export.tar`.
-    Export { node: Arc<Node>, hold: Hold },
+    /// A `manifest.mtree`.
+    Manifest { node: Arc<Node>, manifest: Arc<Manifest>, hold: Hold },
+    /// An `export.tar`. `next` is where its reader goes on if it goes on.
+    Export { node: Arc<Node>, hold: Hold, ahead: Arc<Ahead>, next: AtomicU64 },
     /// A directory.
     Directory { node: Arc<Node>, listing: Mutex<Option<Arc<Listing>>> },
 }
@@ -31,6 +34,7 @@ impl fmt::Debug for Handle {
         let mut shown = f.debug_struct(match self {
             Self::Disk { .. } => "Disk",
             Self::Bytes { .. } => "Bytes",
+            Self::Manifest { .. } => "Manifest",
             Self::Export { .. } => "Export",
             Self::Directory { .. } => "Directory",
         });
@@ -46,8 +50,18 @@ impl Handle {
         match self {
             Self::Disk { node, .. }
             | Self::Bytes { node, .. }
+            | Self::Manifest { node, .. }
             | Self::Export { node, .. }
             | Self::Directory { node, .. } => node,
+        }
+    }
+}
+
+impl Reader for Handle {
+    fn export(&self) -> Option<(&Ahead, &Generation)> {
+        match self {
+            Self::Export { hold, ahead, .. } => Some((ahead, hold.generation())),
+            _ => None,
         }
     }
 }
@@ -142,6 +156,7 @@ mod tests {
             mtime: time,
             ctime: time,
             rdev: (0, 0),
+            blksize: 4096,
         };
         let handles = Handles::default();
         let number = handles.add(Handle::Bytes { node, bytes: Arc::new(secret), attr });

@@ -2,7 +2,7 @@
 
 use super::handle::{Handle, Listed, Listing, Source};
 use super::inode::Node;
-use super::namespace::{REPORT, ROOTFS, is_late};
+use super::namespace::{GUIDE, REPORT, ROOTFS, is_late};
 use super::number::{Key, Object};
 use super::{DirEntry, Entry, Vfs};
 use crate::tree::Kind;
@@ -24,9 +24,11 @@ impl Vfs {
             Object::Tree(_) | Object::Rootfs => {
                 self.dirs.open(&self.tree(&node.key.machine)?, &node)?;
             }
-            Object::Report | Object::Placeholder | Object::Export { .. } => {
-                return Err(Errno::NOTDIR);
-            }
+            Object::Report
+            | Object::Guide
+            | Object::Placeholder
+            | Object::Manifest(_)
+            | Object::Export { .. } => return Err(Errno::NOTDIR),
             _ => {}
         }
         Ok(self.handles.add(Handle::Directory { node, listing: Mutex::new(None) }))
@@ -131,6 +133,7 @@ impl Vfs {
             }
             Object::Machine => {
                 let found = self.machines.get(machine.as_bytes()).ok_or(Errno::NOENT)?;
+                fixed(GUIDE, Kind::File, Key::new(machine, Object::Guide));
                 if found.exports.is_some() {
                     fixed(
                         self.machines.export_name(),
@@ -164,9 +167,11 @@ impl Vfs {
                     },
                 }));
             }
-            Object::Report | Object::Placeholder | Object::Export { .. } => {
-                return Err(Errno::NOTDIR);
-            }
+            Object::Report
+            | Object::Guide
+            | Object::Placeholder
+            | Object::Manifest(_)
+            | Object::Export { .. } => return Err(Errno::NOTDIR),
         }
         Ok(Listing { taken, entries })
     }

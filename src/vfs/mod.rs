@@ -4,8 +4,9 @@
 //! /                          the machines, found live
 //! └── NAME/
 //!     ├── export.tar         one inode per generation
-//!     ├── report.json
+//!     ├── report.json, MIGRATE.md
 //!     ├── rootfs/            the exported tree
+//!     ├── manifest.mtree     found by name, not listed
 //!     └── .generations/ID/export.tar     found by name, not listed
 //! ```
 //!
@@ -16,6 +17,7 @@
 //! is looked up by the place where its object was found last; if another object is there now, the
 //! answer is ESTALE, on which the kernel looks the path up again.
 
+mod ahead;
 mod dirs;
 mod file;
 mod handle;
@@ -26,9 +28,11 @@ mod number;
 
 use crate::machine::Machines;
 use crate::tree::{Kind, StatFs, Time, Tree};
+use ahead::Makers;
+pub use ahead::Part;
 use dirs::{Dirs, moved};
-pub use file::{Barrier, Seek};
-use handle::Handles;
+pub use file::{Barrier, Bytes, Seek};
+use handle::{Handle, Handles};
 use inode::{Found, Node, Place, Table};
 use number::{Key, Object};
 use parking_lot::Mutex;
@@ -41,6 +45,10 @@ use std::time::Duration;
 const BRIEF: Duration = Duration::from_secs(1);
 /// How long the kernel may believe the attributes of a generation, which never change.
 const LASTING: Duration = Duration::from_secs(24 * 60 * 60);
+/// What readers of a file are told to ask for at once.
+pub const BLOCK: u32 = 4096;
+/// The same of `export.tar`, where each read is a request.
+const EXPORT_BLOCK: u32 = ahead::PIECE as u32;
 /// The longest name, as on every file system a machine can be on.
 const NAME_MAX: usize = 255;
 
@@ -75,6 +83,8 @@ pub struct Attr {
     pub mtime: Time,
     pub ctime: Time,
     pub rdev: (u32, u32),
+    /// How many bytes a reader does best to ask for at once.
+    pub blksize: u32,
 }
 
 /// A found name. The kernel holds one lookup of `attr.ino` for each one that it was sent.
@@ -121,8 +131,12 @@ pub struct Opened {
     pub handle: u64,
     /// What to do with cached pages.
     pub cache: Cache,
+    /// Reads are best answered past the cache; what is mapped is cached all the same.
+    pub direct: bool,
     /// Whether close(2) may fail: [`Vfs::flush`] is then to be asked.
     pub close_tells: bool,
+    /// Bytes of a file of the machine, of which nothing here is ever made up; `None` for all others.
+    pub plain: Option<u64>,
 }
 
 /// Something that the kernel believes and that is not so any more.
@@ -153,8 +167,9 @@ pub struct Vfs {
     table: Table,
     handles: Handles,
     dirs: Dirs,
-    /// Per machine, the hash of the last report and since when it is so.
-    reports: Mutex<HashMap<Arc<str>, (u64, Time)>>,
+    makers: Makers<Handle>,
+    /// Of each report and guide, the hash of the last one and since when it is so.
+    pages: Mutex<HashMap<Key, (u64, Time)>>,
     notify: Box<dyn Fn(Notice) + Send + Sync>,
 }
 
@@ -172,7 +187,8 @@ impl Vfs {
             table: Table::new(),
             handles: Handles::default(),
             dirs: Dirs::new(),
-            reports: Mutex::default(),
+            makers: Makers::new(),
+            pages: Mutex::default(),
             notify: Box::new(notify),
         }
     }
@@ -302,6 +318,7 @@ impl Attr {
             mtime: attr.mtime,
             ctime: attr.ctime,
             rdev: attr.rdev,
+            blksize: BLOCK,
         }
     }
 }

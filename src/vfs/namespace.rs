@@ -3,7 +3,7 @@
 use super::handle::Handle;
 use super::inode::{Found, Node};
 use super::number::{Key, Object};
-use super::{Attr, BRIEF, Entry, LASTING, NAME_MAX, Vfs, moved};
+use super::{Attr, BLOCK, BRIEF, EXPORT_BLOCK, Entry, LASTING, NAME_MAX, Vfs, moved};
 use crate::export::{Exports, Generation};
 use crate::machine::Machine;
 use crate::tree::{self, Kind, Time, Tree};
@@ -14,7 +14,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// The names in `NAME/`, as listed, beside that of the tar.
 pub(super) const REPORT: &str = "report.json";
+pub(super) const GUIDE: &str = "MIGRATE.md";
 pub(super) const ROOTFS: &str = "rootfs";
+/// Found by name, never listed, so that no backup reads every file once more for it.
+const MANIFEST: &[u8] = b"manifest.mtree";
 /// Found by name, never listed, so that no backup walks in.
 const GENERATIONS: &str = ".generations";
 
@@ -33,6 +36,12 @@ impl Vfs {
                     Err(error) => return Some(Err(error)),
                 };
                 exports.fresh().map(|generation| self.insert_generation(&node, generation))
+            }
+            // Making the list's size looks at every member.
+            Object::Machine | Object::GenerationDir(_) if name == MANIFEST => {
+                let exports = self.exports(&node.key.machine).ok()?;
+                exports.fresh().filter(|generation| generation.manifest_is_sized())?;
+                Some(self.lookup_in(&node, name))
             }
             Object::Tree(_) if name == OWNERS_NAME && self.would_scan(&node) => None,
             _ => Some(self.lookup_in(&node, name)),
@@ -71,6 +80,10 @@ impl Vfs {
                 let exports = self.exports(&parent.key.machine)?;
                 self.insert_generation(parent, exports.by_id(id).ok_or(Errno::NOENT)?)
             }
+            Object::GenerationDir(id) if name == MANIFEST => {
+                let exports = self.exports(&parent.key.machine)?;
+                self.insert_manifest(parent, exports.by_id(id).ok_or(Errno::NOENT)?)
+            }
             Object::GenerationDir(_) => Err(Errno::NOENT),
             Object::Rootfs | Object::Tree(_) => {
                 let tree = self.tree(&parent.key.machine)?;
@@ -82,7 +95,11 @@ impl Vfs {
                 }
                 self.insert_entry(parent, name, &attr)
             }
-            Object::Report | Object::Placeholder | Object::Export { .. } => Err(Errno::NOTDIR),
+            Object::Report
+            | Object::Guide
+            | Object::Placeholder
+            | Object::Manifest(_)
+            | Object::Export { .. } => Err(Errno::NOTDIR),
         }
     }
 
@@ -90,6 +107,8 @@ impl Vfs {
         let machine = self.machines.get(parent.key.machine.as_bytes()).ok_or(Errno::STALE)?;
         let object = if name == REPORT.as_bytes() {
             Object::Report
+        } else if name == GUIDE.as_bytes() {
+            Object::Guide
         } else if machine.tree.is_err() {
             return Err(Errno::NOENT);
         } else if name == ROOTFS.as_bytes() {
@@ -99,6 +118,9 @@ impl Vfs {
         } else if name == self.export_name() {
             let exports = machine.exports.as_ref().ok_or(Errno::NOENT)?;
             return self.insert_generation(parent, exports.lookup()?);
+        } else if name == MANIFEST {
+            let exports = machine.exports.as_ref().ok_or(Errno::NOENT)?;
+            return self.insert_manifest(parent, exports.lookup()?);
         } else {
             return Err(Errno::NOENT);
         };
@@ -139,6 +161,12 @@ impl Vfs {
             entry.entry_ttl = Duration::ZERO;
         }
         Ok(entry)
+    }
+
+    fn insert_manifest(&self, parent: &Node, generation: Arc<Generation>) -> Result<Entry, Errno> {
+        let key = Key::new(&parent.key.machine, Object::Manifest(generation.id()));
+        let node = self.table.insert(key, Found::Generation(Arc::clone(&generation)))?;
+        Ok(self.entry(self.attr_of_manifest(node.ino, &generation), LASTING))
     }
 
     /// The name of every machine's tar.
@@ -188,6 +216,10 @@ impl Vfs {
                 let generation = node.generation().ok_or(Errno::STALE)?;
                 Ok(self.entry(self.attr_of_generation(node.ino, &generation), LASTING))
             }
+            Object::Manifest(_) => {
+                let generation = node.generation().ok_or(Errno::STALE)?;
+                Ok(self.entry(self.attr_of_manifest(node.ino, &generation), LASTING))
+            }
             // It exists in listings only: whoever asks has to look the name up.
             Object::Placeholder => Err(Errno::STALE),
             _ => {
@@ -206,8 +238,11 @@ impl Vfs {
                 Ok(self.entry(Attr::of(node.ino, &attr), BRIEF))
             }
             Handle::Bytes { attr, .. } => Ok(self.entry(*attr, BRIEF)),
-            Handle::Export { node, hold } => {
+            Handle::Export { node, hold, .. } => {
                 Ok(self.entry(self.attr_of_generation(node.ino, hold.generation()), LASTING))
+            }
+            Handle::Manifest { node, hold, .. } => {
+                Ok(self.entry(self.attr_of_manifest(node.ino, hold.generation()), LASTING))
             }
             Handle::Directory { node, .. } => self.attr_of_node(node),
         }
@@ -231,29 +266,34 @@ impl Vfs {
                 let attr = Attr::of(ino, &attr);
                 Attr { perm: 0o755, uid: 0, gid: 0, nlink: 1, ..attr }
             }
-            Object::Report => {
-                let (bytes, time) = self.report(machine.ok_or(Errno::STALE)?);
-                self.report_attr(ino, &bytes, time)
+            Object::Report | Object::Guide => {
+                let (bytes, time) = self.page(key.object, machine.ok_or(Errno::STALE)?);
+                self.page_attr(ino, &bytes, time)
             }
             Object::Placeholder => self.own_attr(ino, Kind::File, 0o600, 0, time),
-            Object::Export { .. } | Object::Tree(_) => return Err(Errno::STALE),
+            Object::Export { .. } | Object::Manifest(_) | Object::Tree(_) => {
+                return Err(Errno::STALE);
+            }
         })
     }
 
-    /// The report as of now, and since when it says so.
-    pub(super) fn report(&self, machine: &Machine) -> (Vec<u8>, Time) {
-        let bytes = machine.report();
+    /// The report or the guide as of now, and since when it says so.
+    pub(super) fn page(&self, object: Object, machine: &Machine) -> (Vec<u8>, Time) {
+        let bytes = match object {
+            Object::Guide => machine.guide(),
+            _ => machine.report(),
+        };
         let hash = xxh3_64(&bytes);
         let first = rootfs_time(machine);
-        let mut reports = self.reports.lock();
-        let known = reports.entry(Arc::clone(&machine.name)).or_insert((hash, first));
+        let mut pages = self.pages.lock();
+        let known = pages.entry(Key::new(&machine.name, object)).or_insert((hash, first));
         if known.0 != hash {
             *known = (hash, now());
         }
         (bytes, known.1)
     }
 
-    pub(super) fn report_attr(&self, ino: u64, bytes: &[u8], time: Time) -> Attr {
+    pub(super) fn page_attr(&self, ino: u64, bytes: &[u8], time: Time) -> Attr {
         let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         self.own_attr(ino, Kind::File, 0o600, size, time)
     }
@@ -262,7 +302,14 @@ impl Vfs {
         let size = generation.size();
         let attr = self.own_attr(ino, Kind::File, 0o600, size, generation.mtime());
         // Without blocks `tar -S` takes the whole file for a hole.
-        Attr { ctime: generation.ctime(), blocks: size / 512, ..attr }
+        Attr { ctime: generation.ctime(), blocks: size / 512, blksize: EXPORT_BLOCK, ..attr }
+    }
+
+    /// Of the list, which is as old as what it lists.
+    fn attr_of_manifest(&self, ino: u64, generation: &Arc<Generation>) -> Attr {
+        let size = generation.manifest_size();
+        let attr = self.own_attr(ino, Kind::File, 0o600, size, generation.mtime());
+        Attr { ctime: generation.ctime(), ..attr }
     }
 
     fn own_attr(&self, ino: u64, kind: Kind, perm: u16, size: u64, time: Time) -> Attr {
@@ -279,6 +326,7 @@ impl Vfs {
             mtime: time,
             ctime: time,
             rdev: (0, 0),
+            blksize: BLOCK,
         }
     }
 }

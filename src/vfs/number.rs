@@ -17,6 +17,8 @@
 //! | `export.tar` | 7 | 0, retry | ID |
 //! | file of a layer | 8 | its own | inode on disk |
 //! | generated file | 9 | 0, 0 | hash of its path |
+//! | `NAME/MIGRATE.md` | 10 | 0, 0 | 0 |
+//! | `manifest.mtree` | 11 | 0, 0 | ID |
 //!
 //! Changing any of this makes every backup tool read everything again.
 
@@ -44,6 +46,8 @@ pub(super) enum Object {
     Machine,
     /// `NAME/report.json`.
     Report,
+    /// `NAME/MIGRATE.md`.
+    Guide,
     /// `NAME/rootfs/`.
     Rootfs,
     /// `export.tar` as a listing shows it before anything looked it up.
@@ -55,6 +59,8 @@ pub(super) enum Object {
     /// `export.tar` of one generation. `retry` counts torn generations of the same id that the
     /// kernel still knows: their cached pages hold zeros and must never be seen under this one.
     Export { id: u64, retry: u32 },
+    /// `manifest.mtree` of one generation.
+    Manifest(u64),
     /// An entry below `rootfs/`.
     Tree(ObjectId),
 }
@@ -77,6 +83,8 @@ impl Key {
             Object::Export { id, retry } => (7, 0, u64::from(retry), id),
             Object::Tree(ObjectId::Disk { layer, subvol, ino }) => (8, layer, subvol, ino),
             Object::Tree(ObjectId::Generated(hash)) => (9, 0, 0, hash),
+            Object::Guide => (10, 0, 0, 0),
+            Object::Manifest(id) => (11, 0, 0, id),
         };
         let machine = xxh3_64_with_seed(self.machine.as_bytes(), attempt);
         let mut prefix = [0_u8; 18];

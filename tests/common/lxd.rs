@@ -305,7 +305,8 @@ impl Server {
         if self.kind.name == LXD.name { &self.host.lxd } else { &self.host.incus }
     }
 
-    fn env(&self, mut command: Command) -> Command {
+    /// A command that knows which daemon is meant.
+    pub(crate) fn env(&self, mut command: Command) -> Command {
         command.env(self.kind.dir, self.base());
         command.env(self.kind.conf, self.host.path().join("client"));
         command

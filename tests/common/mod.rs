@@ -5,10 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub(crate) mod clients;
+pub(crate) mod debian;
 pub(crate) mod disk;
 pub(crate) mod docker;
 pub(crate) mod expected;
 pub(crate) mod fixture;
+pub(crate) mod guide;
 pub(crate) mod lxd;
 pub(crate) mod mounted;
 pub(crate) mod plan;
@@ -17,6 +19,7 @@ pub(crate) mod processes;
 pub(crate) mod readers;
 pub(crate) mod snapshot;
 pub(crate) mod ssh;
+pub(crate) mod target;
 pub(crate) mod xattr;
 
 use std::borrow::BorrowMut;

@@ -137,9 +137,9 @@ impl Mounted {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// What the process has open, as /proc shows it.
+    /// What the serving process has open, as /proc shows it.
     pub(crate) fn open_files(&self) -> Vec<PathBuf> {
-        let fds = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.server())).unwrap();
         fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).collect()
     }
 

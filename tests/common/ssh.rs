@@ -19,41 +19,73 @@ pub(crate) struct Sshd {
     port: u16,
 }
 
+/// Keys, and a configuration for an sshd that sees them in `at`.
+fn prepare(directory: &Path, at: &Path, subsystem: &str) {
+    for key in ["host", "user"] {
+        let mut keygen = program("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f"]);
+        run(keygen.arg(directory.join(key))).silent();
+    }
+    fs::copy(directory.join("user.pub"), directory.join("authorized")).unwrap();
+    let at = at.display();
+    let text = format!(
+        "HostKey {at}/host\nAuthorizedKeysFile {at}/authorized\nPidFile none\nUsePAM no\n\
+         StrictModes no\nPermitRootLogin prohibit-password\nSubsystem sftp {subsystem}\n"
+    );
+    fs::write(directory.join("sshd_config"), text).unwrap();
+}
+
 impl Sshd {
     /// Starts one that runs its sftp server below `wrapper`.
     pub(crate) fn start(fixture: &Fixture, wrapper: &[String]) -> Self {
         let directory = tempfile::tempdir_in(fixture.path()).unwrap().keep();
-        for key in ["host", "user"] {
-            let mut keygen = program("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f"]);
-            run(keygen.arg(directory.join(key))).silent();
-        }
-        fs::copy(directory.join("user.pub"), directory.join("authorized")).unwrap();
-        let at = directory.display();
         let server = [wrapper, &[SFTP_SERVER.to_owned()]].concat().join(" ");
-        let text = format!(
-            "HostKey {at}/host\nAuthorizedKeysFile {at}/authorized\nPidFile none\nUsePAM no\n\
-             StrictModes no\nPermitRootLogin prohibit-password\nSubsystem sftp {server}\n"
-        );
-        fs::write(directory.join("sshd_config"), text).unwrap();
+        prepare(&directory, &directory, &server);
         // Where sshd locks itself in; its service makes it.
         fs::create_dir_all("/run/sshd").unwrap();
+        Self::listen(program("/usr/sbin/sshd", [] as [&str; 0]), &directory, &directory)
+    }
+
+    /// Starts one whose root directory is `root`. Its files are in `root/run`.
+    pub(crate) fn within(root: &Path) -> Self {
+        fs::create_dir_all(root.join("run/sshd")).unwrap();
+        let directory = tempfile::tempdir_in(root.join("run")).unwrap().keep();
+        let inside = Path::new("/").join(directory.strip_prefix(root).unwrap());
+        prepare(&directory, &inside, SFTP_SERVER);
+        let mut sshd = program("chroot", [root]);
+        sshd.arg("/usr/sbin/sshd");
+        Self::listen(sshd, &directory, &inside)
+    }
+
+    /// On a free port; `inside` is where it sees its directory.
+    fn listen(mut sshd: Command, directory: &Path, inside: &Path) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let log = File::create(directory.join("sshd.log")).unwrap();
-        let child = program("/usr/sbin/sshd", ["-D", "-e", "-o", "ListenAddress=127.0.0.1", "-p"])
+        let child = sshd
+            .args(["-D", "-e", "-o", "ListenAddress=127.0.0.1", "-p"])
             .arg(port.to_string())
             .arg("-f")
-            .arg(directory.join("sshd_config"))
+            .arg(inside.join("sshd_config"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut sshd = Self { child, directory, port };
+        let mut sshd = Self { child, directory: directory.into(), port };
         wait_until("sshd", Duration::from_secs(20), || {
             assert!(sshd.child.try_wait().unwrap().is_none(), "sshd ended: {}", sshd.log());
             TcpStream::connect(("127.0.0.1", port)).is_ok()
         });
         sshd
+    }
+
+    /// What a person has in `~/.ssh/config`: a host of this name that is this server.
+    pub(crate) fn client_config(&self, host: &str) -> String {
+        format!(
+            "Host {host}\nHostName 127.0.0.1\nPort {}\nIdentityFile {}/user\nIdentitiesOnly yes\n\
+             BatchMode yes\nLogLevel ERROR\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\n",
+            self.port,
+            self.directory.display()
+        )
     }
 
     pub(crate) fn log(&self) -> String {

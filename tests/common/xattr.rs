@@ -109,6 +109,11 @@ pub(crate) fn capability(permitted: u64, root: Option<u32>) -> Vec<u8> {
 /// they change its ACL.
 pub(crate) const ACLS_OF_XFS: [&[u8]; 2] = [b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT"];
 
+/// Whether the process behind a mount sees an attribute: the kernel shows `trusted.*` to administrators alone.
+pub(crate) fn is_seen_by_a_mount(name: &[u8]) -> bool {
+    !name.starts_with(b"trusted.")
+}
+
 /// Whether the export keeps an attribute: the contract's list, typed in once more.
 pub(crate) fn is_kept(name: &[u8]) -> bool {
     name.starts_with(b"user.")

@@ -1,11 +1,12 @@
 //! The process that stays root: mounts, finds and opens machines for the server, and unmounts when that ends.
 
 use super::super::{Context, Failure, Outcome};
-use super::{Outputs, let_go};
 use crate::fuse::{self, Attached, MountOptions, Stop};
 use crate::opener::{Control, Direct, Greeting, Host, send_greeting};
+use crate::tree::Anchor;
 use rustix::fd::AsFd as _;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,22 +14,22 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 pub(super) fn run(
     context: Context,
     options: &MountOptions,
-    outputs: Option<Outputs>,
+    log: Option<File>,
+    ready: impl FnOnce(),
 ) -> Result<Outcome, Failure> {
-    let Context { user, state, backend } = context;
+    let Context { user, state, backend, vouched } = context;
     // From here on a signal is kept until the mount can be ended.
     let stop = Stop::new()?;
     let (config_dir, data_dir) = (state.config_dir.clone(), state.data_dir.clone());
     let mut direct = Direct::new(backend, user, state);
-    direct.confine();
-    let host = Host::new(direct);
+    direct.confine(vouched);
     let Attached { mountpoint, device } = fuse::attach(options)?;
+    let host = Host::new(direct, device);
     let mounted = Mounted(&mountpoint);
     let (control, theirs) = UnixStream::pair()?;
     let mut child = start(theirs)?;
 
     let sockets = host.start()?;
-    let log = outputs.as_ref().map(|outputs| &outputs.log);
     let greeting = Greeting {
         uid: user.uid,
         gid: user.gid,
@@ -36,19 +37,20 @@ pub(super) fn run(
         data_dir,
         mountpoint: mountpoint.clone(),
         sockets: sockets.len(),
+        quiet: host.direct().anchors().iter().all(Anchor::is_quiet),
         log: log.is_some(),
     };
     let state_directories = host.direct().state_directories();
-    let fds: Vec<_> = std::iter::once(device.as_fd())
+    let fds: Vec<_> = std::iter::once(host.device().as_fd())
         .chain(sockets.iter().map(|socket| socket.as_fd()))
-        .chain(log.map(|log| log.as_fd()))
+        .chain(log.iter().map(|log| log.as_fd()))
         .chain(state_directories.iter().map(|directory| directory.as_fd()))
         .chain(host.direct().anchors().iter().map(|anchor| anchor.fd()))
         .collect();
     let greeted = send_greeting(&control, &greeting, &fds);
-    // A copy here would keep a mount that nobody answers, and a socket from ending.
     drop(fds);
-    drop((device, sockets));
+    // A copy here would keep it from ending.
+    drop(sockets);
     if let Err(why) = greeted.and_then(|()| Control::receive(&control).map(drop)) {
         let status = child.wait()?;
         return match status.code() {
@@ -73,7 +75,7 @@ pub(super) fn run(
         },
     );
     tracing::info!(mountpoint = %mountpoint.display(), server = child.id(), "mounted");
-    let_go(outputs);
+    ready();
     let status = child.wait()?;
     handle.close();
     if status.success() {
@@ -94,7 +96,6 @@ fn start(control: UnixStream) -> Result<Child, Failure> {
         .args(std::env::args_os().skip(1))
         .env_clear()
         .envs(std::env::vars_os().filter(ours))
-        .current_dir("/")
         // Keys typed at a terminal are for the host.
         .process_group(0)
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(control)))

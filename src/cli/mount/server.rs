@@ -1,5 +1,6 @@
 //! The process that answers the kernel: the user, and nearly nothing that a user can do.
 
+use super::super::args::Global;
 use super::super::{Failure, Outcome};
 use super::{Mount, Outputs, name_missing, options};
 use crate::codchi::State;
@@ -13,7 +14,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-pub(super) fn run(mount: &Mount) -> Result<Outcome, Failure> {
+pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     // It was started as /proc/self/exe, and "exe" is nothing that anybody would look for.
     rustix::thread::set_name(c"codchifs-server")?;
     leave_signals_to_the_host()?;
@@ -21,24 +22,29 @@ pub(super) fn run(mount: &Mount) -> Result<Outcome, Failure> {
     let null = std::fs::File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     let (greeting, Greeted { device, sockets, log, readable }) = receive_greeting(&control)?;
+    // Paths of the command line are as of where the user was; from here on, that can be unmounted.
+    let settings = mount.wishes.shown(global, Some(&greeting.mountpoint));
+    std::env::set_current_dir("/")?;
     let outputs = log.map(Outputs::of).transpose()?;
-    let opener = Opener::Asked(Client::new(sockets)?);
+    let host = Arc::new(Client::new(sockets)?);
+    let opener = Opener::Asked(Arc::clone(&host));
     let user = User { uid: greeting.uid, gid: greeting.gid };
     sandbox::enter(user, &readable)?;
     drop(readable);
-    tree::all_layers_are_quiet();
+    if greeting.quiet {
+        tree::all_layers_are_quiet();
+    }
 
     let options = options(mount, user, greeting.mountpoint);
     let state = State { config_dir: greeting.config_dir, data_dir: greeting.data_dir };
-    let settings = mount.wishes.clone().into();
     let machines = Arc::new(Machines::new(state, user, opener, settings, mount.machine.clone())?);
     name_missing(&machines, mount);
     let to_reread = Arc::clone(&machines);
-    let host = control.try_clone()?;
+    let end = control.try_clone()?;
     std::thread::Builder::new()
         .name("codchifs-control".into())
-        .spawn(move || listen(&host, &to_reread))?;
-    fuse::answer(machines, &options, device, || {
+        .spawn(move || listen(&end, &to_reread))?;
+    fuse::answer(machines, &options, host, device, || {
         if let Err(why) = Control::Ready.send(&control) {
             tracing::error!(%why, "nobody hears that the mount is ready");
         }

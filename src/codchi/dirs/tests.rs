@@ -19,6 +19,7 @@ fn whose_state() {
     let root = Ok(Owner { uid: 0, gid: Some(0), home: "/root".into(), is_caller: true });
     assert_eq!(found(1000, None, &[]), ann("/home/ann", true));
     assert_eq!(found(1000, None, &[("HOME", "/h"), ("SUDO_USER", "rel")]), ann("/h", true));
+    assert_eq!(found(1000, Some("ann"), &[("HOME", "/h")]), ann("/h", true));
     assert_eq!(found(0, None, &[("HOME", "/root")]), root);
     assert_eq!(found(0, None, &[("SUDO_USER", "")]), root);
     assert_eq!(found(0, None, &[("SUDO_USER", "ann"), ("HOME", "/h")]), ann("/home/ann", false));
@@ -26,8 +27,9 @@ fn whose_state() {
     assert_eq!(found(0, Some("root"), &[("SUDO_USER", "ann")]), root);
     for (fault, text) in [
         (
-            found(1000, Some("ann"), &[]),
-            "cannot read codchi's state of user \"ann\": only root may use --user; run it as root",
+            found(1000, Some("root"), &[]),
+            "cannot read codchi's state of user \"root\": only root may use --user for somebody else; \
+             run it as root",
         ),
         (
             found(0, Some("bob"), &[]),

@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::tar::header::{self, BLOCK, Fields};
 use crate::tar::{Kind, Link, Member, sparse};
 
-use super::record::{Perm, ROOT, Record};
+use super::record::{Perm, ROOT, Record, file_len};
 use super::{Layout, LayoutError, MemberId, PAGE, Piece, Sparse};
 
 /// Largest archive in bytes: offsets must fit a signed 64-bit file offset.
@@ -219,6 +219,42 @@ impl<T: Copy> LayoutBuilder<T> {
         self.path_lens.push(path_len);
         self.layout.members_end = end;
         Ok(MemberId(id))
+    }
+
+    /// Gives a plain file that was pushed before another size, and another tag; both sizes are below 8 GiB. All members after
+    /// it move, so that not even [`Options::align`] may be set.
+    pub fn replace(&mut self, member: MemberId, size: u64, tag: T) -> Result<(), LayoutError> {
+        let index = member.0 as usize;
+        let name = || String::from_utf8_lossy(self.layout.name(member)).escape_debug().to_string();
+        let too_large = || LayoutError::Size { name: name(), size };
+        let record = *self.layout.records.get(index).ok_or_else(too_large)?;
+        let (old, new) = (file_len(&record).next_multiple_of(BLOCK), size.next_multiple_of(BLOCK));
+        let moved = |at: u64| at.saturating_sub(old).saturating_add(new);
+        let end = moved(self.layout.members_end);
+        if archive_size(end).is_none_or(|whole| whole > MAX_SIZE) {
+            return Err(too_large());
+        }
+        let is_last = index.saturating_add(1) == self.layout.records.len();
+        if let Some(record) = self.layout.records.get_mut(index) {
+            record.payload = size;
+        }
+        if let Some(of) = self.layout.tags.get_mut(index) {
+            *of = tag;
+        }
+        for start in self.layout.starts.iter_mut().skip(index.saturating_add(1)) {
+            *start = moved(*start);
+        }
+        self.layout.members_end = end;
+        if let Some(last) = &mut self.last {
+            match is_last {
+                true => {
+                    last.fields.size = size;
+                    last.plain = moved(last.plain);
+                }
+                false => last.start = moved(last.start),
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of a member's path with `./` in front and without a `/` at the end.

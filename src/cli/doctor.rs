@@ -1,0 +1,112 @@
+//! `codchifs doctor`.
+
+use super::args::{Doctor, Global};
+use super::{Context, Failure, Outcome};
+use crate::doctor::{Check, Status, Subject, examine};
+use serde_json::json;
+use std::io::{IsTerminal as _, Write};
+
+/// Columns of a line.
+const WIDTH: usize = 80;
+/// Of what is said of a check, below its name.
+const INDENT: usize = 9;
+
+pub(super) fn run(global: &Global, doctor: &Doctor) -> Result<Outcome, Failure> {
+    let global = global.clone();
+    let checks = examine(move || {
+        let Context { user, state, backend, .. } =
+            Context::new(&global).map_err(|e| e.to_string())?;
+        Ok(Subject { state, user, backend })
+    });
+    let worst = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
+    let mut out = std::io::stdout().lock();
+    if doctor.json {
+        let list: Vec<_> = checks.iter().map(as_json).collect();
+        let all = json!({
+            "schema": 1, "version": env!("CARGO_PKG_VERSION"), "status": worst.as_str(), "checks": list,
+        });
+        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
+    } else {
+        let colours =
+            out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        for check in &checks {
+            print(&mut out, check, colours)?;
+        }
+        let count = |status| checks.iter().filter(|check| check.status == status).count();
+        let (warnings, errors) = (count(Status::Warning), count(Status::Error));
+        let s = |n: usize| if n == 1 { "" } else { "s" };
+        writeln!(out, "{errors} error{}, {warnings} warning{}", s(errors), s(warnings))?;
+    }
+    Ok(if worst == Status::Error { Outcome::Incomplete } else { Outcome::Done })
+}
+
+fn as_json(check: &Check) -> serde_json::Value {
+    json!({
+        "check": check.check, "subject": check.subject, "status": check.status.as_str(),
+        "text": check.text, "remedy": check.remedy,
+    })
+}
+
+fn print(out: &mut impl Write, check: &Check, colours: bool) -> std::io::Result<()> {
+    let status = check.status.as_str();
+    let shown = format!("{status:INDENT$}");
+    let shown = match (colours, check.status) {
+        (false, _) => shown,
+        (true, Status::Ok) => format!("\x1b[32m{shown}\x1b[0m"),
+        (true, Status::Warning) => format!("\x1b[33m{shown}\x1b[0m"),
+        (true, Status::Error) => format!("\x1b[31m{shown}\x1b[0m"),
+    };
+    let subject = check.subject.as_ref().map(|s| format!(" {}", printable(s))).unwrap_or_default();
+    let text = format!("{}{subject}: {}", check.check, printable(&check.text));
+    let mut lines = wrapped(&text).into_iter();
+    writeln!(out, "{shown}{}", lines.next().unwrap_or_default())?;
+    let remedy = check.remedy.iter().flat_map(|r| wrapped(&format!("-> {}", printable(r))));
+    for line in lines.chain(remedy) {
+        writeln!(out, "{:INDENT$}{line}", "")?;
+    }
+    Ok(())
+}
+
+/// Names and other people's words, safe on a terminal.
+fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let escaped = c.is_control().then(|| c.escape_default().collect::<Vec<_>>());
+            escaped.unwrap_or_else(|| vec![c])
+        })
+        .collect()
+}
+
+/// Broken at spaces; a path that is longer than a line stays whole, so that it can be copied.
+fn wrapped(text: &str) -> Vec<String> {
+    let width = WIDTH - INDENT;
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_end_at_the_width_and_paths_stay_whole() {
+        let long = "/a".repeat(60);
+        let text = format!("{} {long} end", "word ".repeat(40).trim_end());
+        let lines = wrapped(&text);
+        assert!(
+            lines.iter().all(|l| l.chars().count() <= WIDTH - INDENT || *l == long),
+            "{lines:?}"
+        );
+        assert_eq!(lines.join(" "), text);
+        assert_eq!(printable("a\x1b[31m\nb\u{e4}"), "a\\u{1b}[31m\\nb\u{e4}");
+    }
+}

@@ -1,0 +1,25 @@
+//! `codchifs migrate`: a machine's guide, without a mount.
+
+use super::args::{Global, Migrate};
+use super::{Context, Failure, Outcome};
+use crate::machine::Status;
+use std::io::Write as _;
+
+pub(super) fn run(global: &Global, migrate: &Migrate) -> Result<Outcome, Failure> {
+    let name = migrate.name.as_str();
+    let settings = migrate.wishes.shown(global, None);
+    let machines = Context::new(global)?.machines(settings, Vec::new())?;
+    let machine = machines
+        .get(name.as_bytes())
+        .ok_or_else(|| format!("migrate {name}: no such machine; `codchifs list` names them"))?;
+    if let Some(exports) = machine.exports.as_ref().filter(|_| migrate.size) {
+        exports.lookup_or_why().map_err(|why| format!("migrate {name}: {why}"))?;
+    }
+    let mut out = std::io::stdout().lock();
+    out.write_all(&machine.guide())?;
+    out.flush()?;
+    Ok(match machine.state {
+        Status::Ready => Outcome::Done,
+        _ => Outcome::Incomplete,
+    })
+}

@@ -1,0 +1,291 @@
+//! The list of a generation's members as mtree(5): what a copy is checked by where codchifs is not.
+//!
+//! Every digest takes 64 characters, so the size of the list is known before any file is read, as that of the archive is;
+//! a file is read when its line is. A line has the whole path, as mtree 2.0 has it. What mtree(5) has no keyword for stands
+//! in comments before it: `#.first PATH` for a hard link, `#.record KEYWORD VALUE` for an attribute or ACL.
+//!
+//! Names are raw bytes with every character that a shell, a pattern or a terminal would take for something else as `\ooo`.
+
+use super::entry::Entry;
+use super::generation::Generation;
+use crate::tar::{Kind, MemberId};
+use lru::LruCache;
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
+use std::fmt::Write as _;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+/// SHA-256.
+pub type Digest = [u8; 32];
+
+/// Lines between two that are found at once.
+const STEP: usize = 64;
+/// Digests that are remembered: of files with several names, and of what two reads meet in.
+const DIGESTS: NonZeroUsize = NonZeroUsize::new(1 << 15).unwrap();
+/// Bytes that are hashed at once.
+const AT_ONCE: usize = 1 << 20;
+
+/// The list of one generation.
+#[derive(Debug)]
+pub struct Manifest {
+    generation: Arc<Generation>,
+    head: Vec<u8>,
+    /// Offset of each [`STEP`]th line.
+    starts: Vec<u64>,
+    size: u64,
+    digests: Mutex<LruCache<MemberId, Digest>>,
+}
+
+impl Manifest {
+    /// Looks at every member, and at no file.
+    pub fn new(generation: Arc<Generation>) -> Self {
+        let id = generation.id();
+        let head = format!(
+            "#mtree v2.0\n# generation {id:016x} of an export of {} bytes, made by codchifs\n. type=dir\n",
+            generation.size()
+        )
+        .into_bytes();
+        let mut starts = Vec::with_capacity(generation.members().div_ceil(STEP));
+        let mut size = head.len() as u64;
+        for (number, member) in generation.ids_from(0).enumerate() {
+            if number % STEP == 0 {
+                starts.push(size);
+            }
+            size += line(&generation, member, content(&generation, member).map(|_| &[0; 32])).len()
+                as u64;
+        }
+        let digests = Mutex::new(LruCache::new(DIGESTS));
+        Self { generation, head, starts, size, digests }
+    }
+
+    /// The generation that it lists.
+    pub fn generation(&self) -> &Arc<Generation> {
+        &self.generation
+    }
+
+    /// Exact size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Fills `buf` from `offset` on, short only at the end. Reads the files whose digests are in there. EIO at the end if
+    /// one of them was not as it was scanned: no list may pass for that of a whole export.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        let end = offset.saturating_add(buf.len() as u64).min(self.size);
+        let mut put = |at: u64, text: &[u8]| {
+            let (from, to) = (at.max(offset), (at + text.len() as u64).min(end));
+            if from < to
+                && let (Some(target), Some(source)) = (
+                    buf.get_mut((from - offset) as usize..(to - offset) as usize),
+                    text.get((from - at) as usize..(to - at) as usize),
+                )
+            {
+                target.copy_from_slice(source);
+            }
+        };
+        put(0, &self.head);
+        let step = self.starts.partition_point(|start| *start <= offset).saturating_sub(1);
+        let mut at = self.starts.get(step).copied().unwrap_or(self.size);
+        for member in self.generation.ids_from(step.saturating_mul(STEP)) {
+            if at >= end {
+                break;
+            }
+            let content = content(&self.generation, member);
+            let mut text = line(&self.generation, member, content.map(|_| &[0; 32]));
+            let after = at + text.len() as u64;
+            if let Some(content) = content.filter(|_| after > offset) {
+                text = line(&self.generation, member, Some(&self.digest(content)?));
+            }
+            put(at, &text);
+            at = after;
+        }
+        if end == self.size && self.generation.torn() {
+            return Err(Errno::IO);
+        }
+        Ok(end.saturating_sub(offset) as usize)
+    }
+
+    /// The digest of a member's content.
+    pub fn digest(&self, member: MemberId) -> Result<Digest, Errno> {
+        if let Some(known) = self.digests.lock().get(&member) {
+            return Ok(*known);
+        }
+        let digest = self.generation.digest(member)?;
+        self.digests.lock().put(member, digest);
+        Ok(digest)
+    }
+
+    /// The digest of what a member is a name of; `None` for what has no content.
+    pub fn content(&self, member: MemberId) -> Result<Option<Digest>, Errno> {
+        content(&self.generation, member).map(|content| self.digest(content)).transpose()
+    }
+}
+
+impl Generation {
+    /// The digest of a file, as it is in the archive.
+    fn digest(&self, member: MemberId) -> Result<Digest, Errno> {
+        let size = self.layout.size_of(member);
+        let whole = [crate::tar::Extent { offset: 0, len: size }];
+        let extents = self.layout.extents(member).unwrap_or_else(|| whole.to_vec());
+        let mut buf = vec![0; AT_ONCE.min(usize::try_from(size).unwrap_or(AT_ONCE))];
+        let mut hash = Sha256::new();
+        let mut at = 0;
+        for extent in extents {
+            hash_zeros(&mut hash, extent.offset.saturating_sub(at));
+            at = extent.offset;
+            let end = at.saturating_add(extent.len);
+            while at < end {
+                let len = (end - at).min(AT_ONCE as u64);
+                let Some(part) = buf.get_mut(..len as usize) else { return Err(Errno::IO) };
+                crate::tar::Source::read_body(self, &self.layout, member, at, part)?;
+                hash.update(&*part);
+                at += len;
+            }
+        }
+        hash_zeros(&mut hash, size.saturating_sub(at));
+        Ok(hash.finalize().into())
+    }
+}
+
+/// Hashes a hole.
+pub fn hash_zeros(hash: &mut Sha256, mut len: u64) {
+    let zeros = [0; 1 << 16];
+    while len > 0 {
+        let now = zeros.get(..len.min(1 << 16) as usize).unwrap_or(&zeros);
+        hash.update(now);
+        len -= now.len() as u64;
+    }
+}
+
+/// The member that has the content of this one, if it has any.
+fn content(generation: &Generation, member: MemberId) -> Option<MemberId> {
+    let first = generation.first(member).unwrap_or(member);
+    (generation.layout.kind(first) == Kind::File).then_some(first)
+}
+
+/// The line of a member, with the comments before it. A hard link is a file like its first name.
+fn line(generation: &Generation, member: MemberId, digest: Option<&Digest>) -> Vec<u8> {
+    let name = generation.entry(member);
+    let first = generation.first(member).map(|first| generation.entry(first));
+    let entry = first.as_ref().unwrap_or(&name);
+    let mut text = String::new();
+    if first.is_some() {
+        let _ = writeln!(text, "#.first ./{}", vis(&name.target));
+    }
+    for (key, value) in &name.records {
+        let _ = writeln!(text, "#.record {} {}", vis(key), vis(value));
+    }
+    let kind = match entry.kind {
+        Kind::Directory => "dir",
+        Kind::File | Kind::HardLink => "file",
+        Kind::Symlink => "link",
+        Kind::CharDevice => "char",
+        Kind::BlockDevice => "block",
+        Kind::Fifo => "fifo",
+    };
+    let Entry { perm, uid, gid, mtime: (sec, nsec), .. } = entry;
+    let _ = write!(text, "./{} type={kind} mode={perm:04o} uid={uid} gid={gid}", vis(&name.path));
+    match entry.kind {
+        Kind::Symlink => {
+            let _ = write!(text, " link={}", vis(&entry.target));
+        }
+        Kind::CharDevice | Kind::BlockDevice => {
+            let _ = write!(text, " device=native,{},{}", entry.rdev.0, entry.rdev.1);
+        }
+        Kind::File => {
+            let _ = write!(text, " size={}", entry.size);
+        }
+        _ => {}
+    }
+    let _ = write!(text, " time={sec}.{nsec:09}");
+    if let Some(digest) = digest {
+        text.push_str(" sha256digest=");
+        put_hex(&mut text, digest);
+    }
+    text.push('\n');
+    text.into_bytes()
+}
+
+fn put_hex(text: &mut String, digest: &Digest) {
+    for byte in digest {
+        let _ = write!(text, "{byte:02x}");
+    }
+}
+
+/// Bytes as mtree(5) and vis(3) have them: what is no plain character, or one of a pattern, as three octal digits.
+fn vis(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for byte in bytes {
+        if byte.is_ascii_graphic() && !br"\#*?[]=".contains(byte) {
+            text.push(char::from(*byte));
+        } else {
+            let _ = write!(text, "\\{byte:03o}");
+        }
+    }
+    text
+}
+
+/// The bytes that [`vis`] has written; `None` if it has not.
+pub fn unvis(text: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((byte, tail)) = rest.split_first() {
+        rest = tail;
+        if *byte != b'\\' {
+            bytes.push(*byte);
+            continue;
+        }
+        let (digits, tail) = tail.split_at_checked(3)?;
+        let digits =
+            str::from_utf8(digits).ok().filter(|d| d.bytes().all(|b| b.is_ascii_digit()))?;
+        bytes.push(u8::from_str_radix(digits, 8).ok()?);
+        rest = tail;
+    }
+    Some(bytes)
+}
+
+/// A line as `sha256sum --check` reads it.
+pub fn sum_line(path: &[u8], digest: &Digest) -> Vec<u8> {
+    let mut text = String::new();
+    put_hex(&mut text, digest);
+    let mut line = format!("{text}  ./").into_bytes();
+    let escaped = path.iter().any(|byte| matches!(byte, b'\\' | b'\n' | b'\r'));
+    for byte in path {
+        match byte {
+            b'\\' => line.extend_from_slice(br"\\"),
+            b'\n' => line.extend_from_slice(br"\n"),
+            b'\r' => line.extend_from_slice(br"\r"),
+            byte => line.push(*byte),
+        }
+    }
+    line.push(b'\n');
+    if escaped {
+        line.insert(0, b'\\');
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_back() {
+        let every: Vec<u8> = (1..=255).collect();
+        assert_eq!(unvis(vis(&every).as_bytes()), Some(every));
+        assert_eq!(vis(b"a b\n*\\\xff"), r"a\040b\012\052\134\377");
+        for bad in [r"\", r"\1", r"\12x", r"\+12", r"\777"] {
+            assert_eq!(unvis(bad.as_bytes()), None, "{bad}");
+        }
+        assert_eq!(
+            sum_line(b"a b", &[0; 32]),
+            format!("{}  ./a b\n", "00".repeat(32)).into_bytes()
+        );
+        assert_eq!(
+            sum_line(b"a\\\n", &[0; 32]),
+            format!("\\{}  ./a\\\\\\n\n", "00".repeat(32)).into_bytes()
+        );
+    }
+}

@@ -1,0 +1,28 @@
+//! A root of Debian that debootstrap made.
+
+use super::{cached, program, run};
+use std::fs;
+use std::path::PathBuf;
+
+/// Name of the running release and its mirror, as apt is configured.
+fn release_and_mirror() -> (String, String) {
+    let text = fs::read_to_string("/etc/os-release").unwrap();
+    let codename = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let codename = codename.expect("a codename in /etc/os-release").trim_matches('"').to_owned();
+    let format = "$(CREATED_BY) $(COMPONENT) $(RELEASE) $(SITE)";
+    let targets = run(program("apt-get", ["indextargets", "--format", format])).ok().out();
+    let start = format!("Packages main {codename} ");
+    let mirror = targets.lines().find_map(|line| line.strip_prefix(&start));
+    let mirror = mirror.unwrap_or_else(|| panic!("apt knows no mirror of {codename}:\n{targets}"));
+    (codename.clone(), mirror.to_owned())
+}
+
+/// A small one, made once for all runs. ping has a file capability.
+pub(crate) fn debian() -> PathBuf {
+    cached("debian", |to| {
+        let (codename, mirror) = release_and_mirror();
+        let mut debootstrap =
+            program("debootstrap", ["--variant=minbase", "--include=iputils-ping", &codename]);
+        run(debootstrap.arg(to).arg(mirror)).ok();
+    })
+}

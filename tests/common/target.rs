@@ -1,0 +1,103 @@
+//! What a machine moves to: a root of its own, which is entered by its mount namespace and over ssh.
+//!
+//! It is a Debian with what NixOS brings for the migration. `nixos-rebuild` in it is a stand-in, since there is no nixpkgs
+//! here: it evaluates the flake for real, and makes the users that the real one would make.
+
+use super::debian::debian;
+use super::ssh::Sshd;
+use super::{Done, program, run};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// The ids that two services have here: each has the other's of the machine.
+const USERS: &str = "postgres:x:302:302::/var/empty:/bin/sh\nweb:x:71:71::/var/empty:/bin/sh\n\
+     codchi:x:1000:100::/home/codchi:/bin/bash\n";
+const GROUPS: &str = "postgres:x:302:\nweb:x:71:\n";
+
+const REBUILD: &str = r#"#!/bin/bash
+# A stand-in: there is no nixpkgs here. The flake is evaluated for real.
+set -euo pipefail
+[[ $* == "switch --flake /etc/nixos#nixos" ]] || { echo "nixos-rebuild: $*" >&2; exit 2; }
+nix eval --offline --no-write-lock-file --json --override-input codchi_driver path:/root/stubs/driver-new \
+    --override-input codchi_driver/nixpkgs path:/root/stubs/nixpkgs /etc/nixos#nixosConfigurations.nixos.config \
+    --apply 'c: { marks = c.marks or [ ]; driver = c.nix.driver; host = c.networking.hostName; }' >/root/evaluated
+cat /root/users >>/etc/passwd
+cat /root/groups >>/etc/group
+echo 'codchi:codchi' | chpasswd
+echo '. /etc/codchi-env' >/etc/profile.d/codchi.sh
+"#;
+
+const NIX: &str = "experimental-features = nix-command flakes\nsubstituters =\nflake-registry =\n\
+     build-users-group =\nsandbox = false\n";
+
+/// Programs that are there before those of the system.
+const STAND_IN: &str = "/run/stand-in";
+
+/// A root with an sshd in it. Whoever owns the directory it is in unmounts what is in it.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) root: PathBuf,
+    pub(crate) sshd: Sshd,
+}
+
+impl Target {
+    /// In the new directory `root`.
+    pub(crate) fn new(root: &Path) -> Self {
+        fs::create_dir(root).unwrap();
+        let copy = "tar -C \"$1\" --exclude=./usr/* --exclude=./proc/* --exclude=./dev/* -cf - . | tar -xpf - -C \"$2\"";
+        run(program("bash", ["-euo", "pipefail", "-c", copy, "-"]).arg(debian()).arg(root)).ok();
+        // The host's programs; never so that they could be written to.
+        run(program("mount", ["-o", "bind,ro", "/usr"]).arg(root.join("usr"))).ok();
+        run(program("mount", ["-t", "proc", "proc"]).arg(root.join("proc"))).ok();
+        for (name, minor) in [("null", "3"), ("zero", "5"), ("random", "8"), ("urandom", "9")] {
+            let node = root.join("dev").join(name);
+            run(program("mknod", ["-m", "666"]).arg(node).args(["c", "1", minor])).ok();
+        }
+        std::os::unix::fs::symlink("/proc/self/fd", root.join("dev/fd")).unwrap();
+        let stubs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nix-stubs");
+        run(program("cp", ["-r"]).arg(stubs).arg(root.join("root/stubs"))).silent();
+        let write = |path: &str, text: &str, mode: u32| {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        write("root/users", USERS, 0o644);
+        write("root/groups", GROUPS, 0o644);
+        write("etc/nix/nix.conf", NIX, 0o644);
+        write(&format!("{STAND_IN}/nixos-rebuild")[1..], REBUILD, 0o755);
+        // There is nothing that runs.
+        write(&format!("{STAND_IN}/reboot")[1..], "#!/bin/sh\n", 0o755);
+        let configuration =
+            "{ ... }: { networking.hostName = \"moved\"; }\n# system.stateVersion = \"22.05\";\n";
+        write("etc/nixos/configuration.nix", configuration, 0o644);
+        write("etc/nixos/hardware-configuration.nix", "{ ... }: { }\n", 0o644);
+        let passwd = root.join("etc/passwd");
+        let users = fs::read_to_string(&passwd).unwrap();
+        if !users.contains("sshd:") {
+            fs::write(&passwd, users + "sshd:x:105:65534::/run/sshd:/usr/sbin/nologin\n").unwrap();
+        }
+        run(program("chroot", [root]).arg("ldconfig")).ok();
+        let sshd = Sshd::within(root);
+        let target = Self { root: root.into(), sshd };
+        target.paste("cd /etc/nixos && git init -q && git add .").ok();
+        target
+    }
+
+    /// Commands as root there, in a shell of their own. Whatever asks for a password gets one.
+    ///
+    /// In a mount namespace of its own: nix goes back to the root of the namespace before it calls git, out of a chroot.
+    pub(crate) fn paste(&self, commands: &str) -> Done {
+        const ENTER: &str = "printf 'secret\\nsecret\\n' | unshare --mount sh -euc '
+            mount --rbind \"$1\" \"$1\" && cd \"$1\" && pivot_root . mnt && umount -l /mnt
+            exec /usr/bin/env -i HOME=/root USER=root LC_ALL=C.UTF-8 \"$2\" bash -c \"$3\"' sh \"$@\"";
+        let path = format!("PATH={STAND_IN}:/usr/sbin:/usr/bin");
+        run(program("sh", ["-c", ENTER, "sh"]).arg(&self.root).arg(path).arg(commands))
+    }
+
+    /// A path as it is seen from outside.
+    pub(crate) fn at(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+}

@@ -1,0 +1,521 @@
+//! What mount(8), umount(8) and a line of fstab do with codchifs, as root and as a plain user. Everything happens in a
+//! mount namespace of its own, with its own /etc/fstab and its own /sbin, where mount(8) finds the helper.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use common::fixture::{Fixture, Maker};
+use common::lxd::{UID, user};
+use common::played::pretend;
+use common::{Done, program, run, wait_until};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// `$AT/sbin` stands in for /sbin: it has links to all that was there. `c` runs a command and keeps what it did.
+const STAGE: &str = r#"
+[ -e "$AT/fuse" ] || mknod "$AT/fuse" c 10 229
+chmod 666 "$AT/fuse"
+mount --bind "$AT/fuse" /dev/fuse
+mount --bind /sbin/ "$AT/sbin-before"
+ln -s "$AT"/sbin-before/* "$AT/sbin/" 2>/dev/null || true # ours are there already
+mount --bind "$AT/sbin" /sbin/
+mount --bind "$AT/fstab" /etc/fstab
+mkdir -p /run/mount
+mount -t tmpfs none /run/mount
+n=0
+c() {
+    n=$((n + 1))
+    "$@" >"$AT/out/$n.out" 2>"$AT/out/$n.err" && set -- 0 || set -- "$?"
+    echo "$1" >"$AT/out/$n.code"
+}
+clean() {
+    while read -r _ _ _ _ at _; do
+        case $at in "$M"*) umount -l "$at" || true ;; esac
+    done </proc/self/mountinfo
+}
+trap clean EXIT
+"#;
+
+/// The helper, built from what is here now.
+fn helper() -> &'static Path {
+    static HELPER: OnceLock<PathBuf> = OnceLock::new();
+    HELPER.get_or_init(|| {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("helper");
+        let args = ["build", "--quiet", "--package", "mount-codchifs", "--target-dir"];
+        run(program(env!("CARGO"), args).arg(&target)).ok();
+        target.join("debug/mount-codchifs")
+    })
+}
+
+/// A user's state with the machine `m`, and what mount(8) needs.
+struct Stage {
+    fixture: Fixture,
+    user: String,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let fixture = Fixture::new();
+        let place = fixture.empty("m");
+        Maker::new(&place.rootfs).dir("srv").file("srv/hello", b"hello\n");
+        Maker::new(&place.home).file("a,b c", b"x").file("program", b"#!/bin/sh\n");
+        fs::set_permissions(place.home.join("program"), Permissions::from_mode(0o755)).unwrap();
+        let at = fixture.path();
+        for directory in ["sbin", "sbin-before", "out", "other"] {
+            fs::create_dir(at.join(directory)).unwrap();
+        }
+        // Of the user, from top to bottom.
+        for path in [fixture.config(), fixture.data(), fixture.rootfs_dir(), at.join("mnt")] {
+            run(program("chown", ["-R", &UID.to_string()]).arg(path)).silent();
+        }
+        lchown(at, Some(UID), Some(UID)).unwrap();
+        fs::set_permissions(at, Permissions::from_mode(0o755)).unwrap();
+        let codchifs = env!("CARGO_BIN_EXE_codchifs");
+        for name in ["mount.codchifs", "mount.fuse.codchifs"] {
+            symlink(helper(), at.join("sbin").join(name)).unwrap();
+        }
+        symlink(codchifs, at.join("sbin/codchifs")).unwrap();
+        Self { fixture, user: user() }
+    }
+
+    /// Options that say where everything is.
+    fn options(&self) -> String {
+        let (config, data, rootfs) =
+            (self.fixture.config(), self.fixture.data(), self.fixture.rootfs_dir());
+        format!(
+            "config-dir={},data-dir={},driver=dir,rootfs-dir={}",
+            config.display(),
+            data.display(),
+            rootfs.display()
+        )
+    }
+
+    /// A line of fstab.
+    fn line(&self, source: &str, point: &str, more: &str) -> String {
+        let point = self.fixture.path().join(point);
+        format!("{source} {} codchifs {},{more} 0 0\n", point.display(), self.options())
+    }
+
+    /// Runs a script with this fstab. In it: `$M` the mount point, `$O` the options, `$U` the user, `as` a command as
+    /// the user. What every `c` did.
+    #[track_caller]
+    fn play(&self, fstab: &str, script: &str) -> Vec<Done> {
+        let at = self.fixture.path();
+        fs::write(at.join("fstab"), fstab).unwrap();
+        let script = format!(
+            "{STAGE}\nas() {{ setpriv --reuid {UID} --regid {UID} --clear-groups \"$@\"; }}\n{script}"
+        );
+        let mut command = program("unshare", ["--mount", "--propagation", "private"]);
+        command.args(["bash", "-ec", &script]).current_dir(at);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("CODCHI") {
+                command.env_remove(name);
+            }
+        }
+        command.env("AT", at).env("M", self.fixture.mount_point());
+        command.env("O", self.options()).env("U", &self.user).env_remove("SUDO_USER");
+        run(command).ok();
+        wait_until("the end of every server", Duration::from_secs(20), || processes(at).is_empty());
+        let mut all = Vec::new();
+        while let Ok(code) = fs::read_to_string(at.join(format!("out/{}.code", all.len() + 1))) {
+            let read = |kind: &str| {
+                let path = at.join(format!("out/{}.{kind}", all.len() + 1));
+                fs::read(&path).inspect(|_| fs::remove_file(&path).unwrap()).unwrap()
+            };
+            let (stdout, stderr) = (read("out"), read("err"));
+            read("code");
+            let line = format!("command {}", all.len() + 1);
+            all.push(Done { line, code: code.trim().parse().ok(), stdout, stderr });
+        }
+        all
+    }
+}
+
+/// Processes that were started with a path below `top`.
+fn processes(top: &Path) -> Vec<u32> {
+    let top = top.to_str().unwrap();
+    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        String::from_utf8_lossy(&line).contains(top).then_some(pid)
+    });
+    all.collect()
+}
+
+/// Fails unless the commands ended with these, in order, and the second words are on stderr.
+#[track_caller]
+fn check(done: &[Done], expected: &[(i32, &str)]) {
+    let codes: Vec<_> = done.iter().map(|done| done.code.unwrap()).collect();
+    let wanted: Vec<_> = expected.iter().map(|(code, _)| *code).collect();
+    let all: Vec<_> = done.iter().map(|d| format!("{}{}", d.out(), d.err())).collect();
+    assert_eq!(codes, wanted, "{all:#?}");
+    for (done, (code, words)) in done.iter().zip(expected) {
+        assert!(done.err().contains(words), "{}: {words}: {}", done.line, done.err());
+        assert_eq!(
+            done.err().is_empty(),
+            words.is_empty(),
+            "{} ({code}): {}",
+            done.line,
+            done.err()
+        );
+    }
+}
+
+#[test]
+fn mount_a_mounts_a_line_of_fstab_and_a_second_one_finds_it() {
+    let stage = Stage::new();
+    let line =
+        stage.line(&stage.user, "mnt", "defaults,nofail,_netdev,x-systemd.automount,allow_root");
+    let done = stage.play(
+        &line,
+        r#"
+        c mount -a -T "$AT/fstab"
+        c findmnt -n -t fuse.codchifs -M "$M" -o SOURCE,TARGET,FSTYPE
+        c cat "$M/m/rootfs/srv/hello"
+        c mount -a -T "$AT/fstab"
+        c mount -a
+        c findmnt -n -t fuse.codchifs -M "$M" -o SOURCE
+        c mount "$M"
+        c umount "$M"
+        c findmnt -n -t fuse.codchifs -M "$M"
+        c mount -T "$AT/fstab" "$M"
+        c umount "$M"
+    "#,
+    );
+    let already = "already mounted";
+    check(
+        &done,
+        &[
+            (0, ""),
+            (0, ""),
+            (0, ""),
+            (0, ""),
+            (0, ""),
+            (0, ""),
+            (32, already),
+            (0, ""),
+            (1, ""),
+            (0, ""),
+            (0, ""),
+        ],
+    );
+    let row = done[1].out();
+    let row: Vec<_> = row.split_whitespace().collect();
+    let point = stage.fixture.mount_point();
+    assert_eq!(row, [&stage.user, point.to_str().unwrap(), "fuse.codchifs"]);
+    assert_eq!(done[2].out(), "hello\n");
+    assert_eq!(done[5].out().lines().count(), 1, "one mount, not two");
+}
+
+#[test]
+fn a_plain_user_mounts_and_unmounts() {
+    let stage = Stage::new();
+    let line = stage.line(&stage.user, "mnt", "noauto,user");
+    let done = stage.play(
+        &line,
+        r#"
+        c as mount "$M"
+        c findmnt -n -o SOURCE,OPTIONS "$M"
+        c as cat "$M/m/rootfs/srv/hello"
+        c as "$M/m/rootfs/home/codchi/program"
+        c setpriv --reuid 65534 --regid 65534 --clear-groups umount "$M"
+        c as umount "$M"
+        c as mount -t codchifs codchi "$M" -o "$O"
+        c as "$M/m/rootfs/home/codchi/program"
+        c as umount "$M"
+        c as mount -t codchifs root "$M" -o "$O"
+        c mount "$M"
+        c as cat "$M/m/rootfs/srv/hello"
+        c as umount "$M"
+    "#,
+    );
+    check(
+        &done,
+        &[
+            (0, ""),
+            (0, ""),
+            (0, ""),
+            (126, "Permission denied"),
+            (32, "must be superuser"),
+            (0, ""),
+            (0, ""),
+            (0, ""),
+            (0, ""),
+            (32, "only root may use --user"),
+            (0, ""),
+            (0, ""),
+            (0, ""),
+        ],
+    );
+    let row = done[1].out();
+    for word in ["ro,", "nosuid", "nodev", "noexec", &format!("user_id={UID}"), &stage.user] {
+        assert!(row.contains(word), "{word}: {row}");
+    }
+    assert_eq!((done[2].out(), done[11].out()), ("hello\n".into(), "hello\n".into()));
+}
+
+#[test]
+fn a_mount_in_use_is_busy_and_can_be_detached() {
+    let stage = Stage::new();
+    let done = stage.play(
+        "",
+        r#"
+        c mount -t codchifs codchi "$M" -o "$O"
+        exec 5<"$M/m/export.tar"
+        c umount "$M"
+        c mount -t codchifs codchi "$M" -o "$O"
+        c umount -l "$M"
+        c head -c 100 /dev/fd/5
+        exec 5<&-
+        c umount "$M"
+    "#,
+    );
+    check(
+        &done,
+        &[(0, ""), (32, "target is busy"), (32, "already"), (0, ""), (0, ""), (32, "not mounted")],
+    );
+    assert!(done[4].out().starts_with("./"));
+}
+
+#[test]
+fn systemd_and_autofs_mount_as_they_do() {
+    let stage = Stage::new();
+    let done = stage.play(
+        "",
+        r#"
+        export PATH=/usr/bin:/bin:/usr/sbin:/sbin
+        # systemd's mount units: systemd.mount(5), mount_enter_mounting().
+        c env -i PATH="$PATH" mount "$U" "$M" -t codchifs -o "$O,allow_root,x-systemd.automount"
+        c ls "$M"
+        c env -i umount "$M" -c
+        # autofs: modules/mount_generic.c. On the first access it mounts, after some time it unmounts.
+        automount() {
+            mountpoint -q "$M" || mount -t codchifs -s -o "$O,strange,allow_root" "$U" "$M"
+            "$@"
+        }
+        c automount ls "$M"
+        c automount cat "$M/m/rootfs/srv/hello"
+        c umount "$M"
+        c mount -n -i -t codchifs "$U" "$M"
+    "#,
+    );
+    let strange = "option 'strange' is not known, left out (-s)";
+    check(
+        &done,
+        &[
+            (0, ""),
+            (0, ""),
+            (0, ""),
+            (0, strange),
+            (0, ""),
+            (0, ""),
+            // -i: without the helper. The kernel knows no such file system.
+            (32, "unknown filesystem type"),
+        ],
+    );
+    assert_eq!([1, 3, 4].map(|n| done[n].out()), ["m\n", "m\n", "hello\n"]);
+}
+
+#[test]
+fn a_remount_is_refused_and_says_what_to_do() {
+    let stage = Stage::new();
+    let done = stage.play(
+        "",
+        r#"
+        c mount -t codchifs codchi "$M" -o "$O"
+        c mount -o remount,allow_other "$M"
+        c mount -t codchifs codchi "$M" -o "remount,rw,$O"
+        c cat "$M/m/rootfs/srv/hello"
+        c umount "$M"
+    "#,
+    );
+    let refused = "a codchifs cannot be remounted: unmount it, and mount it with the new options";
+    check(&done, &[(0, ""), (1, refused), (1, refused), (0, ""), (0, "")]);
+}
+
+#[test]
+fn names_with_blanks_and_commas_can_be_written_in_fstab() {
+    let stage = Stage::new();
+    let at = stage.fixture.path();
+    fs::rename(stage.fixture.data(), at.join("my data")).unwrap();
+    let (line, point) = (stage.line(&stage.user, "mnt", "allow_root"), at.join("my mnt"));
+    fs::create_dir(&point).unwrap();
+    let line = line.replace("/data,", r"/my\040data,").replace("/mnt ", r"/my\040mnt ");
+    // mount(8) takes one layer of escapes off, and what is a comma then splits.
+    let line = line.replace(" 0 0", r",exclude=/home/codchi/a\134054b\040* 0 0");
+    let script = r#"
+        M=$AT/my\ mnt
+        c mount -a -T "$AT/fstab"
+        c ls "$M/m/rootfs/home/codchi"
+        c umount "$M"
+        c mount -t codchifs "$U" "$M" -o "${O/\/data/\/my data},allow_root" -o 'exclude="/home/codchi/a,b *"'
+        c ls "$M/m/rootfs/home/codchi"
+        c umount "$M"
+    "#;
+    let done = stage.play(&line, script);
+    check(&done, &[(0, ""); 6]);
+    assert_eq!([done[1].out(), done[4].out()], ["program\n", "program\n"]);
+}
+
+#[test]
+fn fake_does_everything_but_mount() {
+    let stage = Stage::new();
+    let done = stage.play(
+        "",
+        r#"
+        c mount -fv -t codchifs codchi "$M" -o "$O"
+        c findmnt -n -t fuse.codchifs -M "$M"
+        c mount -f -t codchifs codchi "$M" -o "$O,exclude=[z-a]"
+        c mount -f -t codchifs nobody-of-this-name "$M" -o "$O"
+        c mount -f -t codchifs codchi "$AT/out" -o "$O"
+        c mount -f -t codchifs codchi "$M/none" -o "$O"
+        c mount -f -t codchifs codchi "$M" -o "$O,allow_other,allow_root"
+        c mount -f -t codchifs codchi "$M" -o "$O,secrets=perhaps"
+    "#,
+    );
+    let source = "mount --source=codchi --fake -- ";
+    check(
+        &done,
+        &[
+            (0, source),
+            (1, ""),
+            (32, "[z-a]"),
+            (32, "nobody-of-this-name"),
+            (32, "not empty"),
+            (32, "none"),
+            (32, "allow_root"),
+            (1, "perhaps"),
+        ],
+    );
+}
+
+#[test]
+fn the_mount_lands_in_the_namespace_that_is_named() {
+    let stage = Stage::new();
+    let done = stage.play(
+        "",
+        r#"
+        coproc unshare --mount --propagation private sh -c 'echo; read wait'
+        other=$COPROC_PID
+        read -r _ <&"${COPROC[0]}"
+        c mount -N "$other" -t codchifs codchi "$M" -o "$O"
+        c findmnt -n -t fuse.codchifs -M "$M"
+        c findmnt -N "$other" -n -t fuse.codchifs -M "$M" -o SOURCE
+        c umount -N "$other" "$M"
+        c mount.codchifs codchi mnt -N "$other" -o "$O"
+        c umount -N "$other" "$M"
+        c mount.codchifs codchi mnt -N "$AT/none" -o "$O"
+        echo >&"${COPROC[1]}"
+        wait "$other"
+    "#,
+    );
+    let none = "No such file or directory";
+    check(&done, &[(0, ""), (1, ""), (0, ""), (0, ""), (0, ""), (0, ""), (2, none)]);
+    assert_eq!([done[1].out(), done[2].out()], ["", "codchi\n"]);
+}
+
+#[test]
+fn the_type_that_the_table_shows_works_with_a_second_name() {
+    let stage = Stage::new();
+    let done = stage.play(
+        "",
+        r#"
+        c mount -t fuse.codchifs codchi "$M" -o "$O"
+        c cat "$M/m/rootfs/srv/hello"
+        c umount "$M"
+    "#,
+    );
+    check(&done, &[(0, ""); 3]);
+}
+
+#[test]
+fn every_exit_code_of_mount() {
+    let stage = Stage::new();
+    fs::write(stage.fixture.path().join("noprogram"), "").unwrap();
+    let good = stage.line(&stage.user, "mnt", "allow_root");
+    let bad = stage.line("nobody-of-this-name", "other", "");
+    let play = |fstab: &str, script: &str| stage.play(fstab, script);
+    let done = play(
+        &format!("{good}{bad}"),
+        r#"
+        c mount -t codchifs codchi "$M" -o "$O"
+        c umount "$M"
+        c mount -t codchifs codchi "$M" -o "$O,strange"
+        c mount -t codchifs /dev/null "$M" -o "$O"
+        c env CODCHIFS="$AT/noprogram" mount -t codchifs codchi "$M" -o "$O"
+        c env CODCHIFS="$AT/none" mount -t codchifs codchi "$M" -o "$O"
+        rm "$AT/sbin/codchifs"
+        c env -i PATH=/bin mount -t codchifs codchi "$M" -o "$O"
+        ln -s codchifs "$AT/sbin/codchifs"
+        c mount -t codchifs codchi "$AT/fstab" -o "$O"
+        c mount -a
+        umount "$M"
+    "#
+        .replace("ln -s codchifs", &format!("ln -s {}", env!("CARGO_BIN_EXE_codchifs")))
+        .as_str(),
+    );
+    check(
+        &done,
+        &[
+            (0, ""),
+            (0, ""),
+            (1, "unknown option 'strange'"),
+            (1, "source '/dev/null' is neither 'codchi' nor a user's name"),
+            (2, "cannot be run: Permission denied"),
+            (2, "cannot be run: No such file"),
+            (2, "there is no codchifs"),
+            (32, "not a directory"),
+            // Of mount(8) alone: some of several.
+            (64, "nobody-of-this-name"),
+        ],
+    );
+    let none = play(&bad, "c mount -a\nc mount -t codchifs codchi \"$AT/none\" -o \"$O\"");
+    check(&none, &[(32, "nobody-of-this-name"), (32, "none")]);
+    // Each line is in mount's style.
+    for done in done.iter().chain(&none).filter(|done| done.code != Some(0)) {
+        let ours =
+            |line: &str| line.starts_with("mount.codchifs: ") || line.starts_with("codchifs: ");
+        assert!(done.err().lines().next().is_some_and(ours), "{}", done.err());
+    }
+}
+
+/// mount(8) waits while codchifs asks a daemon that never answers, and is stopped there.
+#[test]
+fn an_interrupt_and_a_crash_have_codes_of_their_own() {
+    let stage = Stage::new();
+    let at = stage.fixture.path().to_owned();
+    let silent = at.join("lxd");
+    fs::create_dir(&silent).unwrap();
+    pretend(&silent.join("unix.socket"), None);
+    for (signal, code) in [("INT", 8), ("FPE", 4), ("ABRT", 4), ("TERM", 32)] {
+        let script = format!(
+            r#"
+            O=${{O%driver=*}}lxd-dir=$AT/lxd,machine=m
+            (
+                until server=$(pgrep -f -- "codchifs --background-child .*$AT"); do :; done
+                kill -{signal} $(ps -o ppid= -p "$server")
+                # Or it would go on alone.
+                kill "$server"
+            ) &
+            c mount -t codchifs codchi "$M" -o "$O"
+            wait
+            "#
+        );
+        let done = stage.play("", &script);
+        assert_eq!(done[0].code, Some(code), "SIG{signal}: {}", done[0].err());
+    }
+}
+
+#[test]
+fn the_helper_alone_says_how_it_is_called() {
+    let text = run(Command::new(helper()).arg("--help")).ok().out();
+    assert!(text.lines().all(|line| line.len() <= 100), "{text}");
+    for code in ["0 mounted", "1 wrong", "2 no codchifs", "4 it crashed", "8 interrupted", "32 not"]
+    {
+        assert!(text.contains(code), "{code}: {text}");
+    }
+}
