@@ -1,9 +1,12 @@
 //! The command line: the only importer of `clap`, and the only printer.
 
 mod args;
+mod complete;
 mod demo;
 mod doctor;
 mod export;
+mod generate;
+mod help;
 mod list;
 mod manifest;
 mod migrate;
@@ -40,11 +43,17 @@ enum Outcome {
 
 /// Parses the arguments, runs the command. Exit status: 0 done, 1 failed or incomplete, 2 usage.
 pub fn main() -> ExitCode {
+    complete::answer();
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(help_or_usage) => {
-            let _ = help_or_usage.print();
-            return ExitCode::from(if help_or_usage.use_stderr() { 2 } else { 0 });
+        Err(help) if !help.use_stderr() => {
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(usage) => {
+            let text = usage.to_string();
+            complain(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+            return ExitCode::from(2);
         }
     };
     start_logging(&args.global);
@@ -58,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Migrate(migrate) => migrate::run(&args.global, migrate),
         Command::Demo(demo) => demo::run(demo),
         Command::Doctor(doctor) => doctor::run(&args.global, doctor),
+        Command::Generate(wanted) => generate::run(wanted),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
