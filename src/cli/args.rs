@@ -119,6 +119,9 @@ pub(super) enum Command {
     /// Name the machines, and say what is wrong with those that are broken
     #[command(after_help = help::LIST)]
     List(List),
+    /// Show the mounts, their machines, and who reads an export.tar
+    #[command(after_help = help::STATUS)]
+    Status(Status),
     /// Say what on this host is in the way, and what to do about it
     #[command(after_help = help::DOCTOR)]
     Doctor(Doctor),
@@ -366,6 +369,16 @@ pub(super) struct List {
 }
 
 #[derive(Debug, ClapArgs)]
+pub(super) struct Status {
+    /// Look again every second, until it is interrupted
+    #[arg(short, long)]
+    pub(super) watch: bool,
+    /// As JSON; with --watch a line for each look
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(super) struct Generate {
     /// Made where it is missing
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -383,6 +396,9 @@ pub(super) struct Export {
     /// No progress
     #[arg(short, long)]
     pub(super) quiet: bool,
+    /// Say on stdout what was written, as JSON
+    #[arg(long)]
+    pub(super) json: bool,
     /// Compress, with a level from 1 to 22 [default level: 3]
     #[arg(
         long,
@@ -456,6 +472,9 @@ pub(super) struct Migrate {
     /// Scan the machine for the size of its export
     #[arg(long)]
     pub(super) size: bool,
+    /// As JSON: name, state, size, and the page as one string
+    #[arg(long)]
+    pub(super) json: bool,
     #[command(flatten)]
     pub(super) wishes: Wishes,
 }

@@ -35,11 +35,21 @@ Examples:
 
 Exit status: 0 listed, also with broken machines, 1 failed, 2 usage.";
 
+pub(super) const STATUS: &str = "\
+Examples:
+  codchifs status
+  codchifs status --watch
+  codchifs status --json | jq '.mounts[].machines[].transfers[]'
+
+Exit status: 0 all mounts are served, 1 one is not or cannot be looked into,
+2 usage.";
+
 pub(super) const EXPORT: &str = "\
 Examples:
   codchifs export dev -o dev.tar
   codchifs export dev -o - | ssh vm 'cat >dev.tar'
   codchifs export dev --zstd=9 --secrets=omit
+  codchifs export dev --json -o dev.tar | jq .members
 
 Exit status: 0 whole, 1 failed or incomplete (then FILE.partial is what there
 is), 2 usage.";
@@ -62,7 +72,7 @@ Exit status: 0 whole, 1 failed or incomplete, 2 usage.";
 pub(super) const MIGRATE: &str = "\
 Examples:
   codchifs migrate dev | less
-  codchifs migrate dev --size
+  codchifs migrate dev --size --json | jq -r .guide
 
 Exit status: 0 done, 1 failed, or the machine is broken and the guide says so,
 2 usage.";

@@ -13,11 +13,13 @@ mod migrate;
 mod mount;
 mod notify;
 mod progress;
+mod status;
 mod target;
 mod verify;
 
 use args::{Args, Command, Driver, Global};
 use clap::Parser as _;
+use clap::error::ErrorKind;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,6 +52,10 @@ pub fn main() -> ExitCode {
             let _ = help.print();
             return ExitCode::SUCCESS;
         }
+        Err(help) if help.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = help.print();
+            return ExitCode::from(2);
+        }
         Err(usage) => {
             let text = usage.to_string();
             complain(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
@@ -67,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Migrate(migrate) => migrate::run(&args.global, migrate),
         Command::Demo(demo) => demo::run(demo),
         Command::Doctor(doctor) => doctor::run(&args.global, doctor),
+        Command::Status(status) => status::run(status),
         Command::Generate(wanted) => generate::run(wanted),
     };
     match result {
