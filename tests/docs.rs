@@ -7,13 +7,16 @@ use std::path::Path;
 #[test]
 fn every_promise_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = fs::read_to_string(root.join("docs/SEMANTICS.md")).unwrap();
-    let body = text.split_once("\n## ").unwrap().1;
+    let text = ["SEMANTICS.md", "SECURITY.md"].map(|name| {
+        let text = fs::read_to_string(root.join("docs").join(name)).unwrap();
+        text.split_once("\n## ").unwrap().1.to_owned()
+    });
     let mut faults = Vec::new();
-    for promise in body.split("\n- ").skip(1) {
+    for promise in text.iter().flat_map(|text| text.split("\n- ").skip(1)) {
         let promise = promise.split("\n\n## ").next().unwrap();
         let tests: Vec<_> = promise.split('`').filter_map(|word| word.split_once("::")).collect();
-        if tests.is_empty() && !promise.starts_with("Not yet: ") {
+        let open = ["Not yet: ", "Known limit: "].iter().any(|word| promise.starts_with(word));
+        if tests.is_empty() && !open {
             faults.push(format!("no test: {promise}"));
         }
         for (file, test) in tests {

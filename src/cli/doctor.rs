@@ -14,7 +14,8 @@ const INDENT: usize = 9;
 pub(super) fn run(global: &Global, doctor: &Doctor) -> Result<Outcome, Failure> {
     let global = global.clone();
     let checks = examine(move || {
-        let Context { user, state, backend } = Context::new(&global).map_err(|e| e.to_string())?;
+        let Context { user, state, backend, .. } =
+            Context::new(&global).map_err(|e| e.to_string())?;
         Ok(Subject { state, user, backend })
     });
     let worst = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);

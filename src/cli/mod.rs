@@ -28,7 +28,7 @@ use crate::backend::{Backend, Daemon, Directories, Kind};
 use crate::codchi::{MachineName, State, dirs};
 use crate::credentials::{User, as_user};
 use crate::machine::{Machines, Settings};
-use crate::opener::{Direct, Opener};
+use crate::opener::{Direct, Opener, Vouched};
 
 /// A failure as a person reads it: what was attempted, why it failed, what to do.
 type Failure = Box<dyn std::error::Error>;
@@ -121,6 +121,8 @@ struct Context {
     user: User,
     state: State,
     backend: Backend,
+    /// What the command line names.
+    vouched: Vouched,
 }
 
 impl Context {
@@ -135,12 +137,14 @@ impl Context {
             |path: &Option<PathBuf>| path.as_deref().map(std::path::absolute).transpose();
         let config_dir = absolute(&global.config_dir)?;
         let data_dir = absolute(&global.data_dir)?;
+        let vouched = Vouched { config: config_dir.is_some(), data: data_dir.is_some() };
         let state = as_user(user, || {
             State::locate(&owner, config_dir.as_deref(), data_dir.as_deref(), &env)
         })??;
         let rootfs_dir = absolute(&global.rootfs_dir)?;
         let lxd_dir = absolute(&global.lxd_dir)?;
-        Ok(Self { user, state, backend: backend(global.driver, rootfs_dir, lxd_dir, &env)? })
+        let backend = backend(global.driver, rootfs_dir, lxd_dir, &env)?;
+        Ok(Self { user, state, backend, vouched })
     }
 
     fn machines(self, settings: Settings, only: Vec<MachineName>) -> Result<Machines, Failure> {

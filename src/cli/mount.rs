@@ -9,6 +9,7 @@ use super::{Context, Failure, Outcome, complain};
 use crate::credentials::User;
 use crate::fuse::{self, MountOptions};
 use crate::machine::Machines;
+use rustix::process::Signal;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -94,7 +95,9 @@ fn let_go(outputs: Option<Outputs>) {
     let let_go =
         std::env::set_current_dir("/").map_err(Failure::from).and_then(|()| outputs.let_go());
     if let Err(why) = let_go {
-        tracing::error!(%why, "cannot let go of the terminal");
+        tracing::error!(%why, "nobody waits for the mount any more: unmounting");
+        // As a signal from outside would: whoever was interrupted in waiting does not expect a mount that comes later.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::TERM);
     }
 }
 

@@ -95,8 +95,9 @@ pub(crate) fn call(name: &str, number: libc::c_long, arguments: impl Into<String
 /// Has the process itself make these calls, one after the other: what it got, or the number of the error. A program that it
 /// executes is the last that it does.
 pub(crate) fn make(pid: u32, calls: &[Call]) -> Vec<Result<i64, i32>> {
-    let mut script =
-        String::from("set pagination off\nset confirm off\nset debuginfod enabled off\n");
+    let mut script = String::from(
+        "set pagination off\nset confirm off\nset debuginfod enabled off\nset language c\n",
+    );
     // struct open_how for reading and for writing, and room for what is read.
     script.push_str("set $how = (char*(*)(long,long))calloc\n");
     script.push_str(
