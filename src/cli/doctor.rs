@@ -68,7 +68,7 @@ fn print(out: &mut impl Write, check: &Check, colours: bool) -> std::io::Result<
 }
 
 /// Names and other people's words, safe on a terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
             let escaped = c.is_control().then(|| c.escape_default().collect::<Vec<_>>());
