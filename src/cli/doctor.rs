@@ -14,9 +14,9 @@ const INDENT: usize = 9;
 pub(super) fn run(global: &Global, doctor: &Doctor) -> Result<Outcome, Failure> {
     let global = global.clone();
     let checks = examine(move || {
-        let Context { user, state, backend, .. } =
+        let Context { user, state, backend, vouched } =
             Context::new(&global).map_err(|e| e.to_string())?;
-        Ok(Subject { state, user, backend })
+        Ok(Subject { state, user, backend, vouched })
     });
     let worst = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
     let mut out = std::io::stdout().lock();

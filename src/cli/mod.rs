@@ -148,7 +148,7 @@ impl Context {
     }
 
     fn machines(self, settings: Settings, only: Vec<MachineName>) -> Result<Machines, Failure> {
-        let direct = Direct::new(self.backend, self.user, self.state.clone());
+        let direct = Direct::new(self.backend, self.user, self.state.clone(), self.vouched);
         Ok(Machines::new(self.state, self.user, Opener::Direct(direct), settings, only)?)
     }
 }

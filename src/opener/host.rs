@@ -12,9 +12,13 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Questions answered at a time: those who look at machines rarely wait, but one may wait for a daemon.
 const SOCKETS: usize = 4;
+
+/// Files at a time that the kernel reads by itself.
+const MOST_BACKED: usize = 1024;
 
 /// Answers on sockets until the server ends.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ struct Means {
     direct: Direct,
     /// What the kernel is answered on, and told on which files it may read by itself.
     device: Mutex<Option<OwnedFd>>,
+    /// Files that it reads so.
+    backed: AtomicUsize,
 }
 
 impl Means {
@@ -39,7 +45,11 @@ impl Means {
 impl Host {
     /// Answers with what `direct` finds and opens.
     pub fn new(direct: Direct, device: OwnedFd) -> Self {
-        Self(Arc::new(Means { direct, device: Mutex::new(Some(device)) }))
+        Self(Arc::new(Means {
+            direct,
+            device: Mutex::new(Some(device)),
+            backed: AtomicUsize::new(0),
+        }))
     }
 
     /// Starts to answer. The other ends are for the server's [`super::Client`].
@@ -76,6 +86,9 @@ fn answer(means: &Means, socket: &UnixStream) -> io::Result<()> {
         What::Back => (Body::Backed(back(means, files.pop())), Vec::new()),
         What::LetGo(id) => {
             let done = means.with_device(|device| sys::let_go_of_backing(device, *id));
+            if done.is_ok() {
+                means.backed.fetch_sub(1, Ordering::Relaxed);
+            }
             (Body::Backed(done.map(|()| *id).map_err(Errno::raw_os_error)), Vec::new())
         }
     }));
@@ -95,7 +108,13 @@ fn back(means: &Means, file: Option<OwnedFd>) -> Result<u32, i32> {
         if !regular || fcntl_getfl(&file)? & OFlags::RWMODE != OFlags::RDONLY {
             return Err(Errno::INVAL);
         }
-        means.with_device(|device| sys::back(device, file.as_fd()))
+        // The kernel keeps each open, and none of them counts among the server's descriptors.
+        if means.backed.load(Ordering::Relaxed) >= MOST_BACKED {
+            return Err(Errno::MFILE);
+        }
+        let id = means.with_device(|device| sys::back(device, file.as_fd()))?;
+        means.backed.fetch_add(1, Ordering::Relaxed);
+        Ok(id)
     };
     file.ok_or(Errno::BADF).and_then(back).map_err(Errno::raw_os_error)
 }
