@@ -69,13 +69,13 @@ impl Races {
         self.exchange_every(Duration::ZERO, one, two);
     }
 
-    /// They change places, and back at once; the next time after `pause`.
+    /// They change places; with a `pause`, they are back before it.
     fn exchange_every(&mut self, pause: Duration, one: &Path, two: &Path) {
         // Directories above them may be away as well.
         let [from, to] = [one, two]
             .map(|path| self.layer(path.parent().unwrap()).join(path.file_name().unwrap()));
         self.add(format!("{} <-> {}", one.display(), two.display()), move || {
-            for _ in 0..2 {
+            for _ in 0..if pause.is_zero() { 1 } else { 2 } {
                 renameat_with(CWD, &from, CWD, &to, RenameFlags::EXCHANGE).unwrap();
             }
             std::thread::park_timeout(pause);

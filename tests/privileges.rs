@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::fixture::Fixture;
 use common::lxd::{Host, UID};
 use common::mounted::Mounted;
 use common::played::{directory, played};
@@ -16,6 +17,11 @@ use std::path::{Path, PathBuf};
 /// CAP_DAC_READ_SEARCH (linux/capability.h).
 const READ_SEARCH: u64 = 1 << 2;
 
+/// A set of capabilities as /proc writes it.
+fn set(bits: u64) -> String {
+    format!("{bits:016x}")
+}
+
 fn mounted(host: &Host) -> Mounted {
     let mounted = host.mount("mnt");
     // Served at least once, so that all that is started late is there.
@@ -28,7 +34,6 @@ fn the_server_is_the_user_with_one_capability_in_every_thread() {
     let host = played();
     let mounted = mounted(&host);
     let server = mounted.server();
-    let set = |bits: u64| format!("{bits:016x}");
     let all = threads(server);
     assert!(all.len() > 1, "one thread only: {all:?}");
     for thread in all {
@@ -296,6 +301,32 @@ fn the_server_cannot_do_what_takes_root() {
     for (call, got) in calls.iter().zip(make(control.pid(), &calls)) {
         assert!(got.is_ok(), "{} by root: {got:?}", call.name);
     }
+}
+
+#[test]
+fn the_server_of_roots_own_machines_is_confined_as_well() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    let mounted = Mounted::new(&fixture);
+    fs::read(mounted.tar("m")).unwrap();
+    let status = status(mounted.server());
+    assert_eq!((&status["CapEff"], &status["CapBnd"]), (&set(READ_SEARCH), &set(0)));
+    let own = place.home.join("project/README");
+    let calls = [
+        call("a file of its machine", libc::SYS_open, format!("\"{}\", 0", own.display())),
+        call("shadow", libc::SYS_open, "\"/etc/shadow\", 0"),
+        call("write", libc::SYS_open, format!("\"{}\", 1", own.display())),
+        call(
+            "write by openat2",
+            libc::SYS_openat2,
+            format!("-100, \"{}\", $write, 24", own.display()),
+        ),
+        call("socket", libc::SYS_socket, "1, 1, 0"),
+    ];
+    let got = make(mounted.server(), &calls);
+    assert!(got[0].is_ok(), "{got:?}");
+    let denied = [libc::EACCES, libc::ENOSYS, libc::EACCES, libc::ENOSYS].map(Err);
+    assert_eq!(got[1..], denied, "{calls:?}");
 }
 
 #[test]

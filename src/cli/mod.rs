@@ -1,20 +1,25 @@
 //! The command line: the only importer of `clap`, and the only printer.
 
 mod args;
+mod complete;
 mod demo;
 mod doctor;
 mod export;
+mod generate;
+mod help;
 mod list;
 mod manifest;
 mod migrate;
 mod mount;
 mod notify;
 mod progress;
+mod status;
 mod target;
 mod verify;
 
 use args::{Args, Command, Driver, Global};
 use clap::Parser as _;
+use clap::error::ErrorKind;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,7 +28,7 @@ use crate::backend::{Backend, Daemon, Directories, Kind};
 use crate::codchi::{MachineName, State, dirs};
 use crate::credentials::{User, as_user};
 use crate::machine::{Machines, Settings};
-use crate::opener::{Direct, Opener};
+use crate::opener::{Direct, Opener, Vouched};
 
 /// A failure as a person reads it: what was attempted, why it failed, what to do.
 type Failure = Box<dyn std::error::Error>;
@@ -40,11 +45,21 @@ enum Outcome {
 
 /// Parses the arguments, runs the command. Exit status: 0 done, 1 failed or incomplete, 2 usage.
 pub fn main() -> ExitCode {
+    complete::answer();
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(help_or_usage) => {
-            let _ = help_or_usage.print();
-            return ExitCode::from(if help_or_usage.use_stderr() { 2 } else { 0 });
+        Err(help) if !help.use_stderr() => {
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(help) if help.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = help.print();
+            return ExitCode::from(2);
+        }
+        Err(usage) => {
+            let text = usage.to_string();
+            complain(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+            return ExitCode::from(2);
         }
     };
     start_logging(&args.global);
@@ -58,6 +73,8 @@ pub fn main() -> ExitCode {
         Command::Migrate(migrate) => migrate::run(&args.global, migrate),
         Command::Demo(demo) => demo::run(demo),
         Command::Doctor(doctor) => doctor::run(&args.global, doctor),
+        Command::Status(status) => status::run(status),
+        Command::Generate(wanted) => generate::run(wanted),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
@@ -104,6 +121,8 @@ struct Context {
     user: User,
     state: State,
     backend: Backend,
+    /// What the command line names.
+    vouched: Vouched,
 }
 
 impl Context {
@@ -118,12 +137,14 @@ impl Context {
             |path: &Option<PathBuf>| path.as_deref().map(std::path::absolute).transpose();
         let config_dir = absolute(&global.config_dir)?;
         let data_dir = absolute(&global.data_dir)?;
+        let vouched = Vouched { config: config_dir.is_some(), data: data_dir.is_some() };
         let state = as_user(user, || {
             State::locate(&owner, config_dir.as_deref(), data_dir.as_deref(), &env)
         })??;
         let rootfs_dir = absolute(&global.rootfs_dir)?;
         let lxd_dir = absolute(&global.lxd_dir)?;
-        Ok(Self { user, state, backend: backend(global.driver, rootfs_dir, lxd_dir, &env)? })
+        let backend = backend(global.driver, rootfs_dir, lxd_dir, &env)?;
+        Ok(Self { user, state, backend, vouched })
     }
 
     fn machines(self, settings: Settings, only: Vec<MachineName>) -> Result<Machines, Failure> {

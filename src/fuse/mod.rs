@@ -233,7 +233,7 @@ impl Filesystem for Adaptor {
         survive("open", || {
             let opened = self.admit(req).and_then(|()| {
                 if how.acc_mode() == fuser::OpenAccMode::O_RDONLY {
-                    self.vfs.open(ino.0)
+                    self.vfs.open(ino.0, req.pid())
                 } else {
                     Err(Sys::ROFS)
                 }

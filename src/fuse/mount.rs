@@ -145,6 +145,10 @@ fn resolve(path: &Path) -> Result<PathBuf, MountError> {
         }
         Err(error) => return Err(look(error)),
     };
+    // What is there is not asked: its server may have stopped.
+    if mounted_at(&direct)?.is_some_and(|mounted| mounted.fstype == TYPE) {
+        return Ok(direct);
+    }
     match std::fs::symlink_metadata(&direct) {
         Ok(found) if found.is_symlink() => std::fs::canonicalize(&direct).map_err(look),
         _ => Ok(direct),

@@ -41,7 +41,7 @@ pub fn mounted() -> Result<Vec<(PathBuf, Health)>, MountError> {
     let health = |answer: mpsc::Receiver<_>| match answer
         .recv_timeout(end.saturating_duration_since(Instant::now()))
     {
-        Ok(Err(Errno::NOTCONN)) => Health::Stale,
+        Ok(Err(Errno::NOTCONN | Errno::CONNABORTED)) => Health::Stale,
         Ok(_) => Health::Served,
         Err(_) => Health::Silent,
     };
@@ -51,7 +51,8 @@ pub fn mounted() -> Result<Vec<(PathBuf, Health)>, MountError> {
 /// Whether nobody serves the mount any more. A daemon that does not answer in time counts as
 /// alive: detaching a mount that is in use is worse than refusing.
 pub(super) fn is_stale(mounted: &Mount) -> bool {
-    ask(mounted).recv_timeout(PATIENCE) == Ok(Err(Errno::NOTCONN))
+    // The second where the server goes at this very moment.
+    matches!(ask(mounted).recv_timeout(PATIENCE), Ok(Err(Errno::NOTCONN | Errno::CONNABORTED)))
 }
 
 fn ask(mounted: &Mount) -> mpsc::Receiver<Result<(), Errno>> {

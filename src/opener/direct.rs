@@ -14,12 +14,22 @@ use std::path::{Path, PathBuf};
 /// Opens a directory for nothing but to say which it is.
 const PIN: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
+/// Which of Codchi's directories whoever runs this has named, rather than the user: these need not be the user's own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Vouched {
+    /// The config directory.
+    pub config: bool,
+    /// The data directory.
+    pub data: bool,
+}
+
 /// Finds what the backend knows, opens what the user may have.
 #[derive(Debug)]
 pub struct Direct {
     backend: Backend,
     user: User,
     state: State,
+    vouched: Vouched,
     /// Where there are any, machines are opened through one of them or not at all.
     anchors: Option<Vec<Anchor>>,
 }
@@ -27,12 +37,13 @@ pub struct Direct {
 impl Direct {
     /// The machines of `state`, which is `user`'s.
     pub fn new(backend: Backend, user: User, state: State) -> Self {
-        Self { backend, user, state, anchors: None }
+        Self { backend, user, state, vouched: Vouched::default(), anchors: None }
     }
 
     /// From now on opens machines only where directories of machines are now, and through mounts that nothing else
     /// shows. What is nowhere is left out: a machine there shows why it cannot be opened.
-    pub fn confine(&mut self) {
+    pub fn confine(&mut self, vouched: Vouched) {
+        self.vouched = vouched;
         let mut anchors = Vec::new();
         for path in self.backend.places() {
             if let Ok(directory) = rustix::fs::open(&path, PIN, Mode::empty()) {
@@ -40,7 +51,7 @@ impl Direct {
             }
         }
         let homes = self.state.data_dir.join("machine");
-        if let Some((path, directory)) = self.own_directory(&homes) {
+        if let Some((path, directory)) = self.own_directory(&homes, self.vouched.data) {
             add(&mut anchors, &path, directory);
         }
         // Where these do not reach: a volume of its own for each instance, a home elsewhere.
@@ -73,7 +84,7 @@ impl Direct {
         let config = &self.state.config_dir;
         [config.clone(), config.join("machine")]
             .iter()
-            .filter_map(|path| self.own_directory(path))
+            .filter_map(|path| self.own_directory(path, self.vouched.config))
             .map(|(_, directory)| directory)
             .collect()
     }
@@ -89,9 +100,9 @@ impl Direct {
     }
 
     /// `path`, or the lowest directory above it that there is, if that is the user's own: whatever a link of the user
-    /// leads to is not.
-    fn own_directory(&self, path: &Path) -> Option<(PathBuf, OwnedFd)> {
-        for path in path.ancestors() {
+    /// leads to is not. Where it is vouched for, whose it is does not matter.
+    fn own_directory(&self, wanted: &Path, vouched: bool) -> Option<(PathBuf, OwnedFd)> {
+        for path in wanted.ancestors() {
             let opened = as_user(self.user, || rustix::fs::open(path, PIN, Mode::empty())).ok()?;
             let directory = match opened {
                 Ok(directory) => directory,
@@ -99,7 +110,8 @@ impl Direct {
                 Err(_) => return None,
             };
             let (uid, _) = tree::layer_owner(&directory).ok()?;
-            return (uid == self.user.uid).then(|| (path.to_owned(), directory));
+            let may = uid == self.user.uid || (vouched && path == wanted);
+            return may.then(|| (path.to_owned(), directory));
         }
         None
     }

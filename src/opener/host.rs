@@ -4,7 +4,8 @@ use super::Direct;
 use super::wire::{Answer, Body, Opened, Refusal, Request, Told, What, receive, send};
 use crate::codchi::MachineName;
 use crate::sys;
-use rustix::fd::{AsFd, OwnedFd};
+use parking_lot::Mutex;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
 use std::io;
@@ -23,13 +24,22 @@ pub struct Host(Arc<Means>);
 struct Means {
     direct: Direct,
     /// What the kernel is answered on, and told on which files it may read by itself.
-    device: OwnedFd,
+    device: Mutex<Option<OwnedFd>>,
+}
+
+impl Means {
+    fn with_device<T>(
+        &self,
+        tell: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        self.device.lock().as_ref().map(AsFd::as_fd).ok_or(Errno::NODEV).and_then(tell)
+    }
 }
 
 impl Host {
     /// Answers with what `direct` finds and opens.
     pub fn new(direct: Direct, device: OwnedFd) -> Self {
-        Self(Arc::new(Means { direct, device }))
+        Self(Arc::new(Means { direct, device: Mutex::new(Some(device)) }))
     }
 
     /// Starts to answer. The other ends are for the server's [`super::Client`].
@@ -51,9 +61,10 @@ impl Host {
         &self.0.direct
     }
 
-    /// What the kernel is answered on.
-    pub fn device(&self) -> &OwnedFd {
-        &self.0.device
+    /// Lets go of what the kernel is answered on. While anybody has it, whoever looks at the mount waits for an answer, and
+    /// with the server gone nobody gives one.
+    pub fn let_go(&self) {
+        drop(self.0.device.lock().take());
     }
 }
 
@@ -64,7 +75,7 @@ fn answer(means: &Means, socket: &UnixStream) -> io::Result<()> {
         What::Open(name) => find(&means.direct, name, true),
         What::Back => (Body::Backed(back(means, files.pop())), Vec::new()),
         What::LetGo(id) => {
-            let done = sys::let_go_of_backing(means.device.as_fd(), *id);
+            let done = means.with_device(|device| sys::let_go_of_backing(device, *id));
             (Body::Backed(done.map(|()| *id).map_err(Errno::raw_os_error)), Vec::new())
         }
     }));
@@ -84,7 +95,7 @@ fn back(means: &Means, file: Option<OwnedFd>) -> Result<u32, i32> {
         if !regular || fcntl_getfl(&file)? & OFlags::RWMODE != OFlags::RDONLY {
             return Err(Errno::INVAL);
         }
-        sys::back(means.device.as_fd(), file.as_fd())
+        means.with_device(|device| sys::back(device, file.as_fd()))
     };
     file.ok_or(Errno::BADF).and_then(back).map_err(Errno::raw_os_error)
 }

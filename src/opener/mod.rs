@@ -10,7 +10,7 @@ mod host;
 mod wire;
 
 pub use client::Client;
-pub use direct::Direct;
+pub use direct::{Direct, Vouched};
 pub use host::Host;
 pub use wire::{Control, Greeted, Greeting, receive_greeting, send_greeting};
 

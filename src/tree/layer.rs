@@ -50,7 +50,7 @@ impl Root {
         }
     }
 
-    /// As another process opened it; `quiet`: through a mount as [`quiet_mount`] makes it.
+    /// As another process opened it; `quiet`: through a quiet mount, as one of our own is.
     pub fn handed_over(fd: OwnedFd, quiet: bool, covered: Vec<PathBuf>) -> Self {
         Self { fd, quiet, covered }
     }

@@ -17,15 +17,17 @@ pub(super) fn run(
     log: Option<File>,
     ready: impl FnOnce(),
 ) -> Result<Outcome, Failure> {
-    let Context { user, state, backend } = context;
+    let Context { user, state, backend, vouched } = context;
     // From here on a signal is kept until the mount can be ended.
     let stop = Stop::new()?;
     let (config_dir, data_dir) = (state.config_dir.clone(), state.data_dir.clone());
     let mut direct = Direct::new(backend, user, state);
-    direct.confine();
+    direct.confine(vouched);
     let Attached { mountpoint, device } = fuse::attach(options)?;
+    let theirs_too = device.try_clone();
     let host = Host::new(direct, device);
-    let mounted = Mounted(&mountpoint);
+    let mounted = Mounted { mountpoint: &mountpoint, host: &host };
+    let device = theirs_too?;
     let (control, theirs) = UnixStream::pair()?;
     let mut child = start(theirs)?;
 
@@ -41,7 +43,7 @@ pub(super) fn run(
         log: log.is_some(),
     };
     let state_directories = host.direct().state_directories();
-    let fds: Vec<_> = std::iter::once(host.device().as_fd())
+    let fds: Vec<_> = std::iter::once(device.as_fd())
         .chain(sockets.iter().map(|socket| socket.as_fd()))
         .chain(log.iter().map(|log| log.as_fd()))
         .chain(state_directories.iter().map(|directory| directory.as_fd()))
@@ -49,8 +51,8 @@ pub(super) fn run(
         .collect();
     let greeted = send_greeting(&control, &greeting, &fds);
     drop(fds);
-    // A copy here would keep it from ending.
-    drop(sockets);
+    // Copies here would keep the server from ending.
+    drop((device, sockets));
     if let Err(why) = greeted.and_then(|()| Control::receive(&control).map(drop)) {
         let status = child.wait()?;
         return match status.code() {
@@ -113,7 +115,10 @@ fn ended(status: ExitStatus) -> Result<Outcome, Failure> {
 }
 
 /// Takes the mount away when the server has ended, if it is still there.
-struct Mounted<'a>(&'a std::path::Path);
+struct Mounted<'a> {
+    mountpoint: &'a std::path::Path,
+    host: &'a Host,
+}
 
 impl Mounted<'_> {
     /// What is mounted there from now on is somebody else's: the next mount may have come already.
@@ -124,6 +129,7 @@ impl Mounted<'_> {
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        fuse::detach(self.0);
+        self.host.let_go();
+        fuse::detach(self.mountpoint);
     }
 }
