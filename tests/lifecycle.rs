@@ -61,7 +61,7 @@ fn a_mount_point_that_is_of_no_use_is_named_with_what_to_do() {
         (fixture.path().join("none"), "there is no such directory; create it with: mkdir -p"),
         (fixture.path().join("none/below"), "there is no such directory"),
         (full.join("file"), "it is not a directory; choose an empty directory"),
-        (full.join("file/below"), "Not a directory"),
+        (full.join("file/below"), "it is not a directory; choose an empty directory"),
         (full, "the directory is not empty, and a mount would hide what is in it"),
     ] {
         for foreground in [&["--foreground"][..], &[]] {

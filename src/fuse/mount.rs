@@ -108,8 +108,11 @@ impl Attached {
     }
 }
 
-/// Number and device of the mount that `root` is the root of. Asks nobody: its server may not answer, or not us.
-fn numbers(root: &OwnedFd) -> Result<(u64, (u32, u32)), Errno> {
+/// Number and device of a mount.
+type Numbers = (u64, (u32, u32));
+
+/// Those of the mount that `root` is the root of. Asks nobody: its server may not answer, or not us.
+fn numbers(root: &OwnedFd) -> Result<Numbers, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let st = rustix::fs::statx(root, "", flags, StatxFlags::empty())?;
     Ok((st.stx_mnt_id, (st.stx_dev_major, st.stx_dev_minor)))
@@ -121,7 +124,7 @@ fn attach_at(
     device: &OwnedFd,
     directory: &OwnedFd,
     options: &MountOptions,
-) -> Result<(u64, (u32, u32)), (&'static str, Errno)> {
+) -> Result<Numbers, (&'static str, Errno)> {
     let at = |step: &'static str| move |error| (step, error);
     let context = sys::fsopen("fuse", sys::FsOpenFlags::FSOPEN_CLOEXEC).map_err(at("fsopen"))?;
     let context = context.as_fd();
