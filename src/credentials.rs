@@ -32,8 +32,9 @@ pub fn as_user<T: Send>(user: User, look: impl FnOnce() -> T + Send) -> std::io:
         if root {
             let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
             set_thread_groups(&[gid])?;
-            set_thread_res_gid(gid, gid, gid)?;
-            return set_thread_res_uid(uid, uid, uid);
+            // Not the real and the saved ones: whoever has these may send the whole process signals (kill(2)).
+            set_thread_res_gid(Gid::ROOT, gid, Gid::ROOT)?;
+            return set_thread_res_uid(Uid::ROOT, uid, Uid::ROOT);
         }
         let none = CapabilitySet::empty();
         let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
@@ -69,8 +70,9 @@ mod tests {
             let line = status.lines().find_map(|l| l.strip_prefix(name)).unwrap();
             line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
         };
-        assert_eq!(field("Uid:"), ["65534"; 4]);
-        assert_eq!(field("Gid:"), ["65534"; 4]);
+        // Real, effective, saved, and that of the file system.
+        assert_eq!(field("Uid:"), ["0", "65534", "0", "65534"]);
+        assert_eq!(field("Gid:"), ["0", "65534", "0", "65534"]);
         assert_eq!(field("Groups:"), ["65534"]);
         assert_eq!(field("CapEff:"), ["0000000000000000"]);
         assert!(as_user(nobody, || std::fs::File::open("/etc/shadow")).unwrap().is_err());

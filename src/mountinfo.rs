@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 /// One line of the mount table (proc_pid_mountinfo(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mount {
+    /// The kernel's number of it, while it is there.
+    pub(crate) id: u64,
     pub(crate) device: (u32, u32),
     pub(crate) mountpoint: PathBuf,
     pub(crate) fstype: String,
@@ -37,7 +39,8 @@ fn parse(table: &[u8]) -> Vec<Mount> {
 fn parse_line(line: &[u8]) -> Option<Mount> {
     // id parent major:minor root mountpoint options optional... - type source super-options
     let mut fields = line.split(|byte| *byte == b' ');
-    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = std::str::from_utf8(fields.nth(1)?).ok()?;
     let (major, minor) = device.split_once(':')?;
     let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
     let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
@@ -47,6 +50,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
         options.split(',').find_map(|option| option.strip_prefix(name)?.parse::<u32>().ok())
     };
     Some(Mount {
+        id,
         device: (major.parse().ok()?, minor.parse().ok()?),
         mountpoint,
         fstype,
@@ -84,7 +88,7 @@ mod tests {
             ro,user_id=1000,group_id=100\nnonsense\n\n";
         let mounts = parse(table);
         assert_eq!(mounts.len(), 2);
-        assert_eq!(mounts[0].owner, None);
+        assert_eq!((mounts[0].id, mounts[0].owner), (25, None));
         assert_eq!(mounts[1].mountpoint, Path::new("/mnt/a b\\c"));
         assert_eq!(mounts[1].fstype, "fuse.codchifs");
         assert_eq!(mounts[1].device, (0, 55));

@@ -238,7 +238,8 @@ fn mounts_are_served_stale_or_silent() {
     };
     let mut mounted = host.mount("mnt");
     check("ok", "is served");
-    mounted.signal(Signal::STOP);
+    let server = rustix::process::Pid::from_raw(mounted.server() as i32).unwrap();
+    rustix::process::kill_process(server, Signal::STOP).unwrap();
     // A state in there that nobody answers for: neither a check nor the whole waits for it.
     let config = mounted.rootfs("demo").join("etc");
     let stuck = ["--config-dir", config.to_str().unwrap()];

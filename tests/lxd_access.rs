@@ -59,7 +59,7 @@ impl Said {
         assert_eq!(self.report["reason"], reason);
         assert_eq!(self.export, format!("codchifs: export demo: {reason}\n"));
         assert_eq!(self.status, 1);
-        assert_eq!(self.shown, "report.json\n", "no machine, not even an empty one");
+        assert_eq!(self.shown, "MIGRATE.md\nreport.json\n", "no machine, not even an empty one");
         reason
     }
 }

@@ -268,9 +268,14 @@ fn the_next_mount_detaches_a_stale_one() {
     let mut killed = Mounted::new(&fixture);
     killed.signal(Signal::KILL);
     killed.wait();
-    // Not stat: the kernel may still have the root's attributes.
-    let error = rustix::fs::statfs(killed.point()).unwrap_err();
-    assert_eq!(error, Errno::NOTCONN, "a killed server leaves a stale mount");
+    // Not stat: the kernel may still have the root's attributes. Who asks while the server goes is told so first.
+    wait_until("a stale mount", LIMIT, || match rustix::fs::statfs(killed.point()).unwrap_err() {
+        Errno::CONNABORTED => false,
+        error => {
+            assert_eq!(error, Errno::NOTCONN, "a killed server leaves a stale mount");
+            true
+        }
+    });
     assert_eq!(mounts_on(killed.point()).len(), 1);
 
     let text = killed.point().to_str().unwrap().to_owned();

@@ -1,10 +1,12 @@
 //! What can be typed.
 
+use super::{complete, help};
 use crate::codchi::MachineName;
 use crate::export::Options;
 use crate::machine::{Settings, Shown};
 use crate::tree::Selection;
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::engine::ArgValueCompleter;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -13,14 +15,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Parser)]
 #[command(
     name = "codchifs",
-    version,
-    max_term_width = 100,
-    after_help = "\
-Examples:
-  codchifs demo                              see the main job done on a sample machine
-  codchifs mount /mnt/codchi                 every machine as a directory
-  cp /mnt/codchi/dev/export.tar /backup/     a machine leaves
-  codchifs export dev -o dev.tar             the same bytes, without a mount"
+    version = env!("CODCHIFS_VERSION"),
+    max_term_width = 80,
+    after_help = help::ALL
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -36,6 +33,7 @@ pub(super) struct Global {
         long,
         value_name = "DIR",
         env = "CODCHIFS_CONFIG_DIR",
+        hide_env_values = true,
         global = true,
         help_heading = "Codchi"
     )]
@@ -45,6 +43,7 @@ pub(super) struct Global {
         long,
         value_name = "DIR",
         env = "CODCHIFS_DATA_DIR",
+        hide_env_values = true,
         global = true,
         help_heading = "Codchi"
     )]
@@ -54,6 +53,7 @@ pub(super) struct Global {
         long,
         value_name = "NAME",
         env = "CODCHIFS_USER",
+        hide_env_values = true,
         global = true,
         help_heading = "Codchi"
     )]
@@ -64,6 +64,7 @@ pub(super) struct Global {
         value_enum,
         default_value = "auto",
         env = "CODCHIFS_DRIVER",
+        hide_env_values = true,
         global = true,
         help_heading = "Machines"
     )]
@@ -83,6 +84,7 @@ pub(super) struct Global {
         long,
         value_name = "DIR",
         env = "CODCHIFS_ROOTFS_DIR",
+        hide_env_values = true,
         global = true,
         help_heading = "Machines"
     )]
@@ -113,30 +115,48 @@ pub(super) enum Driver {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    // To look.
+    /// Name the machines, and say what is wrong with those that are broken
+    #[command(after_help = help::LIST)]
+    List(List),
+    /// Show the mounts, their machines, and who reads an export.tar
+    #[command(after_help = help::STATUS)]
+    Status(Status),
+    /// Say what on this host is in the way, and what to do about it
+    #[command(after_help = help::DOCTOR)]
+    Doctor(Doctor),
+    // To mount.
     /// Show every machine below MOUNTPOINT
+    #[command(after_help = help::MOUNT)]
     Mount(Mount),
     /// End a mount
+    #[command(after_help = help::UNMOUNT)]
     Unmount(Unmount),
-    /// Name the machines, and say what is wrong with those that are broken
-    List(List),
+    // To take along.
     /// Write a machine's tar, without a mount
+    #[command(after_help = help::EXPORT)]
     Export(Export),
+    /// Print the way of a machine to a NixOS elsewhere, as commands to paste
+    #[command(after_help = help::MIGRATE)]
+    Migrate(Migrate),
+    // To check.
     /// Compare a copy with its machine, or with a manifest
+    #[command(after_help = help::VERIFY)]
     Verify(Verify),
     /// Print the list of what is in an export, with checksums, as mtree(5)
+    #[command(after_help = help::MANIFEST)]
     Manifest(Manifest),
-    /// Print the way of a machine to a NixOS elsewhere, as commands to paste
-    Migrate(Migrate),
+    // To try.
     /// Do the main job on a sample machine, from nothing
+    #[command(after_help = help::DEMO)]
     Demo(Demo),
-    /// Say what on this host is in the way, and what to do about it
-    #[command(
-        after_help = "Exit status: 0 all is well or there are warnings, 1 there are errors, 2 usage."
-    )]
-    Doctor(Doctor),
+    /// Write manual pages and completions below DIR, for packages
+    #[command(hide = true)]
+    Generate(Generate),
 }
 
 #[derive(Clone, Debug, Default, ClapArgs)]
+#[command(next_help_heading = "What is taken along")]
 pub(super) struct Select {
     /// Leave out what matches a gitignore-style pattern (anchored when it holds a slash); can be repeated
     #[arg(long, value_name = "PATTERN")]
@@ -148,6 +168,7 @@ pub(super) struct Select {
 
 /// What of a machine is taken along, and how.
 #[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "What is taken along")]
 pub(super) struct Wishes {
     #[command(flatten)]
     pub(super) select: Select,
@@ -277,6 +298,7 @@ impl Wishes {
 #[derive(Debug, ClapArgs)]
 pub(super) struct Mount {
     /// An empty directory
+    #[arg(value_hint = ValueHint::DirPath)]
     pub(super) mountpoint: PathBuf,
     /// Stay in the foreground
     #[arg(short, long)]
@@ -285,7 +307,7 @@ pub(super) struct Mount {
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub(super) options: Vec<MountWord>,
     /// Only this machine; can be repeated
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = ArgValueCompleter::new(complete::machines))]
     pub(super) machine: Vec<MachineName>,
     /// Append log lines to FILE once in the background
     #[arg(long, value_name = "FILE")]
@@ -328,6 +350,8 @@ pub(super) enum MountWord {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Unmount {
+    /// Where it is mounted
+    #[arg(add = ArgValueCompleter::new(complete::mounts))]
     pub(super) mountpoint: PathBuf,
     /// Detach now, even while it is in use
     #[arg(short, long)]
@@ -345,8 +369,26 @@ pub(super) struct List {
 }
 
 #[derive(Debug, ClapArgs)]
+pub(super) struct Status {
+    /// Look again every second, until it is interrupted
+    #[arg(short, long)]
+    pub(super) watch: bool,
+    /// As JSON; with --watch a line for each look
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Generate {
+    /// Made where it is missing
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(super) directory: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(super) struct Export {
     /// The machine's name
+    #[arg(add = ArgValueCompleter::new(complete::machines))]
     pub(super) name: MachineName,
     /// Where to; `-` is stdout [default: NAME.tar, without secrets NAME-redacted.tar]
     #[arg(short, long, value_name = "FILE")]
@@ -354,6 +396,9 @@ pub(super) struct Export {
     /// No progress
     #[arg(short, long)]
     pub(super) quiet: bool,
+    /// Say on stdout what was written, as JSON
+    #[arg(long)]
+    pub(super) json: bool,
     /// Compress, with a level from 1 to 22 [default level: 3]
     #[arg(
         long,
@@ -383,10 +428,9 @@ pub(super) enum Reflink {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Exit status: 0 identical, 1 not, 2 could not be found out.")]
 pub(super) struct Verify {
     /// The machine's name
+    #[arg(add = ArgValueCompleter::new(complete::machines))]
     pub(super) name: MachineName,
     /// A copied tar, also compressed with zstd, or a directory that it was extracted to; `-` is a tar on stdin
     #[arg(value_name = "FILE|DIR")]
@@ -411,6 +455,7 @@ pub(super) struct Verify {
 #[derive(Debug, ClapArgs)]
 pub(super) struct Manifest {
     /// The machine's name
+    #[arg(add = ArgValueCompleter::new(complete::machines))]
     pub(super) name: MachineName,
     /// Only the checksums of files, for `sha256sum --check`
     #[arg(long)]
@@ -422,10 +467,14 @@ pub(super) struct Manifest {
 #[derive(Debug, ClapArgs)]
 pub(super) struct Migrate {
     /// The machine's name
+    #[arg(add = ArgValueCompleter::new(complete::machines))]
     pub(super) name: MachineName,
     /// Scan the machine for the size of its export
     #[arg(long)]
     pub(super) size: bool,
+    /// As JSON: name, state, size, and the page as one string
+    #[arg(long)]
+    pub(super) json: bool,
     #[command(flatten)]
     pub(super) wishes: Wishes,
 }

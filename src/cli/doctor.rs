@@ -14,9 +14,9 @@ const INDENT: usize = 9;
 pub(super) fn run(global: &Global, doctor: &Doctor) -> Result<Outcome, Failure> {
     let global = global.clone();
     let checks = examine(move || {
-        let Context { user, state, backend, .. } =
+        let Context { user, state, backend, vouched } =
             Context::new(&global).map_err(|e| e.to_string())?;
-        Ok(Subject { state, user, backend })
+        Ok(Subject { state, user, backend, vouched })
     });
     let worst = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
     let mut out = std::io::stdout().lock();
@@ -68,7 +68,7 @@ fn print(out: &mut impl Write, check: &Check, colours: bool) -> std::io::Result<
 }
 
 /// Names and other people's words, safe on a terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
             let escaped = c.is_control().then(|| c.escape_default().collect::<Vec<_>>());

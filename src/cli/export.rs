@@ -7,6 +7,7 @@ use super::{Context, Failure, Outcome, complain};
 use crate::backend::Power;
 use crate::export::{Change, Generation, Sink, StreamError, write_all};
 use crate::machine::Settings;
+use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -23,6 +24,11 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
     let output = export.output.clone();
     let output = output.unwrap_or_else(|| PathBuf::from(format!("{name}{redacted}.tar{suffix}")));
     let to_stdout = output == Path::new("-");
+    if to_stdout && export.json {
+        return Err(
+            "export: the tar and JSON cannot both go to stdout; -o FILE, or no --json".into()
+        );
+    }
     if to_stdout && io::stdout().is_terminal() {
         return Err("export: a tar on a terminal helps nobody; -o FILE, or a pipe".into());
     }
@@ -112,11 +118,26 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
         target.discard();
         return Err(format!("{what}{hint}; nothing was kept").into());
     }
+    let tell = |path: &Path| -> io::Result<()> {
+        let all = json!({
+            "schema": 1, "name": name, "output": path.display().to_string(), "complete": !generation.torn(),
+            "generation": format!("{:016x}", generation.id()), "members": generation.members(),
+            "size": generation.size(), "written": path.metadata()?.len(),
+            "seconds": started.elapsed().as_secs_f64(),
+            "changes": generation.status().changes().lines().0.iter().map(|c| &c.path).collect::<Vec<_>>(),
+        });
+        match export.json {
+            true => writeln!(io::stdout().lock(), "{all:#}"),
+            false => Ok(()),
+        }
+    };
     if generation.torn() {
         let kept = target.keep()?;
+        tell(&kept)?;
         return Ok(verdict(name, &generation, Some(&kept)));
     }
     target.finish().map_err(|why| format!("export {name}: {}: {why}", output.display()))?;
+    tell(&output)?;
     if !export.quiet && io::stderr().is_terminal() {
         let rate = generation.size() as f64 / started.elapsed().as_secs_f64().max(0.001);
         complain(&format!(

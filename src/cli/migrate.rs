@@ -3,6 +3,7 @@
 use super::args::{Global, Migrate};
 use super::{Context, Failure, Outcome};
 use crate::machine::Status;
+use serde_json::json;
 use std::io::Write as _;
 
 pub(super) fn run(global: &Global, migrate: &Migrate) -> Result<Outcome, Failure> {
@@ -15,8 +16,18 @@ pub(super) fn run(global: &Global, migrate: &Migrate) -> Result<Outcome, Failure
     if let Some(exports) = machine.exports.as_ref().filter(|_| migrate.size) {
         exports.lookup_or_why().map_err(|why| format!("migrate {name}: {why}"))?;
     }
-    let mut out = std::io::stdout().lock();
-    out.write_all(&machine.guide())?;
+    let (mut out, guide) = (std::io::stdout().lock(), machine.guide());
+    match migrate.json {
+        true => {
+            let last = machine.exports.as_ref().filter(|_| migrate.size).and_then(|e| e.last());
+            let all = json!({
+                "name": name, "state": machine.state.as_str(), "size": last.map(|g| g.size()),
+                "guide": String::from_utf8_lossy(&guide),
+            });
+            writeln!(out, "{all:#}")?;
+        }
+        false => out.write_all(&guide)?,
+    }
     out.flush()?;
     Ok(match machine.state {
         Status::Ready => Outcome::Done,

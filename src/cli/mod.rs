@@ -1,20 +1,25 @@
 //! The command line: the only importer of `clap`, and the only printer.
 
 mod args;
+mod complete;
 mod demo;
 mod doctor;
 mod export;
+mod generate;
+mod help;
 mod list;
 mod manifest;
 mod migrate;
 mod mount;
 mod notify;
 mod progress;
+mod status;
 mod target;
 mod verify;
 
 use args::{Args, Command, Driver, Global};
 use clap::Parser as _;
+use clap::error::ErrorKind;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,11 +45,21 @@ enum Outcome {
 
 /// Parses the arguments, runs the command. Exit status: 0 done, 1 failed or incomplete, 2 usage.
 pub fn main() -> ExitCode {
+    complete::answer();
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(help_or_usage) => {
-            let _ = help_or_usage.print();
-            return ExitCode::from(if help_or_usage.use_stderr() { 2 } else { 0 });
+        Err(help) if !help.use_stderr() => {
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(help) if help.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = help.print();
+            return ExitCode::from(2);
+        }
+        Err(usage) => {
+            let text = usage.to_string();
+            complain(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+            return ExitCode::from(2);
         }
     };
     start_logging(&args.global);
@@ -58,6 +73,8 @@ pub fn main() -> ExitCode {
         Command::Migrate(migrate) => migrate::run(&args.global, migrate),
         Command::Demo(demo) => demo::run(demo),
         Command::Doctor(doctor) => doctor::run(&args.global, doctor),
+        Command::Status(status) => status::run(status),
+        Command::Generate(wanted) => generate::run(wanted),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
@@ -131,7 +148,7 @@ impl Context {
     }
 
     fn machines(self, settings: Settings, only: Vec<MachineName>) -> Result<Machines, Failure> {
-        let direct = Direct::new(self.backend, self.user, self.state.clone());
+        let direct = Direct::new(self.backend, self.user, self.state.clone(), self.vouched);
         Ok(Machines::new(self.state, self.user, Opener::Direct(direct), settings, only)?)
     }
 }

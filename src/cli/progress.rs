@@ -69,7 +69,7 @@ pub(super) fn size(bytes: u64) -> String {
     if value < 10.0 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
 }
 
-fn clock(time: Duration) -> String {
+pub(super) fn clock(time: Duration) -> String {
     let s = time.as_secs();
     if s < 3600 {
         format!("{}:{:02}", s / 60, s % 60)

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// Daemons and machines at once, each with a deadline.
 pub(super) fn checks(subject: Subject) -> Vec<Check> {
-    let Subject { state, user, backend } = subject;
+    let Subject { state, user, backend, vouched } = subject;
     let mut probes = Vec::new();
     let mut all = Vec::new();
     match &backend {
@@ -35,7 +35,7 @@ pub(super) fn checks(subject: Subject) -> Vec<Check> {
         }
     }
     let config_dir = state.config_dir.clone();
-    let opener = Opener::Direct(Direct::new(backend, user, state.clone()));
+    let opener = Opener::Direct(Direct::new(backend, user, state.clone(), vouched));
     let machines = match Machines::new(state, user, opener, Default::default(), Vec::new()) {
         Ok(machines) => Arc::new(machines),
         Err(why) => return vec![Check::error("state", why.to_string(), "report this as a bug")],

@@ -10,6 +10,7 @@ mod machines;
 use crate::backend::Backend;
 use crate::codchi::State;
 use crate::credentials::User;
+use crate::opener::Vouched;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -83,6 +84,8 @@ pub struct Subject {
     pub user: User,
     /// Where machines are.
     pub backend: Backend,
+    /// Which of Codchi's directories the command line names.
+    pub vouched: Vouched,
 }
 
 /// Looks at everything, for no longer than half a minute. `subject` runs under a deadline, too: a home may be on a mount that

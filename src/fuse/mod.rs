@@ -11,7 +11,7 @@ mod readonly;
 mod session;
 
 pub use error::MountError;
-pub use mount::{Attached, MountOptions, Stop, attach, check, detach, raise_read_ahead, unmount};
+pub use mount::{Attached, MountOptions, Stop, attach, check, unmount};
 pub use mounts::{Health, mounted};
 pub use session::{answer, serve};
 
@@ -233,7 +233,7 @@ impl Filesystem for Adaptor {
         survive("open", || {
             let opened = self.admit(req).and_then(|()| {
                 if how.acc_mode() == fuser::OpenAccMode::O_RDONLY {
-                    self.vfs.open(ino.0)
+                    self.vfs.open(ino.0, req.pid())
                 } else {
                     Err(Sys::ROFS)
                 }

@@ -2,9 +2,9 @@
 
 use super::MountError;
 use super::mounts::{self, TYPE, mounted_at};
-use crate::mountinfo::Mount;
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags};
+use crate::mountinfo::{self, Mount};
+use rustix::fd::{AsFd, AsRawFd as _, OwnedFd};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount as sys;
 use rustix::mount::UnmountFlags;
@@ -41,25 +41,23 @@ pub struct MountOptions {
     pub passthrough: bool,
 }
 
-/// A mount made by root that nobody answers yet.
+/// A mount made by root.
 #[derive(Debug)]
 pub struct Attached {
-    /// Where, without symbolic links.
+    /// Where it was put, without symbolic links. What leads there now may be something else.
     pub mountpoint: PathBuf,
-    /// What it is answered on. The mount ends when all copies of it are closed.
-    pub device: OwnedFd,
+    id: u64,
+    device: (u32, u32),
 }
 
-/// Mounts as root. Not through fuser: it loses the subtype, and `findmnt -t fuse.codchifs` finds nothing then.
-pub fn attach(options: &MountOptions) -> Result<Attached, MountError> {
-    let mountpoint = prepare(options)?;
+/// Mounts as root, and gives what the mount is answered on: it ends when all copies of that are closed. Not through fuser: it
+/// loses the subtype, and `findmnt -t fuse.codchifs` finds nothing then.
+pub fn attach(options: &MountOptions) -> Result<(Attached, OwnedFd), MountError> {
+    let (mountpoint, directory) = prepare(options)?;
     let device = open_device()?;
-    attach_at(&device, &mountpoint, options).map_err(|(step, source)| MountError::Mount {
-        path: mountpoint.clone(),
-        step,
-        source,
-    })?;
-    Ok(Attached { mountpoint, device })
+    let (id, numbers) = attach_at(&device, &directory, options)
+        .map_err(|(step, source)| MountError::Mount { path: mountpoint.clone(), step, source })?;
+    Ok((Attached { mountpoint, id, device: numbers }, device))
 }
 
 /// Opens what the kernel is answered on.
@@ -68,14 +66,65 @@ pub(super) fn open_device() -> Result<OwnedFd, MountError> {
         .map_err(|source| MountError::Device { source })
 }
 
+impl Attached {
+    /// Takes away this very mount, wherever it is by now: who owns a directory on the way may have moved it, and led its path
+    /// to another mount. `lazy` takes it out of sight at once and ends it when its last user lets go.
+    pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
+        let Some(path) = self.found()? else {
+            return Err(MountError::NotMounted { path: self.mountpoint.clone() });
+        };
+        let failed = |source| match source {
+            Errno::BUSY => MountError::Busy { path: path.clone() },
+            _ => MountError::Unmount { path: path.clone(), source },
+        };
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, &path, flags, Mode::empty()).map_err(failed)?;
+        if numbers(&root).map_err(failed)? != (self.id, self.device) {
+            return Err(MountError::NotMounted { path });
+        }
+        if lazy {
+            let own = format!("/proc/self/fd/{}", root.as_raw_fd());
+            return sys::unmount(own, UnmountFlags::DETACH).map_err(failed);
+        }
+        // It would be in use by ourselves.
+        drop(root);
+        sys::unmount(&path, UnmountFlags::NOFOLLOW).map_err(failed)
+    }
+
+    /// Lets the kernel read ahead as far as pays. Only root may, and only after the kernel's INIT was answered; before, it
+    /// would be reset.
+    pub fn raise_read_ahead(&self) {
+        let (major, minor) = self.device;
+        let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        if let Err(error) = std::fs::write(&path, READ_AHEAD) {
+            tracing::debug!(%error, path, "cannot raise the read-ahead");
+        }
+    }
+
+    fn found(&self) -> Result<Option<PathBuf>, MountError> {
+        let table = mountinfo::read().map_err(|source| MountError::Table { source })?;
+        let same = |mount: &Mount| (mount.id, mount.device) == (self.id, self.device);
+        Ok(table.into_iter().find(same).map(|mount| mount.mountpoint))
+    }
+}
+
+/// Number and device of a mount.
+type Numbers = (u64, (u32, u32));
+
+/// Those of the mount that `root` is the root of. Asks nobody: its server may not answer, or not us.
+fn numbers(root: &OwnedFd) -> Result<Numbers, Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let st = rustix::fs::statx(root, "", flags, StatxFlags::empty())?;
+    Ok((st.stx_mnt_id, (st.stx_dev_major, st.stx_dev_minor)))
+}
+
 /// The steps of mounting. Both descriptors made here are closed on return: either one left open
 /// pins the superblock, and the session would outlive the mount forever.
 fn attach_at(
     device: &OwnedFd,
-    mountpoint: &Path,
+    directory: &OwnedFd,
     options: &MountOptions,
-) -> Result<(), (&'static str, Errno)> {
-    use rustix::fd::AsRawFd;
+) -> Result<Numbers, (&'static str, Errno)> {
     let at = |step: &'static str| move |error| (step, error);
     let context = sys::fsopen("fuse", sys::FsOpenFlags::FSOPEN_CLOEXEC).map_err(at("fsopen"))?;
     let context = context.as_fd();
@@ -104,8 +153,12 @@ fn attach_at(
     attributes.set(sys::MountAttrFlags::MOUNT_ATTR_NOEXEC, options.noexec);
     let mount = sys::fsmount(context, sys::FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(at("fsmount"))?;
-    let flags = sys::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    sys::move_mount(mount.as_fd(), "", CWD, mountpoint, flags).map_err(at("move_mount"))
+    let numbers = numbers(&mount).map_err(at("statx"))?;
+    // On the very directory that was looked at.
+    let flags =
+        sys::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | sys::MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    sys::move_mount(mount.as_fd(), "", directory, "", flags).map_err(at("move_mount"))?;
+    Ok(numbers)
 }
 
 /// Whether `options` can be mounted, without doing it; a mount that is there already is none of its business.
@@ -117,7 +170,7 @@ pub fn check(options: &MountOptions) -> Result<(), MountError> {
     if mounted_at(&path)?.is_some_and(|mounted| mounted.fstype == TYPE) {
         return Ok(());
     }
-    empty_directory(&path)
+    empty_directory(&path).map(drop)
 }
 
 /// Unmounts the codchifs at `path`. `lazy` takes it out of sight at once and ends it when its last
@@ -145,6 +198,10 @@ fn resolve(path: &Path) -> Result<PathBuf, MountError> {
         }
         Err(error) => return Err(look(error)),
     };
+    // What is there is not asked: its server may have stopped.
+    if mounted_at(&direct)?.is_some_and(|mounted| mounted.fstype == TYPE) {
+        return Ok(direct);
+    }
     match std::fs::symlink_metadata(&direct) {
         Ok(found) if found.is_symlink() => std::fs::canonicalize(&direct).map_err(look),
         _ => Ok(direct),
@@ -152,7 +209,7 @@ fn resolve(path: &Path) -> Result<PathBuf, MountError> {
 }
 
 /// Makes sure that the directory can be mounted on, taking away what a crash left there.
-pub(super) fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
+pub(super) fn prepare(options: &MountOptions) -> Result<(PathBuf, OwnedFd), MountError> {
     if options.allow_other && options.allow_root {
         return Err(MountError::BothAllowed);
     }
@@ -166,23 +223,26 @@ pub(super) fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
         unmount_at(&path, true)
             .map_err(|source| MountError::Stale { path: path.clone(), source: Box::new(source) })?;
     }
-    empty_directory(&path)?;
-    Ok(path)
+    let directory = empty_directory(&path)?;
+    Ok((path, directory))
 }
 
-fn empty_directory(path: &Path) -> Result<(), MountError> {
+fn empty_directory(path: &Path) -> Result<OwnedFd, MountError> {
     let path = path.to_owned();
-    let look = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => MountError::Missing { path: path.clone() },
-        _ => MountError::Look { path: path.clone(), source },
-    };
-    if !std::fs::metadata(&path).map_err(look)?.is_dir() {
-        return Err(MountError::NotADirectory { path });
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(CWD, &path, flags, Mode::empty());
+    let directory = directory.map_err(|source| match source {
+        Errno::NOENT => MountError::Missing { path: path.clone() },
+        Errno::NOTDIR => MountError::NotADirectory { path: path.clone() },
+        source => MountError::Look { path: path.clone(), source: source.into() },
+    })?;
+    let look = |source: Errno| MountError::Look { path: path.clone(), source: source.into() };
+    for entry in rustix::fs::Dir::read_from(&directory).map_err(look)? {
+        if !matches!(entry.map_err(look)?.file_name().to_bytes(), b"." | b"..") {
+            return Err(MountError::NotEmpty { path });
+        }
     }
-    if std::fs::read_dir(&path).map_err(look)?.next().is_some() {
-        return Err(MountError::NotEmpty { path });
-    }
-    Ok(())
+    Ok(directory)
 }
 
 fn unmount_at(path: &Path, lazy: bool) -> Result<(), MountError> {
@@ -212,7 +272,7 @@ fn unmount_at(path: &Path, lazy: bool) -> Result<(), MountError> {
 }
 
 /// Takes away our own mount after a failure, which is reported already.
-pub fn detach(mountpoint: &Path) {
+pub(super) fn detach(mountpoint: &Path) {
     if let Err(error) = unmount(mountpoint, true) {
         tracing::debug!(%error, "nothing to detach");
     }
@@ -229,19 +289,19 @@ impl Stop {
         signals.map(Self).map_err(|source| MountError::Signals { source })
     }
 
-    /// Ends the mount on a signal, in a thread of its own, until the handle is closed. If the mount is in use it goes out of
+    /// Calls `end` on a signal, lazily or not, in a thread of its own, until the handle is closed. If the mount is in use it goes out of
     /// sight, and a second signal calls `cut_off`, which is to fail whoever still uses it. SIGHUP calls `reread`.
     pub fn watch(
         self,
-        mountpoint: &Path,
+        end: impl Fn(bool) -> Result<(), MountError> + Send + 'static,
         reread: impl Fn() + Send + 'static,
         cut_off: impl FnOnce() + Send + 'static,
     ) -> Handle {
-        let (mut signals, mountpoint) = (self.0, mountpoint.to_owned());
+        let mut signals = self.0;
         let handle = signals.handle();
         let watcher = std::thread::Builder::new()
             .name("codchifs-signals".into())
-            .spawn(move || watch(&mut signals, &mountpoint, reread, cut_off));
+            .spawn(move || watch(&mut signals, end, reread, cut_off));
         if let Err(source) = &watcher {
             tracing::warn!(%source, "no thread for signals: unmount with umount");
         }
@@ -249,7 +309,12 @@ impl Stop {
     }
 }
 
-fn watch(signals: &mut Signals, mountpoint: &Path, reread: impl Fn(), cut_off: impl FnOnce()) {
+fn watch(
+    signals: &mut Signals,
+    end: impl Fn(bool) -> Result<(), MountError>,
+    reread: impl Fn(),
+    cut_off: impl FnOnce(),
+) {
     let mut detached = false;
     for signal in signals.forever() {
         if signal == SIGHUP {
@@ -262,10 +327,10 @@ fn watch(signals: &mut Signals, mountpoint: &Path, reread: impl Fn(), cut_off: i
             tracing::warn!("cutting off whoever still uses the mount");
             return cut_off();
         }
-        let result = match unmount(mountpoint, false) {
+        let result = match end(false) {
             Err(MountError::Busy { .. }) => {
                 tracing::warn!("the mount is in use: it is detached and ends with its last user");
-                unmount(mountpoint, true)
+                end(true)
             }
             other => other,
         };
@@ -273,16 +338,6 @@ fn watch(signals: &mut Signals, mountpoint: &Path, reread: impl Fn(), cut_off: i
             Ok(()) | Err(MountError::NotMounted { .. }) => detached = true,
             Err(error) => tracing::warn!(%error, "cannot unmount"),
         }
-    }
-}
-
-/// Lets the kernel read ahead as far as pays. Only root may, and only after the kernel's INIT was answered; before, it would
-/// be reset.
-pub fn raise_read_ahead(mountpoint: &Path) {
-    let Ok(Some(Mount { device: (major, minor), .. })) = mounted_at(mountpoint) else { return };
-    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    if let Err(error) = std::fs::write(&path, READ_AHEAD) {
-        tracing::debug!(%error, path, "cannot raise the read-ahead");
     }
 }
 

@@ -41,7 +41,6 @@ pub fn mounted() -> Result<Vec<(PathBuf, Health)>, MountError> {
     let health = |answer: mpsc::Receiver<_>| match answer
         .recv_timeout(end.saturating_duration_since(Instant::now()))
     {
-        // ECONNABORTED: it ended while it was asked.
         Ok(Err(Errno::NOTCONN | Errno::CONNABORTED)) => Health::Stale,
         Ok(_) => Health::Served,
         Err(_) => Health::Silent,
@@ -52,6 +51,7 @@ pub fn mounted() -> Result<Vec<(PathBuf, Health)>, MountError> {
 /// Whether nobody serves the mount any more. A daemon that does not answer in time counts as
 /// alive: detaching a mount that is in use is worse than refusing.
 pub(super) fn is_stale(mounted: &Mount) -> bool {
+    // The second where the server goes at this very moment.
     matches!(ask(mounted).recv_timeout(PATIENCE), Ok(Err(Errno::NOTCONN | Errno::CONNABORTED)))
 }
 

@@ -53,7 +53,7 @@ pub fn serve(
     options: &MountOptions,
     ready: impl FnOnce(),
 ) -> Result<(), MountError> {
-    let mountpoint = mount::prepare(options)?;
+    let (mountpoint, _) = mount::prepare(options)?;
     let stop = Stop::new()?;
     let (adaptor, errands) = adaptor(Arc::clone(&machines), options, None);
     let session = mount_with_fusermount(adaptor, &mountpoint, options)?;
@@ -64,8 +64,9 @@ pub fn serve(
     let running = start_session(session, errands, Arc::clone(&machines)).map_err(start)?;
     let (end, ended) = channel();
     let cut_off = end.clone();
+    let watched = mountpoint.clone();
     let handle = stop.watch(
-        &mountpoint,
+        move |lazy| mount::unmount(&watched, lazy),
         move || machines.reread(),
         // Nobody receives only if the session has ended already.
         move || drop(cut_off.send(Ok(()))),

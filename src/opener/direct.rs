@@ -7,7 +7,7 @@ use crate::credentials::{User, as_user};
 use crate::idmap::IdMap;
 use crate::tree::{self, Anchor, Root};
 use rustix::fd::OwnedFd;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
 
@@ -36,14 +36,13 @@ pub struct Direct {
 
 impl Direct {
     /// The machines of `state`, which is `user`'s.
-    pub fn new(backend: Backend, user: User, state: State) -> Self {
-        Self { backend, user, state, vouched: Vouched::default(), anchors: None }
+    pub fn new(backend: Backend, user: User, state: State, vouched: Vouched) -> Self {
+        Self { backend, user, state, vouched, anchors: None }
     }
 
     /// From now on opens machines only where directories of machines are now, and through mounts that nothing else
     /// shows. What is nowhere is left out: a machine there shows why it cannot be opened.
-    pub fn confine(&mut self, vouched: Vouched) {
-        self.vouched = vouched;
+    pub fn confine(&mut self) {
         let mut anchors = Vec::new();
         for path in self.backend.places() {
             if let Ok(directory) = rustix::fs::open(&path, PIN, Mode::empty()) {
@@ -57,16 +56,19 @@ impl Direct {
         // Where these do not reach: a volume of its own for each instance, a home elsewhere.
         for name in self.names() {
             let (Ok(located), _) = self.locate(&name) else { continue };
-            for (path, opened) in [
-                (&located.location.rootfs, self.pin_rootfs(&located.location.rootfs)),
-                (&located.home, self.pin_home(&located.home)),
+            let (rootfs, maps) = (&located.location.rootfs, &located.location.maps);
+            for (what, path, opened, map) in [
+                ("root file system", rootfs, pin_rootfs(rootfs).ok(), maps.rootfs.as_ref()),
+                ("home", &located.home, self.pin_home(&located.home).ok(), maps.home.as_ref()),
             ] {
                 let within = |directory: &OwnedFd| {
                     anchors.iter().any(|anchor| matches!(anchor.open(directory), Ok(Some(_))))
                 };
-                if let Ok(directory) = opened
-                    && !within(&directory)
-                {
+                // What would be refused when it is opened is nothing that the server may read either.
+                let wanted = opened
+                    .filter(|directory| inside_map(what, path, directory, map).is_ok())
+                    .filter(|directory| !within(directory));
+                if let Some(directory) = wanted {
                     add(&mut anchors, path, directory);
                 }
             }
@@ -125,7 +127,8 @@ impl Direct {
         let (location, facts) = self.backend.locate(&query);
         let located = location.map(|location| {
             let home = location.home.clone().unwrap_or_else(|| self.state.home(name));
-            let roots = [found(self.pin_rootfs(&location.rootfs)), found(self.pin_home(&home))];
+            let roots =
+                [found(pin_rootfs(&location.rootfs).ok()), found(self.pin_home(&home).ok())];
             Located { location, home, roots }
         });
         (located, facts)
@@ -155,9 +158,8 @@ impl Direct {
     }
 
     fn open_home(&self, home: &Path) -> Result<OwnedFd, String> {
-        self.way(home)
-            .and_then(|(parent, name)| tree::open_layer_at(&parent, name))
-            .map_err(|e| cannot_open("home", home, e))
+        let (parent, name) = self.way(home)?;
+        tree::open_layer_at(&parent, name).map_err(|e| cannot_open("home", home, e))
     }
 
     fn root(&self, what: &str, path: &Path, directory: OwnedFd) -> Result<Root, String> {
@@ -178,25 +180,49 @@ impl Direct {
         ))
     }
 
-    fn pin_rootfs(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        rustix::fs::open(path, PIN | OFlags::NOFOLLOW, Mode::empty())
-    }
-
-    fn pin_home(&self, home: &Path) -> Result<OwnedFd, Errno> {
+    fn pin_home(&self, home: &Path) -> Result<OwnedFd, String> {
         let (parent, name) = self.way(home)?;
         rustix::fs::openat(parent, name, PIN | OFlags::NOFOLLOW, Mode::empty())
+            .map_err(|e| cannot_open("home", home, e))
     }
 
-    /// The way to a home is the user's, who may put links there: it is walked with the user's rights. Only the home
-    /// itself, which is shifted and 0700, is opened with more, and not if it is a link.
-    fn way<'a>(&self, home: &'a Path) -> Result<(OwnedFd, &'a std::ffi::OsStr), Errno> {
+    /// The way to a home is the user's, who may put links there: it is walked with the user's rights, and must end in a
+    /// directory of the user's own. Only the home itself, which is shifted and 0700, is opened with more, and not if it is
+    /// a link; so whoever leads the way to where other users keep theirs gets none of them.
+    fn way<'a>(&self, home: &'a Path) -> Result<(OwnedFd, &'a std::ffi::OsStr), String> {
         let (Some(parent), Some(name)) = (home.parent(), home.file_name()) else {
-            return Err(Errno::INVAL);
+            return Err(format!("the home {} is no directory's path", home.display()));
         };
-        let walked = as_user(self.user, || rustix::fs::openat(CWD, parent, PIN, Mode::empty()));
-        let parent = walked.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::PERM))??;
-        Ok((parent, name))
+        let walked = as_user(self.user, || rustix::fs::openat(CWD, parent, PIN, Mode::empty()))
+            .map_err(|e| format!("cannot act as uid {}: {e}", self.user.uid))?
+            .map_err(|e| cannot_open("way to the home", home, e))?;
+        let failed = |e| cannot_open("way to the home", home, e);
+        let (owner, _) = tree::layer_owner(&walked).map_err(failed)?;
+        // Whoever is not root reads nothing here that could not be read without us.
+        let own = owner == self.user.uid || !rustix::process::geteuid().is_root();
+        if own || self.is_vouched_for(parent, &walked) {
+            return Ok((walked, name));
+        }
+        Err(format!(
+            "refused: the home {} would be in a directory of uid {owner}, and it must be in one of uid {}'s own",
+            home.display(),
+            self.user.uid
+        ))
     }
+
+    /// Whether `directory` is below the data directory that whoever runs this has named, by a way without a link.
+    fn is_vouched_for(&self, path: &Path, directory: &OwnedFd) -> bool {
+        let direct = || {
+            let opened =
+                rustix::fs::openat2(CWD, path, PIN, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+            Ok::<_, Errno>(tree::layer_identity(&opened)? == tree::layer_identity(directory)?)
+        };
+        self.vouched.data && path.starts_with(&self.state.data_dir) && direct() == Ok(true)
+    }
+}
+
+fn pin_rootfs(path: &Path) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(path, PIN | OFlags::NOFOLLOW, Mode::empty())
 }
 
 fn add(anchors: &mut Vec<Anchor>, path: &Path, directory: OwnedFd) {
@@ -208,8 +234,8 @@ fn add(anchors: &mut Vec<Anchor>, path: &Path, directory: OwnedFd) {
     }
 }
 
-fn found(opened: Result<OwnedFd, Errno>) -> Option<Found> {
-    let directory = opened.ok()?;
+fn found(opened: Option<OwnedFd>) -> Option<Found> {
+    let directory = opened?;
     let identity = tree::layer_identity(&directory).ok()?;
     Some(Found { identity, covered: tree::covered(&directory) })
 }

@@ -4,16 +4,21 @@ use super::Direct;
 use super::wire::{Answer, Body, Opened, Refusal, Request, Told, What, receive, send};
 use crate::codchi::MachineName;
 use crate::sys;
-use rustix::fd::{AsFd, OwnedFd};
+use parking_lot::Mutex;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Questions answered at a time: those who look at machines rarely wait, but one may wait for a daemon.
 const SOCKETS: usize = 4;
+
+/// Files at a time that the kernel reads by itself.
+const MOST_BACKED: usize = 1024;
 
 /// Answers on sockets until the server ends.
 #[derive(Debug)]
@@ -23,13 +28,28 @@ pub struct Host(Arc<Means>);
 struct Means {
     direct: Direct,
     /// What the kernel is answered on, and told on which files it may read by itself.
-    device: OwnedFd,
+    device: Mutex<Option<OwnedFd>>,
+    /// Files that it reads so.
+    backed: AtomicUsize,
+}
+
+impl Means {
+    fn with_device<T>(
+        &self,
+        tell: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        self.device.lock().as_ref().map(AsFd::as_fd).ok_or(Errno::NODEV).and_then(tell)
+    }
 }
 
 impl Host {
     /// Answers with what `direct` finds and opens.
     pub fn new(direct: Direct, device: OwnedFd) -> Self {
-        Self(Arc::new(Means { direct, device }))
+        Self(Arc::new(Means {
+            direct,
+            device: Mutex::new(Some(device)),
+            backed: AtomicUsize::new(0),
+        }))
     }
 
     /// Starts to answer. The other ends are for the server's [`super::Client`].
@@ -51,9 +71,10 @@ impl Host {
         &self.0.direct
     }
 
-    /// What the kernel is answered on.
-    pub fn device(&self) -> &OwnedFd {
-        &self.0.device
+    /// Lets go of what the kernel is answered on. While anybody has it, whoever looks at the mount waits for an answer, and
+    /// with the server gone nobody gives one.
+    pub fn let_go(&self) {
+        drop(self.0.device.lock().take());
     }
 }
 
@@ -64,7 +85,10 @@ fn answer(means: &Means, socket: &UnixStream) -> io::Result<()> {
         What::Open(name) => find(&means.direct, name, true),
         What::Back => (Body::Backed(back(means, files.pop())), Vec::new()),
         What::LetGo(id) => {
-            let done = sys::let_go_of_backing(means.device.as_fd(), *id);
+            let done = means.with_device(|device| sys::let_go_of_backing(device, *id));
+            if done.is_ok() {
+                means.backed.fetch_sub(1, Ordering::Relaxed);
+            }
             (Body::Backed(done.map(|()| *id).map_err(Errno::raw_os_error)), Vec::new())
         }
     }));
@@ -84,7 +108,13 @@ fn back(means: &Means, file: Option<OwnedFd>) -> Result<u32, i32> {
         if !regular || fcntl_getfl(&file)? & OFlags::RWMODE != OFlags::RDONLY {
             return Err(Errno::INVAL);
         }
-        sys::back(means.device.as_fd(), file.as_fd())
+        // The kernel keeps each open, and none of them counts among the server's descriptors.
+        if means.backed.load(Ordering::Relaxed) >= MOST_BACKED {
+            return Err(Errno::MFILE);
+        }
+        let id = means.with_device(|device| sys::back(device, file.as_fd()))?;
+        means.backed.fetch_add(1, Ordering::Relaxed);
+        Ok(id)
     };
     file.ok_or(Errno::BADF).and_then(back).map_err(Errno::raw_os_error)
 }

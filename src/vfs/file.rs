@@ -5,6 +5,7 @@ use super::handle::Handle;
 use super::inode::{Node, Stamp};
 use super::namespace::now;
 use super::number::{Key, Object};
+use super::transfers::Progress;
 use super::{Attr, Cache, Notice, Opened, Vfs, moved};
 use crate::export::Generation;
 use crate::tree::{self, File};
@@ -43,8 +44,8 @@ pub enum Seek {
 }
 
 impl Vfs {
-    /// Opens a file for reading. Never a special file: the kernel keeps those to itself.
-    pub fn open(&self, ino: u64) -> Result<Opened, Errno> {
+    /// Opens a file for reading, for the process `pid`. Never a special file: the kernel keeps those to itself.
+    pub fn open(&self, ino: u64, pid: u32) -> Result<Opened, Errno> {
         let node = self.table.get(ino)?;
         match node.key.object {
             Object::Tree(id) => self.open_entry(node, id),
@@ -66,7 +67,13 @@ impl Vfs {
                 let history = Arc::clone(self.exports(&node.key.machine)?.history());
                 let hold = history.open(&generation);
                 let next = AtomicU64::new(0);
-                let handle = self.handles.add(Handle::Export { node, hold, ahead, next });
+                let handle = self.handles.add(Handle::Export {
+                    node,
+                    hold,
+                    ahead,
+                    next,
+                    progress: Progress::new(pid),
+                });
                 let cache = if shared { Cache::Keep } else { Cache::Drop };
                 Ok(Opened { handle, cache, direct: true, close_tells: true, plain: None })
             }
@@ -81,6 +88,18 @@ impl Vfs {
                     cache: Cache::Bypass,
                     direct: true,
                     close_tells: true,
+                    plain: None,
+                })
+            }
+            Object::Transfers => {
+                let bytes = self.transfers(&node.key.machine);
+                let attr = self.page_attr(ino, &bytes, now());
+                let handle = self.handles.add(Handle::Bytes { node, bytes: bytes.into(), attr });
+                Ok(Opened {
+                    handle,
+                    cache: Cache::Bypass,
+                    direct: true,
+                    close_tells: false,
                     plain: None,
                 })
             }
@@ -177,12 +196,13 @@ impl Vfs {
             Ok(handle) => handle,
             Err(error) => return (Err(error), None),
         };
-        let Handle::Export { node, hold, .. } = &*handle else {
+        let Handle::Export { node, hold, progress, .. } = &*handle else {
             return (Self::read_handle(&handle, offset, sized(buf, size)).map(Bytes::Here), None);
         };
         let generation = hold.generation();
         if !direct {
             let count = generation.read_at(offset, sized(buf, size)).map(Bytes::Here);
+            note(progress, offset, &count);
             return match self.announce(node, generation) {
                 // The kernel waits for this very page before it drops it: the answer must not wait for that.
                 Some(_) if generation.has_last_page(offset, size) => (Err(Errno::IO), None),
@@ -190,6 +210,7 @@ impl Vfs {
             };
         }
         let read = self.read_direct(&handle, offset, size, buf);
+        note(progress, offset, &read);
         let barrier = self.announce(node, generation);
         (read.and_then(|bytes| before_last_page(generation, offset, bytes)), barrier)
     }
@@ -318,6 +339,14 @@ impl Vfs {
         }
         let found = if to == Seek::Data { offset } else { size };
         i64::try_from(found).map_err(|_| Errno::OVERFLOW)
+    }
+}
+
+fn note(progress: &Progress, offset: u64, read: &Result<Bytes, Errno>) {
+    match read {
+        Ok(Bytes::Here(count)) => progress.read(offset, *count),
+        Ok(Bytes::Shared(part)) => progress.read(offset, part.bytes().len()),
+        Err(_) => {}
     }
 }
 

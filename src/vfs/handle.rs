@@ -3,6 +3,7 @@
 use super::ahead::{Ahead, Reader};
 use super::inode::Node;
 use super::number::Key;
+use super::transfers::Progress;
 use crate::export::{Generation, Hold, Manifest};
 use crate::tree::{self, Kind, Tree};
 use parking_lot::{Mutex, RwLock};
@@ -23,7 +24,7 @@ pub(super) enum Handle {
     /// A `manifest.mtree`.
     Manifest { node: Arc<Node>, manifest: Arc<Manifest>, hold: Hold },
     /// An `export.tar`. `next` is where its reader goes on if it goes on.
-    Export { node: Arc<Node>, hold: Hold, ahead: Arc<Ahead>, next: AtomicU64 },
+    Export { node: Arc<Node>, hold: Hold, ahead: Arc<Ahead>, next: AtomicU64, progress: Progress },
     /// A directory.
     Directory { node: Arc<Node>, listing: Mutex<Option<Arc<Listing>>> },
 }
@@ -119,6 +120,11 @@ impl Handles {
 
     pub(super) fn get(&self, number: u64) -> Result<Arc<Handle>, Errno> {
         self.open.read().get(&number).map(Arc::clone).ok_or(Errno::BADF)
+    }
+
+    /// All of them, each with its number.
+    pub(super) fn all(&self) -> Vec<(u64, Arc<Handle>)> {
+        self.open.read().iter().map(|(number, handle)| (*number, Arc::clone(handle))).collect()
     }
 
     pub(super) fn remove(&self, number: u64) {

@@ -26,6 +26,7 @@ impl Vfs {
             }
             Object::Report
             | Object::Guide
+            | Object::Transfers
             | Object::Placeholder
             | Object::Manifest(_)
             | Object::Export { .. } => return Err(Errno::NOTDIR),
@@ -169,6 +170,7 @@ impl Vfs {
             }
             Object::Report
             | Object::Guide
+            | Object::Transfers
             | Object::Placeholder
             | Object::Manifest(_)
             | Object::Export { .. } => return Err(Errno::NOTDIR),

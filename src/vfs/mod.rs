@@ -6,7 +6,7 @@
 //!     ├── export.tar         one inode per generation
 //!     ├── report.json, MIGRATE.md
 //!     ├── rootfs/            the exported tree
-//!     ├── manifest.mtree     found by name, not listed
+//!     ├── manifest.mtree, .transfers     found by name, not listed
 //!     └── .generations/ID/export.tar     found by name, not listed
 //! ```
 //!
@@ -25,6 +25,7 @@ mod inode;
 mod listing;
 mod namespace;
 mod number;
+mod transfers;
 
 use crate::machine::Machines;
 use crate::tree::{Kind, StatFs, Time, Tree};

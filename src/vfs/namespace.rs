@@ -18,6 +18,8 @@ pub(super) const GUIDE: &str = "MIGRATE.md";
 pub(super) const ROOTFS: &str = "rootfs";
 /// Found by name, never listed, so that no backup reads every file once more for it.
 const MANIFEST: &[u8] = b"manifest.mtree";
+/// The same: it is another one each time.
+const TRANSFERS: &[u8] = b".transfers";
 /// Found by name, never listed, so that no backup walks in.
 const GENERATIONS: &str = ".generations";
 
@@ -97,6 +99,7 @@ impl Vfs {
             }
             Object::Report
             | Object::Guide
+            | Object::Transfers
             | Object::Placeholder
             | Object::Manifest(_)
             | Object::Export { .. } => Err(Errno::NOTDIR),
@@ -109,6 +112,8 @@ impl Vfs {
             Object::Report
         } else if name == GUIDE.as_bytes() {
             Object::Guide
+        } else if name == TRANSFERS {
+            Object::Transfers
         } else if machine.tree.is_err() {
             return Err(Errno::NOENT);
         } else if name == ROOTFS.as_bytes() {
@@ -130,7 +135,8 @@ impl Vfs {
     /// Counts a lookup of one of our own names.
     pub(super) fn insert_fixed(&self, key: Key, machine: Option<&Machine>) -> Result<Entry, Errno> {
         let attr = self.attr_of_fixed(&key, 0, machine)?;
-        let ttl = if key.object == Object::Placeholder { Duration::ZERO } else { BRIEF };
+        let brief = !matches!(key.object, Object::Placeholder | Object::Transfers);
+        let ttl = if brief { BRIEF } else { Duration::ZERO };
         let node = self.table.insert(key, Found::Fixed)?;
         let mut entry = self.entry(Attr { ino: node.ino, ..attr }, ttl);
         entry.entry_ttl = entry.entry_ttl.min(ttl);
@@ -270,6 +276,7 @@ impl Vfs {
                 let (bytes, time) = self.page(key.object, machine.ok_or(Errno::STALE)?);
                 self.page_attr(ino, &bytes, time)
             }
+            Object::Transfers => self.page_attr(ino, &self.transfers(&key.machine), now()),
             Object::Placeholder => self.own_attr(ino, Kind::File, 0o600, 0, time),
             Object::Export { .. } | Object::Manifest(_) | Object::Tree(_) => {
                 return Err(Errno::STALE);

@@ -19,6 +19,7 @@
 //! | generated file | 9 | 0, 0 | hash of its path |
 //! | `NAME/MIGRATE.md` | 10 | 0, 0 | 0 |
 //! | `manifest.mtree` | 11 | 0, 0 | ID |
+//! | `NAME/.transfers` | 12 | 0, 0 | 0 |
 //!
 //! Changing any of this makes every backup tool read everything again.
 
@@ -48,6 +49,8 @@ pub(super) enum Object {
     Report,
     /// `NAME/MIGRATE.md`.
     Guide,
+    /// `NAME/.transfers`.
+    Transfers,
     /// `NAME/rootfs/`.
     Rootfs,
     /// `export.tar` as a listing shows it before anything looked it up.
@@ -85,6 +88,7 @@ impl Key {
             Object::Tree(ObjectId::Generated(hash)) => (9, 0, 0, hash),
             Object::Guide => (10, 0, 0, 0),
             Object::Manifest(id) => (11, 0, 0, id),
+            Object::Transfers => (12, 0, 0, 0),
         };
         let machine = xxh3_64_with_seed(self.machine.as_bytes(), attempt);
         let mut prefix = [0_u8; 18];

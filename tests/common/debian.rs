@@ -19,10 +19,19 @@ fn release_and_mirror() -> (String, String) {
 
 /// A small one, made once for all runs. ping has a file capability.
 pub(crate) fn debian() -> PathBuf {
-    cached("debian", |to| {
+    with("debian", "iputils-ping")
+}
+
+/// A small one with what the package depends on.
+pub(crate) fn debian_with_fuse() -> PathBuf {
+    with("debian-fuse", "fuse3")
+}
+
+fn with(name: &str, packages: &str) -> PathBuf {
+    cached(name, |to| {
         let (codename, mirror) = release_and_mirror();
-        let mut debootstrap =
-            program("debootstrap", ["--variant=minbase", "--include=iputils-ping", &codename]);
+        let include = format!("--include={packages}");
+        let mut debootstrap = program("debootstrap", ["--variant=minbase", &include, &codename]);
         run(debootstrap.arg(to).arg(mirror)).ok();
     })
 }

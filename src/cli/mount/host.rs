@@ -1,7 +1,7 @@
 //! The process that stays root: mounts, finds and opens machines for the server, and unmounts when that ends.
 
 use super::super::{Context, Failure, Outcome};
-use crate::fuse::{self, Attached, MountOptions, Stop};
+use crate::fuse::{self, Attached, MountError, MountOptions, Stop};
 use crate::opener::{Control, Direct, Greeting, Host, send_greeting};
 use crate::tree::Anchor;
 use rustix::fd::AsFd as _;
@@ -10,6 +10,13 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The server gets this long to answer the kernel for the first time.
+const START: Duration = Duration::from_secs(30);
+/// And this long to take a word.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) fn run(
     context: Context,
@@ -21,13 +28,37 @@ pub(super) fn run(
     // From here on a signal is kept until the mount can be ended.
     let stop = Stop::new()?;
     let (config_dir, data_dir) = (state.config_dir.clone(), state.data_dir.clone());
-    let mut direct = Direct::new(backend, user, state);
-    direct.confine(vouched);
-    let Attached { mountpoint, device } = fuse::attach(options)?;
+    let mut direct = Direct::new(backend, user, state, vouched);
+    direct.confine();
+    let (attached, device) = fuse::attach(options)?;
+    let attached = Arc::new(attached);
+    let theirs = device.try_clone();
     let host = Host::new(direct, device);
-    let mounted = Mounted(&mountpoint);
+    let mounted = Mounted { attached: &attached, host: &host };
+    let device = theirs?;
     let (control, theirs) = UnixStream::pair()?;
+    // A server that does not take a word is not waited for: signals are waiting as well.
+    control.set_write_timeout(Some(PATIENCE))?;
     let mut child = start(theirs)?;
+    let server = Arc::new(pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?);
+    let kill = {
+        let server = Arc::clone(&server);
+        move || {
+            if let Err(why) = pidfd_send_signal(&*server, Signal::KILL) {
+                tracing::warn!(%why, "cannot end the server");
+            }
+        }
+    };
+    let (to_server, ours) = (control.try_clone()?, Arc::clone(&attached));
+    let handle = stop.watch(
+        move |lazy| ours.unmount(lazy),
+        move || {
+            if let Err(why) = Control::Reread.send(&to_server) {
+                tracing::warn!(%why, "cannot have the server look anew");
+            }
+        },
+        kill.clone(),
+    );
 
     let sockets = host.start()?;
     let greeting = Greeting {
@@ -35,13 +66,13 @@ pub(super) fn run(
         gid: user.gid,
         config_dir,
         data_dir,
-        mountpoint: mountpoint.clone(),
+        mountpoint: attached.mountpoint.clone(),
         sockets: sockets.len(),
         quiet: host.direct().anchors().iter().all(Anchor::is_quiet),
         log: log.is_some(),
     };
     let state_directories = host.direct().state_directories();
-    let fds: Vec<_> = std::iter::once(host.device().as_fd())
+    let fds: Vec<_> = std::iter::once(device.as_fd())
         .chain(sockets.iter().map(|socket| socket.as_fd()))
         .chain(log.iter().map(|log| log.as_fd()))
         .chain(state_directories.iter().map(|directory| directory.as_fd()))
@@ -49,9 +80,12 @@ pub(super) fn run(
         .collect();
     let greeted = send_greeting(&control, &greeting, &fds);
     drop(fds);
-    // A copy here would keep it from ending.
-    drop(sockets);
+    // Copies here would keep the server from ending.
+    drop((device, sockets));
+    control.set_read_timeout(Some(START))?;
     if let Err(why) = greeted.and_then(|()| Control::receive(&control).map(drop)) {
+        // It may have been stopped; its user can do that.
+        kill();
         let status = child.wait()?;
         return match status.code() {
             // It has said why.
@@ -59,28 +93,12 @@ pub(super) fn run(
             _ => Err(format!("the serving process ended: {status} ({why})").into()),
         };
     }
-    fuse::raise_read_ahead(&mountpoint);
-    let server = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
-    let handle = stop.watch(
-        &mountpoint,
-        move || {
-            if let Err(why) = Control::Reread.send(&control) {
-                tracing::warn!(%why, "cannot have the server look anew");
-            }
-        },
-        move || {
-            if let Err(why) = pidfd_send_signal(server, Signal::KILL) {
-                tracing::warn!(%why, "cannot end the server");
-            }
-        },
-    );
-    tracing::info!(mountpoint = %mountpoint.display(), server = child.id(), "mounted");
+    attached.raise_read_ahead();
+    tracing::info!(mountpoint = %attached.mountpoint.display(), server = child.id(), "mounted");
     ready();
     let status = child.wait()?;
     handle.close();
-    if status.success() {
-        mounted.forget();
-    }
+    drop(mounted);
     ended(status)
 }
 
@@ -113,17 +131,17 @@ fn ended(status: ExitStatus) -> Result<Outcome, Failure> {
 }
 
 /// Takes the mount away when the server has ended, if it is still there.
-struct Mounted<'a>(&'a std::path::Path);
-
-impl Mounted<'_> {
-    /// What is mounted there from now on is somebody else's: the next mount may have come already.
-    fn forget(self) {
-        std::mem::forget(self);
-    }
+struct Mounted<'a> {
+    attached: &'a Attached,
+    host: &'a Host,
 }
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        fuse::detach(self.0);
+        self.host.let_go();
+        match self.attached.unmount(true) {
+            Ok(()) | Err(MountError::NotMounted { .. }) => {}
+            Err(error) => tracing::warn!(%error, "cannot take the mount away"),
+        }
     }
 }

@@ -1,0 +1,36 @@
+{
+  lib,
+  coreutils,
+  rustPlatform,
+}:
+
+rustPlatform.buildRustPackage {
+  pname = "codchifs";
+  inherit ((lib.importTOML ../../Cargo.toml).workspace.package) version;
+
+  src = lib.cleanSource ../..;
+  cargoLock.lockFile = ../../Cargo.lock;
+  cargoBuildFlags = [ "--workspace" ];
+
+  # They make mounts, owners and devices, as root.
+  doCheck = false;
+
+  postInstall = ''
+    mv $out/bin/mount-codchifs $out/bin/mount.codchifs
+    ln -s mount.codchifs $out/bin/mount.fuse.codchifs
+    install -Dm644 packaging/systemd/codchifs@.service -t $out/lib/systemd/system
+    sed -i -e "s|/usr/bin/codchifs|$out/bin/codchifs|" -e "s|/usr/bin/mkdir|${coreutils}/bin/mkdir|" \
+      $out/lib/systemd/system/codchifs@.service
+    install -Dm644 packaging/tmpfiles.conf $out/lib/tmpfiles.d/codchifs.conf
+  '';
+
+  meta = {
+    description = "Code machines of Codchi as directories, each with a tar of it";
+    license = with lib.licenses; [
+      mit
+      asl20
+    ];
+    platforms = lib.platforms.linux;
+    mainProgram = "codchifs";
+  };
+}

@@ -1,0 +1,132 @@
+//! The flake of the project: its package and its module for NixOS, evaluated by nix with stubs of nixpkgs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use common::fixture::Fixture;
+use common::{Done, program, run};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
+}
+
+/// The package, and what the module makes of these settings of `services.codchifs`.
+fn evaluate(settings: &str) -> Done {
+    let temp = tempfile::tempdir().unwrap();
+    let mut nix = program("nix-instantiate", ["--eval", "--strict", "--json"]);
+    for name in ["NIX_STATE_DIR", "NIX_STORE_DIR", "NIX_LOG_DIR", "NIX_CONF_DIR", "HOME"] {
+        nix.env(name, temp.path().join(name));
+    }
+    nix.env("NIX_REMOTE", "local").arg(top().join("tests/nix-stubs/module.nix"));
+    nix.args(["--arg", "flake"]).arg(top().join("flake.nix")).args(["--arg", "settings", settings]);
+    run(nix)
+}
+
+fn evaluated(settings: &str) -> Value {
+    serde_json::from_slice(&evaluate(settings).ok().stdout).unwrap()
+}
+
+#[test]
+fn no_name_in_the_nix_files_is_undefined() {
+    for file in ["flake.nix", "packaging/nix/package.nix", "packaging/nix/module.nix"] {
+        run(program("nix-instantiate", ["--parse"]).arg(top().join(file))).ok();
+    }
+}
+
+#[test]
+fn a_module_that_is_off_sets_nothing_and_odd_settings_are_refused() {
+    assert_eq!(evaluated("{ users.alice = { }; }")["config"], json!({}));
+    for (settings, words) in [
+        ("{ enable = true; users.alice.alow = \"root\"; }", "no option alow"),
+        ("{ enable = true; users.alice.allow = \"all\"; }", "no word of root other nobody"),
+        ("{ enable = true; users.alice.machines = \"m\"; }", "no list"),
+    ] {
+        let err = evaluate(settings).exits(1).err();
+        assert!(err.contains(words), "{words}: {err}");
+    }
+}
+
+#[test]
+fn each_user_has_a_service_whose_line_codchifs_takes() {
+    let users = r#"
+        root = { };
+        alice = { allow = "other"; machines = [ "m" ]; mountPoint = "/home/alice/my $machines";
+            exclude = [ "*.o" "100%" ]; secrets = "omit"; extraArgs = [ "--sparse=no" ]; };
+        bob.allow = "nobody";
+    "#;
+    let value =
+        evaluated(&format!("{{ enable = true; userAllowOther = true; users = {{{users}}}; }}"));
+    let config = &value["config"];
+    assert_eq!(config["programs"]["fuse"]["userAllowOther"], true);
+    assert_eq!(config["system"]["fsPackages"], config["systemd"]["packages"]);
+    let services = &config["systemd"]["services"];
+    let fixture = Fixture::new();
+    fixture.sample("m");
+    for (user, point, words) in [
+        ("root", "/mnt/codchi/root", &["-o", "allow_root"][..]),
+        (
+            "alice",
+            "/home/alice/my $machines",
+            &["allow_other", "--machine=m", "--exclude=100%", "--secrets=omit", "--sparse=no"],
+        ),
+        ("bob", "/mnt/codchi/bob", &["--secrets=include"]),
+    ] {
+        let service = &services[format!("codchifs@{user}")];
+        assert_eq!(service["overrideStrategy"], "asDropin", "{service}");
+        let lines = &service["serviceConfig"];
+        assert_eq!(unescaped(&lines["ExecStartPre"]), ["/coreutils/bin/mkdir", "-p", point]);
+        let line = unescaped(&lines["ExecStart"]);
+        assert!(words.iter().all(|word| line.iter().any(|found| found == word)), "{line:?}");
+        // The same, of the machines that there are, where something can be mounted.
+        let [program, option, name, args @ .., last] = &line[..] else { panic!("{line:?}") };
+        let here = ["/package/bin/codchifs", "--user", user, point];
+        assert_eq!([program, option, name, last], here, "{line:?}");
+        let mut command = fixture.command(args);
+        run(command.arg("--fake").arg(fixture.mount_point())).ok();
+    }
+    let wrong = evaluated("{ enable = true; users.root.extraArgs = [ \"--sparse=maybe\" ]; }");
+    let line = unescaped(
+        &wrong["config"]["systemd"]["services"]["codchifs@root"]["serviceConfig"]["ExecStart"],
+    );
+    let args = &line[3..line.len() - 1];
+    fixture.run(args.iter().map(String::as_str).chain(["--fake", "/mnt"])).exits(2);
+}
+
+/// The words of a line, after the empty one that takes away what the unit has.
+fn unescaped(lines: &Value) -> Vec<String> {
+    let [Value::String(empty), Value::String(line)] = &lines.as_array().unwrap()[..] else {
+        panic!("{lines}")
+    };
+    assert_eq!(empty, "");
+    let words = serde_json::Deserializer::from_str(line).into_iter::<String>();
+    words.map(|word| word.unwrap().replace("%%", "%").replace("$$", "$")).collect()
+}
+
+/// Its phase of installation is run as nix would after cargo's part.
+#[test]
+fn the_package_installs_the_helper_and_a_unit_without_paths_of_other_systems() {
+    let value = evaluated("{ enable = true; }");
+    assert_eq!(value["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(value["lock"], true);
+    let out = tempfile::tempdir().unwrap();
+    let bin = out.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let built = Path::new(env!("CARGO_BIN_EXE_codchifs")).parent().unwrap();
+    for name in ["codchifs", "mount-codchifs"] {
+        fs::copy(built.join(name), bin.join(name)).unwrap();
+    }
+    let mut shell = program("bash", ["-euc", value["postInstall"].as_str().unwrap()]);
+    run(shell.env("out", out.path()).current_dir(top())).silent();
+    for name in ["mount.codchifs", "mount.fuse.codchifs"] {
+        run(program(bin.join(name).to_str().unwrap(), ["--help"])).ok();
+    }
+    let unit = out.path().join("lib/systemd/system/codchifs@.service");
+    let unit = fs::read_to_string(unit).unwrap();
+    let start = format!("ExecStart={}/codchifs --user %i mount ", bin.display());
+    assert!(unit.contains(&start) && unit.contains("ExecStartPre=/coreutils/bin/mkdir"), "{unit}");
+    assert!(!unit.contains("/usr/"), "{unit}");
+    assert!(out.path().join("lib/tmpfiles.d/codchifs.conf").exists());
+}
