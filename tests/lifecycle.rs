@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -368,5 +368,42 @@ fn a_users_mount_ends_with_the_user_or_with_root() {
     let mut mounted = host.mount("mnt");
     mounted.signal(Signal::TERM);
     assert!(mounted.wait().success(), "{}", mounted.log());
+    assert!(mounts_on(mounted.point()).is_empty());
+}
+
+#[test]
+fn a_mount_whose_path_leads_elsewhere_is_the_one_that_is_taken_away() {
+    let fixture = Fixture::new();
+    fixture.sample("m");
+    let at = |name: &str| fixture.path().join(name);
+    let mount = |way: &str| {
+        let point = at(way).join("mnt");
+        fs::create_dir_all(&point).unwrap();
+        let log = at(&format!("log-{way}"));
+        Mounted::of(fixture.command(["mount", "--foreground"]), point, log)
+    };
+    let (mut ours, other) = (mount("way"), mount("elsewhere"));
+    fs::rename(at("way"), at("moved")).unwrap();
+    symlink(at("elsewhere"), at("way")).unwrap();
+    kill(ours.server(), Signal::KILL);
+    assert_eq!(ours.wait().code(), Some(1));
+    assert!(mounts_on(&at("moved/mnt")).is_empty(), "the mount that was moved");
+    assert_eq!(mounts_on(&at("elsewhere/mnt")).len(), 1, "the one that its path led to");
+    fs::remove_file(at("way")).unwrap();
+    fs::rename(at("moved"), at("way")).unwrap();
+    drop(ours);
+    other.unmount();
+}
+
+#[test]
+fn a_mount_that_is_cut_off_in_the_kernel_is_taken_away() {
+    let fixture = Fixture::new();
+    fixture.sample("m");
+    let control = fixture.scratch("fusectl");
+    run(program("mount", ["-t", "fusectl", "none"]).arg(&control)).silent();
+    let mut mounted = Mounted::new(&fixture);
+    let number = rustix::fs::minor(fs::metadata(mounted.point()).unwrap().dev());
+    fs::write(control.join(number.to_string()).join("abort"), "1").unwrap();
+    mounted.wait();
     assert!(mounts_on(mounted.point()).is_empty());
 }

@@ -276,3 +276,27 @@ fn reading_moves_no_access_time() {
     let kinds: BTreeSet<_> = moved.map(|(_, after)| after.split(' ').nth(1).unwrap()).collect();
     assert_eq!(kinds, ["d", "f", "l"].into(), "who does not come through the mount moves them");
 }
+
+#[test]
+fn a_way_to_where_others_keep_their_homes_leads_to_none_of_them() {
+    let host = played();
+    // Another user's, open to all but for the home itself, whose owner is in the map that all instances share.
+    let other = host.path().join("other/machine");
+    let home = other.join("demo");
+    fs::create_dir_all(&home).unwrap();
+    fs::write(home.join("file"), MARKER).unwrap();
+    for path in [home.join("file"), home] {
+        chown(path, Some(shifted(1000)), Some(shifted(100))).unwrap();
+    }
+    chown(&other, Some(UID + 1), Some(UID + 1)).unwrap();
+    let way = host.data().join("machine");
+    fs::rename(&way, host.path().join("kept")).unwrap();
+    symlink(&other, &way).unwrap();
+    lchown(&way, Some(UID), Some(UID)).unwrap();
+    let mounted = host.mount("mnt");
+    let told = report(&mounted, "demo");
+    assert!(told.contains("refused: the home"), "{told}");
+    nothing_leaks("a link to another user's homes", mounted.point());
+    let done = host.run(&["export", "demo", "-q", "-o", "-"]).exits(1);
+    assert!(!contains(&done.stdout, MARKER.as_bytes()));
+}

@@ -7,7 +7,7 @@ use common::fixture::Fixture;
 use common::lxd::{Host, UID};
 use common::mounted::Mounted;
 use common::played::{directory, played};
-use common::processes::{Call, Idle, call, descriptors, make, status, threads};
+use common::processes::{Call, Idle, call, descriptors, is_alive, make, status, threads};
 use common::{program, run};
 use std::collections::BTreeMap;
 use std::fs;
@@ -371,4 +371,25 @@ fn the_user_gets_nothing_out_of_the_server_or_the_host() {
     common::wait_until("the end of the mount", common::DEADLINE, || {
         common::mounted::mounts_on(mounted.point()).is_empty()
     });
+}
+
+/// The host acts with the user's rights in threads of its own. kill(2) asks whose thread it is, and ends the process.
+#[test]
+fn the_user_ends_no_thread_of_the_host_that_acts_as_the_user() {
+    const SCRIPT: &str = "
+import ctypes, os, sys, time
+libc, host, point = ctypes.CDLL(None), int(sys.argv[1]), sys.argv[2]
+end, sent = time.monotonic() + 5, 0
+while time.monotonic() < end and not sent:
+    os.listdir(point)
+    for thread in os.listdir(f'/proc/{host}/task'):
+        sent += libc.tgkill(host, int(thread), 9) == 0
+sys.exit(sent)";
+    let host = played();
+    let mounted = host.mount("mnt");
+    let mut setpriv = program("setpriv", ["--clear-groups"]);
+    setpriv.args([format!("--reuid={UID}"), format!("--regid={UID}")]);
+    setpriv.args(["python3", "-c", SCRIPT, &mounted.host().to_string()]);
+    run(setpriv.arg(mounted.point().join("demo"))).silent();
+    assert!(is_alive(mounted.host()));
 }
