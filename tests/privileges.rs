@@ -389,7 +389,7 @@ sys.exit(sent)";
     let mounted = host.mount("mnt");
     let mut setpriv = program("setpriv", ["--clear-groups"]);
     setpriv.args([format!("--reuid={UID}"), format!("--regid={UID}")]);
-    setpriv.args(["python3", "-c", SCRIPT, &mounted.host().to_string()]);
+    setpriv.args(["/usr/bin/python3", "-c", SCRIPT, &mounted.host().to_string()]);
     run(setpriv.arg(mounted.point().join("demo"))).silent();
     assert!(is_alive(mounted.host()));
 }
