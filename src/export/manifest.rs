@@ -227,7 +227,7 @@ fn vis(bytes: &[u8]) -> String {
     text
 }
 
-/// The bytes that [`vis`] has written; `None` if it has not.
+/// The bytes that `vis` has written; `None` if it has not.
 pub fn unvis(text: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
