@@ -1,7 +1,7 @@
 //! The server's side: asks the host.
 
 use super::wire::{Answer, Body, Request, Told, What, receive, send};
-use super::{Located, Roots};
+use super::{HOME, Located, ROOTFS, Roots};
 use crate::backend::{Facts, LocateError};
 use crate::codchi::MachineName;
 use crate::tree::Root;
@@ -62,12 +62,12 @@ impl Client {
             Ok(_) => return Err("it changes at this moment; look again".into()),
             Err(why) => return Err(LocateError::from(why).to_string()),
         }
-        let mut roots = opened
-            .into_iter()
-            .zip(fds)
-            .map(|(opened, fd)| Root::handed_over(fd, opened.quiet, opened.covered));
+        let mut roots = opened.into_iter().zip(fds);
         match (roots.next(), roots.next()) {
-            (Some(rootfs), Some(home)) => Ok(Roots { rootfs, home }),
+            (Some((rootfs_quiet, rootfs)), Some((home_quiet, home))) => Ok(Roots {
+                rootfs: Root::handed_over(rootfs, rootfs_quiet, located.covered(ROOTFS)),
+                home: Root::handed_over(home, home_quiet, located.covered(HOME)),
+            }),
             _ => Err("the process that opens machines sent nothing".into()),
         }
     }

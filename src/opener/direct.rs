@@ -1,6 +1,6 @@
 //! Finding and opening with this process's own rights.
 
-use super::{Found, Located, Roots};
+use super::{Found, HOME, Located, ROOTFS, Roots};
 use crate::backend::{Backend, Facts, LocateError, Query};
 use crate::codchi::{self, MachineName, State};
 use crate::credentials::{User, as_user};
@@ -142,8 +142,13 @@ impl Direct {
         let opened = self.open_home(home)?;
         inside_map("home", home, &opened, maps.home.as_ref())?;
         Ok(Roots {
-            rootfs: self.root("root file system", &location.rootfs, rootfs)?,
-            home: self.root("home", home, opened)?,
+            rootfs: self.root(
+                "root file system",
+                &location.rootfs,
+                rootfs,
+                located.covered(ROOTFS),
+            )?,
+            home: self.root("home", home, opened, located.covered(HOME))?,
         })
     }
 
@@ -162,8 +167,13 @@ impl Direct {
         tree::open_layer_at(&parent, name).map_err(|e| cannot_open("home", home, e))
     }
 
-    fn root(&self, what: &str, path: &Path, directory: OwnedFd) -> Result<Root, String> {
-        let covered = tree::covered(&directory);
+    fn root(
+        &self,
+        what: &str,
+        path: &Path,
+        directory: OwnedFd,
+        covered: Vec<PathBuf>,
+    ) -> Result<Root, String> {
         let Some(anchors) = &self.anchors else { return Ok(Root::new(directory, covered)) };
         for anchor in anchors {
             match anchor.open(&directory) {

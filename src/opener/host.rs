@@ -1,9 +1,10 @@
 //! The host's side: finds and opens for the server, which may only name machines.
 
 use super::Direct;
-use super::wire::{Answer, Body, Opened, Refusal, Request, Told, What, receive, send};
+use super::wire::{Answer, Body, Refusal, Request, Told, What, receive, send};
 use crate::codchi::MachineName;
 use crate::sys;
+use crate::tree::Root;
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
@@ -135,12 +136,9 @@ fn find(direct: &Direct, name: &str, open: bool) -> (Body, Vec<OwnedFd>) {
     let opened = match &located {
         Ok(located) if open => direct.open(located).map(|roots| {
             let roots = [roots.rootfs, roots.home];
-            let opened = roots
-                .iter()
-                .map(|root| Opened { quiet: root.is_quiet(), covered: root.covered().to_vec() });
-            let opened = opened.collect();
-            fds.extend(roots.into_iter().map(crate::tree::Root::into_fd));
-            opened
+            let quiet = roots.iter().map(Root::is_quiet).collect();
+            fds.extend(roots.into_iter().map(Root::into_fd));
+            quiet
         }),
         Err(why) if open => Err(why.to_string()),
         _ => Ok(Vec::new()),

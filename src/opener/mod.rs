@@ -33,6 +33,21 @@ pub struct Located {
     roots: [Option<Found>; 2],
 }
 
+/// Index of the rootfs among a machine's directories.
+const ROOTFS: usize = 0;
+/// Index of the home.
+const HOME: usize = 1;
+
+impl Located {
+    /// What others have mounted something over, below one of the two.
+    fn covered(&self, root: usize) -> Vec<PathBuf> {
+        self.roots
+            .get(root)
+            .and_then(Option::as_ref)
+            .map_or_else(Vec::new, |found| found.covered.clone())
+    }
+}
+
 /// A directory as it is found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Found {

@@ -61,16 +61,8 @@ pub(super) enum Body {
 pub(super) struct Told {
     pub(super) located: Result<Located, Refusal>,
     pub(super) facts: Facts,
-    /// Why the directories are not in this frame; else which of them are quiet, and what is mounted over places of theirs.
-    pub(super) opened: Result<Vec<Opened>, String>,
-}
-
-/// One opened directory.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Opened {
-    pub(super) quiet: bool,
-    #[serde(with = "bytes::list")]
-    pub(super) covered: Vec<PathBuf>,
+    /// Why the directories are not in this frame; else whether they are quiet.
+    pub(super) opened: Result<Vec<bool>, String>,
 }
 
 /// A [`LocateError`]; for those who are told, there are but two kinds.

@@ -65,11 +65,6 @@ impl Root {
         self.fd
     }
 
-    /// What others have mounted something over, relative to it.
-    pub fn covered(&self) -> &[PathBuf] {
-        &self.covered
-    }
-
     /// Whether nothing that is opened below it moves an access time.
     pub fn is_quiet(&self) -> bool {
         self.quiet
