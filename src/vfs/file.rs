@@ -83,38 +83,20 @@ impl Vfs {
                 let (manifest, hold) = (generation.manifest(), history.open(&generation));
                 let handle = self.handles.add(Handle::Manifest { node, manifest, hold });
                 // What is in the last page depends on whether all files were as they were scanned.
-                Ok(Opened {
-                    handle,
-                    cache: Cache::Bypass,
-                    direct: true,
-                    close_tells: true,
-                    plain: None,
-                })
+                Ok(Opened::past_the_cache(handle, true))
             }
             Object::Transfers => {
                 let bytes = self.transfers(&node.key.machine);
                 let attr = self.page_attr(ino, &bytes, now());
                 let handle = self.handles.add(Handle::Bytes { node, bytes: bytes.into(), attr });
-                Ok(Opened {
-                    handle,
-                    cache: Cache::Bypass,
-                    direct: true,
-                    close_tells: false,
-                    plain: None,
-                })
+                Ok(Opened::past_the_cache(handle, false))
             }
             object @ (Object::Report | Object::Guide) => {
                 let machine = self.machines.get(node.key.machine.as_bytes());
                 let (bytes, time) = self.page(object, &*machine.ok_or(Errno::STALE)?);
                 let attr = self.page_attr(ino, &bytes, time);
                 let handle = self.handles.add(Handle::Bytes { node, bytes: bytes.into(), attr });
-                Ok(Opened {
-                    handle,
-                    cache: Cache::Bypass,
-                    direct: true,
-                    close_tells: false,
-                    plain: None,
-                })
+                Ok(Opened::past_the_cache(handle, false))
             }
             Object::Placeholder => Err(Errno::STALE),
             _ => Err(Errno::ISDIR),
@@ -159,13 +141,7 @@ impl Vfs {
                 };
                 let attr = Attr::of(node.ino, &attr);
                 let handle = self.handles.add(Handle::Bytes { node, bytes, attr });
-                Ok(Opened {
-                    handle,
-                    cache: Cache::Bypass,
-                    direct: true,
-                    close_tells: false,
-                    plain: None,
-                })
+                Ok(Opened::past_the_cache(handle, false))
             }
         }
     }

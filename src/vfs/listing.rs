@@ -24,13 +24,8 @@ impl Vfs {
             Object::Tree(_) | Object::Rootfs => {
                 self.dirs.open(&self.tree(&node.key.machine)?, &node)?;
             }
-            Object::Report
-            | Object::Guide
-            | Object::Transfers
-            | Object::Placeholder
-            | Object::Manifest(_)
-            | Object::Export { .. } => return Err(Errno::NOTDIR),
-            _ => {}
+            Object::Root | Object::Machine | Object::Generations | Object::GenerationDir(_) => {}
+            _ => return Err(Errno::NOTDIR),
         }
         Ok(self.handles.add(Handle::Directory { node, listing: Mutex::new(None) }))
     }
@@ -168,12 +163,7 @@ impl Vfs {
                     },
                 }));
             }
-            Object::Report
-            | Object::Guide
-            | Object::Transfers
-            | Object::Placeholder
-            | Object::Manifest(_)
-            | Object::Export { .. } => return Err(Errno::NOTDIR),
+            _ => return Err(Errno::NOTDIR),
         }
         Ok(Listing { taken, entries })
     }

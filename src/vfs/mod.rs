@@ -140,6 +140,13 @@ pub struct Opened {
     pub plain: Option<u64>,
 }
 
+impl Opened {
+    /// A file whose bytes are this handle's own.
+    fn past_the_cache(handle: u64, close_tells: bool) -> Self {
+        Self { handle, cache: Cache::Bypass, direct: true, close_tells, plain: None }
+    }
+}
+
 /// Something that the kernel believes and that is not so any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {

@@ -97,12 +97,7 @@ impl Vfs {
                 }
                 self.insert_entry(parent, name, &attr)
             }
-            Object::Report
-            | Object::Guide
-            | Object::Transfers
-            | Object::Placeholder
-            | Object::Manifest(_)
-            | Object::Export { .. } => Err(Errno::NOTDIR),
+            _ => Err(Errno::NOTDIR),
         }
     }
 
