@@ -41,6 +41,16 @@ pub struct MountOptions {
     pub passthrough: bool,
 }
 
+impl MountOptions {
+    /// Where, without symbolic links, if nothing in the options speaks against it.
+    fn place(&self) -> Result<PathBuf, MountError> {
+        if self.allow_other && self.allow_root {
+            return Err(MountError::BothAllowed);
+        }
+        resolve(&self.mountpoint)
+    }
+}
+
 /// A mount made by root.
 #[derive(Debug)]
 pub struct Attached {
@@ -73,10 +83,7 @@ impl Attached {
         let Some(path) = self.found()? else {
             return Err(MountError::NotMounted { path: self.mountpoint.clone() });
         };
-        let failed = |source| match source {
-            Errno::BUSY => MountError::Busy { path: path.clone() },
-            _ => MountError::Unmount { path: path.clone(), source },
-        };
+        let failed = |source| not_unmounted(&path, source);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, &path, flags, Mode::empty()).map_err(failed)?;
         if numbers(&root).map_err(failed)? != (self.id, self.device) {
@@ -163,10 +170,7 @@ fn attach_at(
 
 /// Whether `options` can be mounted, without doing it; a mount that is there already is none of its business.
 pub fn check(options: &MountOptions) -> Result<(), MountError> {
-    if options.allow_other && options.allow_root {
-        return Err(MountError::BothAllowed);
-    }
-    let path = resolve(&options.mountpoint)?;
+    let path = options.place()?;
     if mounted_at(&path)?.is_some_and(|mounted| mounted.fstype == TYPE) {
         return Ok(());
     }
@@ -210,11 +214,8 @@ fn resolve(path: &Path) -> Result<PathBuf, MountError> {
 
 /// Makes sure that the directory can be mounted on, taking away what a crash left there.
 pub(super) fn prepare(options: &MountOptions) -> Result<(PathBuf, OwnedFd), MountError> {
-    if options.allow_other && options.allow_root {
-        return Err(MountError::BothAllowed);
-    }
+    let path = options.place()?;
     raise_descriptor_limit();
-    let path = resolve(&options.mountpoint)?;
     while let Some(mounted) = mounted_at(&path)?.filter(|mounted| mounted.fstype == TYPE) {
         if !mounts::is_stale(&mounted) {
             return Err(MountError::AlreadyMounted { path });
@@ -249,10 +250,7 @@ fn unmount_at(path: &Path, lazy: bool) -> Result<(), MountError> {
     if rustix::process::geteuid().is_root() {
         let mut flags = UnmountFlags::NOFOLLOW;
         flags.set(UnmountFlags::DETACH, lazy);
-        return sys::unmount(path, flags).map_err(|source| match source {
-            Errno::BUSY => MountError::Busy { path: path.to_owned() },
-            _ => MountError::Unmount { path: path.to_owned(), source },
-        });
+        return sys::unmount(path, flags).map_err(|source| not_unmounted(path, source));
     }
     let failed = |reason| MountError::Fusermount { path: path.to_owned(), reason };
     let output = Command::new("fusermount3")
@@ -268,6 +266,13 @@ fn unmount_at(path: &Path, lazy: bool) -> Result<(), MountError> {
         true => Ok(()),
         false if text.contains("busy") => Err(MountError::Busy { path: path.to_owned() }),
         false => Err(failed(text)),
+    }
+}
+
+fn not_unmounted(path: &Path, source: Errno) -> MountError {
+    match source {
+        Errno::BUSY => MountError::Busy { path: path.to_owned() },
+        _ => MountError::Unmount { path: path.to_owned(), source },
     }
 }
 
@@ -289,8 +294,8 @@ impl Stop {
         signals.map(Self).map_err(|source| MountError::Signals { source })
     }
 
-    /// Calls `end` on a signal, lazily or not, in a thread of its own, until the handle is closed. If the mount is in use it goes out of
-    /// sight, and a second signal calls `cut_off`, which is to fail whoever still uses it. SIGHUP calls `reread`.
+    /// Calls `end` on a signal, lazily or not, in a thread of its own, until the handle is closed. If the mount is in use it
+    /// goes out of sight, and a second signal calls `cut_off`, which is to fail whoever still uses it. SIGHUP calls `reread`.
     pub fn watch(
         self,
         end: impl Fn(bool) -> Result<(), MountError> + Send + 'static,
