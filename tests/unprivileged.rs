@@ -110,3 +110,44 @@ fn what_keeps_a_user_from_mounting_is_said_with_what_to_do() {
     let look = mount("-o allow_other") + "; \"$1\" unmount \"$point\"";
     Asked { fuse: "666", conf: "user_allow_other\n", look: &look }.run(&host).ok();
 }
+
+/// Each jump is seen by the server, whose clock is the file, and by nobody else; then what the machine writes shows, and the
+/// next scan is of that time.
+const JUMPS: &str = r#"
+point=$1; shift
+clock=$(mktemp /tmp/codchifs-clock.XXXXXX)
+echo +0 >"$clock"
+libfaketime=$(faketime -m -f +0 printenv LD_PRELOAD)
+LD_PRELOAD=$libfaketime FAKETIME_TIMESTAMP_FILE=$clock FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1 \
+    "$@" mount "$point"
+set -- "$1" "$point"
+trap "'$1' unmount --lazy '$2'; rm '$clock'" EXIT
+point=$2
+old=$(sha256sum <"$point/mine/export.tar")
+exec 9<"$point/mine/export.tar"
+for jump in +3650d -7300d +0; do
+    echo "$jump" >"$clock"
+    echo "$jump" >"$DISK/srv/after$jump"
+    until cat "$point/mine/rootfs/srv/after$jump" 2>/dev/null; do :; done
+    until tar -tf "$point/mine/export.tar" | grep -q "srv/after$jump"; do :; done
+    sed -n 's/.*"scanned": "\([0-9]*\).*/\1/p' "$point/mine/report.json"
+done
+[ "$(sha256sum <&9)" = "$old" ]
+"#;
+
+#[test]
+fn a_clock_that_jumps_stops_nothing_and_keeps_nothing_from_showing() {
+    let host = host();
+    let year = || run(program("date", ["-u", "+%Y"])).ok().out().trim().parse::<i64>().unwrap();
+    let disk = directory(&host.lxd, "mine").join("rootfs");
+    let asked =
+        Asked { fuse: "666", conf: "", look: &format!("DISK='{}'\n{JUMPS}", disk.display()) };
+    let said = asked.run(&host).ok().out();
+    let said: Vec<_> = said.lines().collect();
+    let [first, then, later, before, now, at_last] = said[..] else { panic!("{said:?}") };
+    assert_eq!([first, later, now], ["+3650d", "-7300d", "+0"]);
+    let years = [then, before, at_last].map(|year| year.parse::<i64>().unwrap());
+    for (seen, jump) in years.into_iter().zip([10, -20, 0]) {
+        assert!((year() + jump - seen).abs() <= 1, "{said:?}");
+    }
+}
