@@ -3,6 +3,7 @@
 //! codchifs runs as root to read machines, but Codchi's state belongs to a user who may plant links in it. What that
 //! user could not read must not be read on their behalf.
 
+use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups,
@@ -53,6 +54,14 @@ pub fn as_user<T: Send>(user: User, look: impl FnOnce() -> T + Send) -> std::io:
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
+}
+
+/// Makes this thread the user in every id, for good: a FUSE mount admits nobody who is its owner in some ids only
+/// (fs/fuse/dir.c, `fuse_permissible_uidgid`). The user can then signal the whole process: for commands that look and end.
+pub fn become_owner(user: User) -> Result<(), Errno> {
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    set_thread_res_gid(gid, gid, gid)?;
+    set_thread_res_uid(uid, uid, uid)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod common;
 
 use common::fixture::Fixture;
 use common::mounted::Mounted;
+use common::played::played;
 use common::{DEADLINE, Done, program, run, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -408,4 +409,19 @@ fn status_that_watches_has_a_line_for_each_look_until_it_is_interrupted() {
     }
     kill_process(Pid::from_child(&running.0), Signal::INT).unwrap();
     running.0.wait().unwrap();
+}
+
+#[test]
+fn root_sees_what_is_in_a_mount_that_admits_nobody_but_its_user() {
+    let host = played();
+    let point = host.path().join("mnt");
+    fs::create_dir_all(&point).unwrap();
+    let point = point.to_str().unwrap();
+    host.run(&["mount", point]).ok();
+    let status = host.run(&["status", "--json"]);
+    host.run(&["unmount", point]).ok();
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    let mounts = status["mounts"].as_array().unwrap();
+    let ours = mounts.iter().find(|mount| mount["mountpoint"] == point).expect("the mount");
+    assert_eq!(ours["machines"][0]["name"], "demo", "{ours}");
 }

@@ -4,7 +4,7 @@ use super::args::Status;
 use super::doctor::printable;
 use super::progress::{clock, size};
 use super::{Failure, Outcome};
-use crate::credentials::{User, as_user};
+use crate::credentials::{User, become_owner};
 use crate::fuse::{self, Health};
 use crate::mountinfo;
 use serde_json::{Value, json};
@@ -92,11 +92,11 @@ fn machines(point: &Path, owner: Option<(u32, u32)>) -> Result<Machines, String>
     // It may hang, and then it does so alone.
     let look = move || {
         let root = rustix::process::geteuid().is_root();
-        let found = match owner.filter(|_| root) {
-            Some((uid, gid)) => as_user(User { uid, gid }, || read(&point)).and_then(|found| found),
-            None => read(&point),
+        let owned = match owner.filter(|_| root) {
+            Some((uid, gid)) => become_owner(User { uid, gid }),
+            None => Ok(()),
         };
-        let _ = answer.send(found);
+        let _ = answer.send(owned.map_err(io::Error::from).and_then(|()| read(&point)));
     };
     let started = std::thread::Builder::new().name("codchifs-look".into()).spawn(look);
     started.map_err(|why| why.to_string())?;

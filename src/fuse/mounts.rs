@@ -1,10 +1,10 @@
 //! Whether a mount of ours is there, and whether anybody serves it.
 
 use super::MountError;
+use crate::credentials::{User, become_owner};
 use crate::mountinfo::{self, Mount};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
-use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -74,10 +74,7 @@ fn probe(path: &Path, owner: Option<(u32, u32)>) -> Result<(), Errno> {
     if let Some((uid, gid)) = owner
         && rustix::process::geteuid().is_root()
     {
-        let gid = rustix::process::Gid::from_raw(gid);
-        set_thread_res_gid(gid, gid, gid)?;
-        let uid = rustix::process::Uid::from_raw(uid);
-        set_thread_res_uid(uid, uid, uid)?;
+        become_owner(User { uid, gid })?;
     }
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
     rustix::fs::statx(root, "", flags, StatxFlags::BASIC_STATS).map(drop)
