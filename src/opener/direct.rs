@@ -5,6 +5,7 @@ use crate::backend::{Backend, Facts, LocateError, Query};
 use crate::codchi::{self, MachineName, State};
 use crate::credentials::{User, as_user};
 use crate::idmap::IdMap;
+use crate::mountinfo::{self, Mount};
 use crate::tree::{self, Anchor, Root};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -126,9 +127,10 @@ impl Direct {
         };
         let (location, facts) = self.backend.locate(&query);
         let located = location.map(|location| {
+            let table = mountinfo::read().unwrap_or_default();
             let home = location.home.clone().unwrap_or_else(|| self.state.home(name));
-            let roots =
-                [found(pin_rootfs(&location.rootfs).ok()), found(self.pin_home(&home).ok())];
+            let roots = [pin_rootfs(&location.rootfs).ok(), self.pin_home(&home).ok()]
+                .map(|opened| found(opened?, &table));
             Located { location, home, roots }
         });
         (located, facts)
@@ -244,10 +246,9 @@ fn add(anchors: &mut Vec<Anchor>, path: &Path, directory: OwnedFd) {
     }
 }
 
-fn found(opened: Option<OwnedFd>) -> Option<Found> {
-    let directory = opened?;
+fn found(directory: OwnedFd, table: &[Mount]) -> Option<Found> {
     let identity = tree::layer_identity(&directory).ok()?;
-    Some(Found { identity, covered: tree::covered(&directory) })
+    Some(Found { identity, covered: tree::covered(&directory, table) })
 }
 
 fn open_rootfs(rootfs: &Path) -> Result<OwnedFd, String> {

@@ -1,7 +1,7 @@
 //! A directory that holds machines' directories, through a mount of our own.
 
 use super::layer::{self, CONFINED, device};
-use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ impl Anchor {
     /// Makes one of an opened directory. A mount of our own is not to be had by root of a user namespace, nor of what is
     /// mounted in another mount namespace; then access times move.
     pub fn new(directory: OwnedFd) -> Result<Self, Errno> {
-        let (path, mount) = (path(&directory)?, layer::stat_fd(&directory)?.stx_mnt_id);
+        let (path, mount) = (layer::path_of(&directory)?, layer::stat_fd(&directory)?.stx_mnt_id);
         Ok(match layer::quiet_mount(&directory) {
             Ok(quiet) => Self { directory: quiet, quiet: true, path, mount },
             Err(why) => {
@@ -42,7 +42,7 @@ impl Anchor {
     /// Opens `directory` anew, through this one. `None` where it is not below it, or on another mount.
     pub fn open(&self, directory: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
         let wanted = layer::stat_fd(directory)?;
-        let path = path(directory)?;
+        let path = layer::path_of(directory)?;
         let Ok(below) = path.strip_prefix(&self.path) else { return Ok(None) };
         if wanted.stx_mnt_id != self.mount {
             return Ok(None);
@@ -57,12 +57,4 @@ impl Anchor {
             false => Err(Errno::STALE),
         }
     }
-}
-
-/// Where an opened directory is, without symbolic links.
-fn path(directory: &OwnedFd) -> Result<PathBuf, Errno> {
-    let link = fs::readlink(format!("/proc/self/fd/{}", directory.as_raw_fd()), Vec::new())?;
-    Ok(PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(
-        link.into_bytes(),
-    )))
 }

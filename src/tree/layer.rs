@@ -9,7 +9,8 @@
 //! places those are is found out before. Elsewhere an O_PATH descriptor is looked at before anything is opened, and a
 //! mount point by the mount that a name is on.
 
-use crate::{mountinfo, sys};
+use crate::mountinfo::{self, Mount};
+use crate::sys;
 use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
@@ -17,7 +18,8 @@ use rustix::path::Arg as _;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ffi::CStr;
-use std::os::unix::ffi::OsStrExt as _;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,13 +73,15 @@ impl Root {
     }
 }
 
-/// Places below `directory` over which something is mounted in this process's namespace, relative to it.
-pub fn covered(directory: &OwnedFd) -> Vec<PathBuf> {
-    let own = format!("/proc/self/fd/{}", directory.as_raw_fd());
-    match (std::fs::read_link(own), mountinfo::read()) {
-        (Ok(path), Ok(table)) => mountinfo::below(&table, &path),
-        _ => Vec::new(),
-    }
+/// Places below `directory` over which something is mounted by `table`, relative to it.
+pub(crate) fn covered(directory: &OwnedFd, table: &[Mount]) -> Vec<PathBuf> {
+    path_of(directory).map_or_else(|_| Vec::new(), |path| mountinfo::below(table, &path))
+}
+
+/// Where an opened directory is in this process's namespace, without symbolic links.
+pub(super) fn path_of(directory: &OwnedFd) -> Result<PathBuf, Errno> {
+    let link = fs::readlink(format!("/proc/self/fd/{}", directory.as_raw_fd()), Vec::new())?;
+    Ok(OsString::from_vec(link.into_bytes()).into())
 }
 
 /// One of the directories that an exported tree is made of (the rootfs, the home).

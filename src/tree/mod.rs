@@ -27,7 +27,8 @@ pub use weigh::Weight;
 pub use xattr::{ACL_ACCESS, ACL_DEFAULT, ACL_GROUP, ACL_USER, AclEntry, Xattr, acl_entries};
 
 use layer::Layer;
-pub use layer::{LONGEST_PATH, Root, all_layers_are_quiet, covered};
+pub(crate) use layer::covered;
+pub use layer::{LONGEST_PATH, Root, all_layers_are_quiet};
 use rules::{RuleId, Rules, Verdict};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::Statx;
