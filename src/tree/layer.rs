@@ -41,7 +41,7 @@ pub struct Root {
 }
 
 impl Root {
-    /// An opened directory, through a mount of our own where this process may make one. `covered`: [`covered`]'s answer.
+    /// An opened directory, through a mount of our own where this process may make one. `covered`: over which places of it something is mounted.
     pub fn new(directory: OwnedFd, covered: Vec<PathBuf>) -> Self {
         match quiet_mount(&directory) {
             Ok(fd) => Self { fd, quiet: true, covered },
