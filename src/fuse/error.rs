@@ -5,43 +5,45 @@ use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
 
-/// Mounting, serving or unmounting failed.
+/// Mounting, serving or unmounting failed. Whoever says it has named the mount point before.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 #[allow(missing_docs)]
 pub enum MountError {
     /// The mount point does not exist.
-    #[error("cannot mount on {}: there is no such directory; create it with: mkdir -p {}", .path.display(), .path.display())]
+    #[error("there is no such directory; create it with: mkdir -p {}", .path.display())]
     Missing { path: PathBuf },
     /// The mount point is a file.
-    #[error("cannot mount on {}: it is not a directory; choose an empty directory", .path.display())]
+    #[error("it is not a directory; choose an empty directory")]
     NotADirectory { path: PathBuf },
     /// Mounting would hide something.
-    #[error("cannot mount on {}: the directory is not empty, and a mount would hide what is in it; choose an empty directory", .path.display())]
+    #[error(
+        "the directory is not empty, and a mount would hide what is in it; choose an empty directory"
+    )]
     NotEmpty { path: PathBuf },
     /// A live mount of ours is there.
-    #[error("cannot mount on {}: codchifs is already mounted there; to mount anew, first run: codchifs unmount {}", .path.display(), .path.display())]
+    #[error("codchifs is already mounted there; to mount anew, first run: codchifs unmount {}", .path.display())]
     AlreadyMounted { path: PathBuf },
     /// The mount point cannot be looked at.
-    #[error("cannot look at the mount point {}: {source}", .path.display())]
+    #[error("cannot look at the mount point: {source}{}", look_remedy(.source))]
     Look { path: PathBuf, source: io::Error },
     /// A crashed instance's mount cannot be taken away.
-    #[error("cannot detach the stale mount that a crashed codchifs left on {}: {source}; as root run: umount -l {}", .path.display(), .path.display())]
+    #[error("cannot detach the stale mount that a crashed codchifs left: {source}; as root run: umount -l {}", .path.display())]
     Stale { path: PathBuf, source: Box<MountError> },
     /// No FUSE here.
     #[error("cannot open /dev/fuse: {source}; {}", fuse_remedy(*.source))]
     Device { source: Errno },
     /// The kernel refused one step of mounting.
-    #[error("cannot mount on {}: {step} failed: {source}{}", .path.display(), mount_remedy(*.source))]
+    #[error("{step} failed: {source}{}", mount_remedy(*.source))]
     Mount { path: PathBuf, step: &'static str, source: Errno },
     /// fusermount3 or the first exchange with the kernel failed.
-    #[error("cannot mount on {}: {}; {}", .path.display(), .source.to_string().trim_end(), start_remedy(.source))]
+    #[error("{}; {}", .source.to_string().trim_end(), start_remedy(.source))]
     Start { path: PathBuf, source: io::Error },
     /// `allow_other` and `allow_root` exclude each other.
     #[error("allow_other already admits root; give allow_other or allow_root, not both")]
     BothAllowed,
     /// The session ended with an error.
-    #[error("serving {} failed: {source}", .path.display())]
+    #[error("serving failed: {source}")]
     Session { path: PathBuf, source: io::Error },
     /// Signals cannot be handled.
     #[error("cannot set up signal handling: {source}")]
@@ -50,16 +52,16 @@ pub enum MountError {
     #[error("cannot read /proc/self/mountinfo: {source}; is /proc mounted?")]
     Table { source: io::Error },
     /// Nothing of ours is mounted there.
-    #[error("cannot unmount {}: no codchifs is mounted there; findmnt -t fuse.codchifs lists those that are", .path.display())]
+    #[error("no codchifs is mounted there; findmnt -t fuse.codchifs lists those that are")]
     NotMounted { path: PathBuf },
     /// Somebody uses the mount.
-    #[error("cannot unmount {}: it is in use; fuser -vm {} shows by whom, and codchifs unmount --lazy detaches it anyway", .path.display(), .path.display())]
+    #[error("it is in use; fuser -vm {} shows by whom, and codchifs unmount --lazy detaches it anyway", .path.display())]
     Busy { path: PathBuf },
     /// The kernel refused to unmount.
-    #[error("cannot unmount {}: {source}", .path.display())]
+    #[error("{source}")]
     Unmount { path: PathBuf, source: Errno },
     /// fusermount3 cannot be run or refused.
-    #[error("cannot unmount {} with fusermount3: {reason}; if root mounted it, unmount it as root", .path.display())]
+    #[error("fusermount3 cannot: {reason}; if root mounted it, unmount it as root")]
     Fusermount { path: PathBuf, reason: String },
 }
 
@@ -68,6 +70,13 @@ fn fuse_remedy(error: Errno) -> &'static str {
         Errno::NOENT | Errno::NODEV | Errno::NXIO => "load the module with: modprobe fuse",
         Errno::ACCESS | Errno::PERM => "give yourself access to the device, or run as root",
         _ => "check that the kernel has FUSE",
+    }
+}
+
+fn look_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; choose a directory that you may read, or run as root",
+        _ => "",
     }
 }
 
