@@ -31,7 +31,7 @@ impl Directories {
             Ok(meta) if meta.is_dir() => {}
             Ok(_) => return look(rootfs, ErrorKind::NotADirectory.into()),
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(LocateError::NotInstalled(rootfs.display().to_string()));
+                return Err(LocateError::not_installed(&rootfs.display().to_string(), instance));
             }
             Err(e) => return look(rootfs, e),
         }

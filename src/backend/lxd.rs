@@ -231,8 +231,9 @@ impl Daemon {
             Why::Look(e) => e.to_string(),
             Why::Record(why) => why.clone(),
         };
-        let (instance, why) = (instance.into(), format!("{}: {why}", path.display()));
-        LocateError::Record { instance, why }
+        let daemon = kind_name(self.kind);
+        let why = format!("{}: {why}; start {daemon}, which has it itself", path.display());
+        LocateError::Record { instance: instance.into(), why }
     }
 
     fn answer(&self) -> Arc<Answer> {

@@ -109,7 +109,7 @@ pub enum Backend {
 #[derive(Debug, thiserror::Error)]
 pub enum LocateError {
     /// There is no instance of that name.
-    #[error("not installed: there is no {0}; `codchi rebuild NAME` makes it")]
+    #[error("not installed: there is no {0}")]
     NotInstalled(String),
     /// The instance's volume is not there.
     #[error("there is no {path}: the volume of {instance} (pool {pool}) is not mounted; {remedy}")]
@@ -125,7 +125,8 @@ pub enum LocateError {
     },
     /// All instances of that name are somebody else's.
     #[error(
-        "{instance} belongs to somebody else: its record does not map uid {uid} to its root, or its home is not in {data_dir}"
+        "{instance} belongs to somebody else: its record does not map uid {uid} to its root, or its home is not in \
+         {data_dir}; --user and --data-dir say whose machines are meant"
     )]
     NotYours {
         /// The instance.
@@ -186,6 +187,14 @@ fn remedy(source: &std::io::Error) -> &'static str {
     }
 }
 
+impl LocateError {
+    /// Of the machine whose instance it is.
+    fn not_installed(missing: &str, instance: &str) -> Self {
+        let name = instance.strip_prefix("codchi-").unwrap_or(instance);
+        Self::NotInstalled(format!("{missing}; `codchi rebuild {name}` makes it"))
+    }
+}
+
 impl Backend {
     /// The directories that hold machines' directories, as of now. Some may not be there.
     pub fn places(&self) -> Vec<PathBuf> {
@@ -224,7 +233,7 @@ impl Backend {
         let result = match (all.mine.len(), all.fault) {
             (1, _) => match all.mine.pop() {
                 Some((_, location)) => location,
-                None => Err(LocateError::NotInstalled(format!("instance {instance}"))),
+                None => Err(LocateError::not_installed(&format!("instance {instance}"), &instance)),
             },
             (0, Some(fault)) => Err(fault),
             (0, None) if all.others > 0 => Err(LocateError::NotYours {
@@ -235,7 +244,9 @@ impl Backend {
             (0, None) if !silent.is_empty() => {
                 Err(LocateError::Unknown { instance, why: silent.join("; ") })
             }
-            (0, None) => Err(LocateError::NotInstalled(format!("instance {instance}"))),
+            (0, None) => {
+                Err(LocateError::not_installed(&format!("instance {instance}"), &instance))
+            }
             _ => {
                 let places = all.mine.into_iter().map(|(place, _)| place).collect();
                 Err(LocateError::Ambiguous { instance, places })

@@ -12,6 +12,9 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
 
+/// How a machine's root file system is called.
+const ROOT: &str = "root file system";
+
 /// Opens a directory for nothing but to say which it is.
 const PIN: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -59,7 +62,7 @@ impl Direct {
             let (Ok(located), _) = self.locate(&name) else { continue };
             let (rootfs, maps) = (&located.location.rootfs, &located.location.maps);
             for (what, path, opened, map) in [
-                ("root file system", rootfs, pin_rootfs(rootfs).ok(), maps.rootfs.as_ref()),
+                (ROOT, rootfs, pin_rootfs(rootfs).ok(), maps.rootfs.as_ref()),
                 ("home", &located.home, self.pin_home(&located.home).ok(), maps.home.as_ref()),
             ] {
                 let within = |directory: &OwnedFd| {
@@ -140,16 +143,11 @@ impl Direct {
         let (location, home) = (&located.location, &located.home);
         let rootfs = open_rootfs(&location.rootfs)?;
         let maps = &location.maps;
-        inside_map("root file system", &location.rootfs, &rootfs, maps.rootfs.as_ref())?;
+        inside_map(ROOT, &location.rootfs, &rootfs, maps.rootfs.as_ref())?;
         let opened = self.open_home(home)?;
         inside_map("home", home, &opened, maps.home.as_ref())?;
         Ok(Roots {
-            rootfs: self.root(
-                "root file system",
-                &location.rootfs,
-                rootfs,
-                located.covered(ROOTFS),
-            )?,
+            rootfs: self.root(ROOT, &location.rootfs, rootfs, located.covered(ROOTFS))?,
             home: self.root("home", home, opened, located.covered(HOME))?,
         })
     }
@@ -216,7 +214,8 @@ impl Direct {
             return Ok((walked, name));
         }
         Err(format!(
-            "refused: the home {} would be in a directory of uid {owner}, and it must be in one of uid {}'s own",
+            "refused: the home {} would be in a directory of uid {owner}, and it must be in one of uid {}'s own; \
+             if it is meant, name the data directory, without a link in its path, with --data-dir",
             home.display(),
             self.user.uid
         ))
@@ -252,13 +251,16 @@ fn found(directory: OwnedFd, table: &[Mount]) -> Option<Found> {
 }
 
 fn open_rootfs(rootfs: &Path) -> Result<OwnedFd, String> {
-    tree::open_layer(rootfs).map_err(|e| cannot_open("root file system", rootfs, e))
+    tree::open_layer(rootfs).map_err(|e| cannot_open(ROOT, rootfs, e))
 }
 
 fn cannot_open(what: &str, path: &Path, why: Errno) -> String {
     let remedy = match why {
         Errno::ACCESS | Errno::PERM => {
             "; only root reads machines: run as root, or mount with `mount -t codchifs`"
+        }
+        Errno::NOENT if what != ROOT => {
+            "; mount the disk that it is on, or name the data directory with --data-dir"
         }
         _ => "",
     };
@@ -270,7 +272,8 @@ fn inside_map(what: &str, path: &Path, layer: &OwnedFd, map: Option<&IdMap>) -> 
     let (uid, _) = tree::layer_owner(layer).map_err(|e| cannot_open(what, path, e))?;
     match map {
         Some(map) if map.uid(uid).is_none() => Err(format!(
-            "refused: the {what} {} belongs to host uid {uid}, who is nobody in the machine",
+            "refused: the {what} {} belongs to host uid {uid}, who is nobody in the machine; \
+             if it is the machine's own, chown it to who the machine's root is on the host",
             path.display()
         )),
         _ => Ok(()),
