@@ -141,7 +141,12 @@ impl Outputs {
         let log = match &mount.log_file {
             Some(path) => {
                 let log = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
-                log.map_err(|why| format!("--log-file {}: {why}", path.display()))?
+                log.map_err(|why| {
+                    format!(
+                        "--log-file {}: {why}; name a file in a directory where you may write",
+                        path.display()
+                    )
+                })?
             }
             None => null()?,
         };

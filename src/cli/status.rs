@@ -56,7 +56,7 @@ fn look(before: &mut Before) -> Result<(Vec<Value>, Outcome), Failure> {
         let owner = table.iter().rfind(|m| m.mountpoint == point).and_then(|m| m.owner);
         let (health, machines) = match health {
             Health::Stale => ("stale", Err("nobody serves it: `codchifs unmount` ends it".into())),
-            Health::Silent => ("silent", Err("there is no answer from who serves it".into())),
+            Health::Silent => ("silent", Err(SILENT.into())),
             Health::Served => ("served", machines(&point, owner)),
         };
         let (mut machines, why) = match machines {
@@ -83,6 +83,10 @@ fn look(before: &mut Before) -> Result<(Vec<Value>, Outcome), Failure> {
     Ok((mounts, outcome))
 }
 
+/// What is said of a mount that does not answer.
+const SILENT: &str =
+    "there is no answer from who serves it: wait, or end it with `codchifs unmount --lazy`";
+
 type Machines = Vec<(String, Vec<Value>)>;
 
 /// What is to be seen in a mount by its owner, who alone gets into all of them.
@@ -107,7 +111,7 @@ fn machines(point: &Path, owner: Option<(u32, u32)>) -> Result<Machines, String>
             }
             _ => why.to_string(),
         }),
-        Err(_) => Err("there is no answer from who serves it".into()),
+        Err(_) => Err(SILENT.into()),
     }
 }
 

@@ -126,7 +126,10 @@ fn ended(status: ExitStatus) -> Result<Outcome, Failure> {
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(Outcome::Done),
         (Some(_), _) => Ok(Outcome::Incomplete),
-        _ => Err(format!("the serving process ended: {status}; the mount was detached").into()),
+        _ => {
+            Err(format!("the serving process ended: {status}; the mount was detached, mount again")
+                .into())
+        }
     }
 }
 
