@@ -42,7 +42,10 @@ pub enum Error {
     #[error("cannot read the copy: {0}")]
     Copy(std::io::Error),
     /// The copy has members in another order than any export has.
-    #[error("the copy is no archive of codchifs: its members are in another order")]
+    #[error(
+        "the copy is no archive of codchifs: its members are in another order; extract it, and \
+         compare the directory"
+    )]
     Foreign,
     /// Whoever looks on has had enough.
     #[error("{0}")]

@@ -125,7 +125,11 @@ fn directory(
 ) -> Result<Summary, Failed> {
     let cannot = |why: String| Failed::Other(format!("{}: {why}", wanted.copy.display()).into());
     let names = match wanted.renumbered {
-        true => Some(Names::of(&wanted.copy).map_err(|why| cannot(why.to_string()))?),
+        true => Some(Names::of(&wanted.copy).map_err(|why| {
+            cannot(format!(
+                "{why}; --renumbered is for the root of a system that the export is extracted to"
+            ))
+        })?),
         false => None,
     };
     let mut directory =

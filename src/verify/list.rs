@@ -18,7 +18,7 @@ pub enum ListError {
     #[error(transparent)]
     Read(#[from] std::io::Error),
     /// It is none of ours.
-    #[error("line {0} is not as codchifs writes it")]
+    #[error("line {0} is not as codchifs writes it; `codchifs manifest` makes it anew")]
     Line(u64),
 }
 
