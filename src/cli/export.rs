@@ -183,16 +183,20 @@ fn verdict(name: &str, generation: &Generation, kept: Option<&Path>) -> Outcome 
     for line in left_out.lines.iter().filter(|l| l.reason == "unreadable") {
         complain(&format!("{name}: {}: {}", line.path, line.text));
     }
-    let moved = changes.iter().any(|c| c.torn && c.reason != Change::Unreadable);
-    let remedy = match moved {
-        true => "stop the machine and export again",
+    let kept =
+        kept.map(|path| format!("; what was written is {}", path.display())).unwrap_or_default();
+    complain(&format!("export {name}: incomplete: {}{kept}", remedy(generation)));
+    Outcome::Incomplete
+}
+
+/// What to do where a generation is torn.
+pub(super) fn remedy(generation: &Generation) -> &'static str {
+    let (changes, _) = generation.status().changes().lines();
+    match changes.iter().any(|c| c.torn && c.reason != Change::Unreadable) {
+        true => "stop the machine and try again",
         false => {
             "only root reads all of a machine; a disk that fails must be repaired, or the file left \
              out with --exclude"
         }
-    };
-    let kept =
-        kept.map(|path| format!("; what was written is {}", path.display())).unwrap_or_default();
-    complain(&format!("export {name}: incomplete: {remedy}{kept}"));
-    Outcome::Incomplete
+    }
 }

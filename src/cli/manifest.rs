@@ -1,7 +1,7 @@
 //! `codchifs manifest`: the list of what is in an export, without a mount.
 
 use super::args::{Global, Manifest};
-use super::{Context, Failure, Outcome, complain};
+use super::{Context, Failure, Outcome, complain, export};
 use crate::export::sum_line;
 use std::io::Write as _;
 
@@ -48,6 +48,6 @@ pub(super) fn run(global: &Global, wanted: &Manifest) -> Result<Outcome, Failure
     for change in generation.status().changes().lines().0 {
         complain(&format!("{name}: {}: {}", change.path, change.reason.while_exported()));
     }
-    complain(&format!("manifest {name}: incomplete: stop the machine and try again"));
+    complain(&format!("manifest {name}: incomplete: {}", export::remedy(&generation)));
     Ok(Outcome::Incomplete)
 }

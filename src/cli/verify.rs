@@ -2,7 +2,7 @@
 
 use super::args::{Global, Verify};
 use super::progress::Progress;
-use super::{Context, Failure, Outcome, complain};
+use super::{Context, Failure, Outcome, complain, export};
 use crate::export::{Generation, printable};
 use crate::verify::{
     self, Archive, Difference, Directory, Error, List, Names, Now, Reference, Summary, Why,
@@ -79,10 +79,11 @@ fn compare(global: &Global, wanted: &Verify) -> Result<Outcome, Failure> {
                 change.reason.while_exported()
             ));
         }
-        complain(&format!(
-            "verify {}: the machine changed, or could not be read: stop it and try again",
-            wanted.name
-        ));
+        let what = match generation.incomplete() {
+            true => "a part of the machine cannot be read",
+            false => "the machine changed",
+        };
+        complain(&format!("verify {}: {what}: {}", wanted.name, export::remedy(generation)));
     }
     Ok(match (summary.is_identical(), changed) {
         (false, _) => Outcome::Incomplete,
