@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::clients::{CLIENTS, Client, Leaves, Stopper, restic_in};
+use common::clients::{CLIENTS, Client, Leaves, Stopper, restic_in, wrapped};
 use common::fixture::{Fixture, Maker};
 use common::mounted::Mounted;
 use common::readers::Reader;
@@ -12,7 +12,6 @@ use common::{Done, program, run, wait_until};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 const PAGE: u64 = 4096;
@@ -202,17 +201,4 @@ fn every_program_is_told_when_another_reader_met_the_tear() {
         machine.check(client, &format!("{} after another", client.name), done, &to, size);
         torn = ino;
     }
-}
-
-/// `command` with another program before it.
-fn wrapped(wrapper: &[String], command: &Command) -> Command {
-    let mut outer = program(&wrapper[0], &wrapper[1..]);
-    outer.arg(command.get_program()).args(command.get_args());
-    for (key, value) in command.get_envs() {
-        match value {
-            Some(value) => outer.env(key, value),
-            None => outer.env_remove(key),
-        };
-    }
-    outer
 }

@@ -3,48 +3,13 @@
 
 mod common;
 
+use common::asked::Asked;
 use common::lxd::{Host, UID, shifted};
 use common::played::{MAP, directory, on_disk, played, pretend, record, sync};
-use common::{Done, program, run};
+use common::{program, run};
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-
-/// As the user, in a mount namespace with a /dev/fuse of mode `$FUSE` and a fuse.conf that says `$CONF`.
-const SCRIPT: &str = r#"
-mknod "$AT/fuse" c 10 229
-chmod "$FUSE" "$AT/fuse"
-mount --bind "$AT/fuse" /dev/fuse
-printf %s "$CONF" >"$AT/fuse.conf"
-mount --bind "$AT/fuse.conf" /etc/fuse.conf
-cd /
-setpriv --reuid "$UID_OF_USER" --regid "$UID_OF_USER" --clear-groups sh -ec "$LOOK" sh "$@"
-"#;
-
-struct Asked<'a> {
-    fuse: &'a str,
-    conf: &'a str,
-    /// `$0` is sh, `$1` the mount point, the rest is codchifs with its options.
-    look: &'a str,
-}
-
-impl Asked<'_> {
-    fn run(&self, host: &Host) -> Done {
-        let at = tempfile::Builder::new().prefix("ask-").tempdir_in(host.path()).unwrap();
-        fs::set_permissions(at.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let point = at.path().join("mnt");
-        fs::create_dir(&point).unwrap();
-        chown(&point, Some(UID), Some(UID)).unwrap();
-        let codchifs = host.command(&[]);
-        let mut command = program("unshare", ["--mount", "--propagation", "private"]);
-        command.args(["sh", "-ec", SCRIPT, "sh"]).arg(&point).arg(codchifs.get_program());
-        // Not --user: that is for root.
-        command.args(codchifs.get_args().skip(2));
-        command.env("LXD_DIR", &host.lxd).env("INCUS_DIR", &host.incus).env("AT", at.path());
-        command.env("FUSE", self.fuse).env("CONF", self.conf).env("LOOK", self.look);
-        run(command.env("UID_OF_USER", UID.to_string()))
-    }
-}
 
 /// All of it belongs to the user.
 fn give(top: &Path) {

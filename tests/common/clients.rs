@@ -187,3 +187,16 @@ impl Stopper {
         pids
     }
 }
+
+/// `command` with another program before it.
+pub(crate) fn wrapped(wrapper: &[String], command: &Command) -> Command {
+    let mut outer = program(&wrapper[0], &wrapper[1..]);
+    outer.arg(command.get_program()).args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(key, value),
+            None => outer.env_remove(key),
+        };
+    }
+    outer
+}

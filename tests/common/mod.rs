@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+pub(crate) mod asked;
 pub(crate) mod clients;
 pub(crate) mod debian;
 pub(crate) mod disk;
@@ -19,6 +20,7 @@ pub(crate) mod processes;
 pub(crate) mod readers;
 pub(crate) mod snapshot;
 pub(crate) mod ssh;
+pub(crate) mod stage;
 pub(crate) mod target;
 pub(crate) mod xattr;
 
