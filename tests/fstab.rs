@@ -51,6 +51,14 @@ fn helper() -> &'static Path {
     })
 }
 
+#[test]
+fn the_helper_has_the_version_of_codchifs_with_its_commit() {
+    let version = |path: &Path| run(program(path.to_str().unwrap(), ["--version"])).ok().out();
+    let shown = format!("codchifs {}\n", env!("CODCHIFS_VERSION"));
+    assert_eq!(version(Path::new(env!("CARGO_BIN_EXE_codchifs"))), shown);
+    assert_eq!(version(helper()), format!("mount.{shown}"));
+}
+
 /// A user's state with the machine `m`, and what mount(8) needs.
 struct Stage {
     fixture: Fixture,
