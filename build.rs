@@ -7,8 +7,13 @@ use std::path::{Path, PathBuf};
 
 fn main() {
     let version = std::env::var("CARGO_PKG_VERSION").unwrap_or_default();
-    let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
-    println!("cargo::rerun-if-changed=build.rs");
+    let package = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    // The helper's package is a directory of the source.
+    let root = match package.file_name().is_some_and(|name| name == "mount-helper") {
+        true => package.join(".."),
+        false => package,
+    };
+    println!("cargo::rerun-if-changed={}", root.join("build.rs").display());
     println!("cargo::rerun-if-env-changed=CODCHIFS_COMMIT");
     let given = std::env::var("CODCHIFS_COMMIT").ok();
     let commit = given.or_else(|| packaged(&root)).or_else(|| checked_out(&root));

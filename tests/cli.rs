@@ -174,7 +174,8 @@ fn the_version_has_the_commit_of_this_very_source_or_none() {
         done.out().trim().to_owned()
     };
     let repository = temp.path().join("repository");
-    fs::create_dir_all(repository.join("inside")).unwrap();
+    fs::create_dir_all(repository.join("inside/mount-helper")).unwrap();
+    fs::create_dir(repository.join("mount-helper")).unwrap();
     git(&repository, "init -q -b main");
     git(&repository, "commit -q --allow-empty -m first");
     let head = git(&repository, "rev-parse HEAD");
@@ -196,6 +197,9 @@ fn the_version_has_the_commit_of_this_very_source_or_none() {
         ("packed", None, with(&head)),
         ("detached", None, with(&head)),
         ("package", None, with(&head)),
+        // The helper's, which has no repository of its own.
+        ("repository/mount-helper", None, with(&head)),
+        ("repository/inside/mount-helper", None, "1.2.3".into()),
         // An unpacked tarball inside somebody else's repository.
         ("repository/inside", None, "1.2.3".into()),
         ("repository/inside", Some(given), with(given)),

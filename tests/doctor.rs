@@ -173,7 +173,7 @@ fn each_check_of_the_host_has_its_states() {
             set -- \"$@\"; mount --bind \"$AT/sbin\" /sbin/"
         )
     };
-    let right = helper(&format!("echo mount.codchifs {}", env!("CARGO_PKG_VERSION")));
+    let right = helper(&format!("echo \"mount.codchifs {}\"", env!("CODCHIFS_VERSION")));
     let no_helper = "mkdir \"$AT/sbin\"; mount --bind \"$AT/sbin\" /sbin/";
     let updatedb = |fs: &str| format!("printf '# x\\nPRUNEFS=\"nfs {fs}\"\\n' >/etc/updatedb.conf");
     let prune = [updatedb("fuse.codchifs"), updatedb("fuse.sshfs")];

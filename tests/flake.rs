@@ -107,7 +107,7 @@ fn unescaped(lines: &Value) -> Vec<String> {
 
 /// Its phase of installation is run as nix would after cargo's part.
 #[test]
-fn the_package_installs_the_helper_and_a_unit_without_paths_of_other_systems() {
+fn the_package_installs_the_helper_its_pages_and_a_unit_without_paths_of_other_systems() {
     let value = evaluated("{ enable = true; }");
     assert_eq!(value["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(value["lock"], true);
@@ -128,5 +128,18 @@ fn the_package_installs_the_helper_and_a_unit_without_paths_of_other_systems() {
     let start = format!("ExecStart={}/codchifs --user %i mount ", bin.display());
     assert!(unit.contains(&start) && unit.contains("ExecStartPre=/coreutils/bin/mkdir"), "{unit}");
     assert!(!unit.contains("/usr/"), "{unit}");
+    let made = tempfile::tempdir().unwrap();
+    run(program(bin.join("codchifs").to_str().unwrap(), ["generate"]).arg(made.path())).silent();
+    for (there, here) in [
+        ("man/man1/codchifs.1", "man/codchifs.1"),
+        ("man/man8/mount.codchifs.8", "man/mount.codchifs.8"),
+        ("man/man8/mount.fuse.codchifs.8", "man/mount.codchifs.8"),
+        ("bash-completion/completions/codchifs", "completions/codchifs.bash"),
+        ("zsh/site-functions/_codchifs", "completions/_codchifs"),
+        ("fish/vendor_completions.d/codchifs.fish", "completions/codchifs.fish"),
+    ] {
+        let there = out.path().join("share").join(there);
+        run(program("cmp", [there, made.path().join(here)])).silent();
+    }
     assert!(out.path().join("lib/tmpfiles.d/codchifs.conf").exists());
 }

@@ -128,7 +128,7 @@ Exit status: 0 mounted, 1 wrong arguments, 2 no codchifs to run, 4 it crashed, 8
              32 not mounted. There is no mtab, so never 16; 64 is for `mount -a` alone.
 ";
 
-const VERSION: &str = concat!("mount.codchifs ", env!("CARGO_PKG_VERSION"), "\n");
+const VERSION: &str = concat!("mount.codchifs ", env!("CODCHIFS_VERSION"), "\n");
 
 /// What to run.
 #[derive(Debug, Default, PartialEq, Eq)]

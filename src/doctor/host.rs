@@ -157,7 +157,7 @@ pub(super) fn updatedb() -> Vec<Check> {
 /// What mount(8) runs.
 pub(super) fn helper() -> Vec<Check> {
     const NAME: &str = "mount-helper";
-    const OURS: &str = env!("CARGO_PKG_VERSION");
+    const OURS: &str = env!("CODCHIFS_VERSION");
     const INSTALL: &str = "install target/release/mount-codchifs /usr/sbin/mount.codchifs";
     let Some(path) = HELPERS.iter().find(|path| Path::new(path).exists()) else {
         return vec![Check::warning(
