@@ -7,49 +7,10 @@ mod common;
 use common::lxd::UID;
 use common::played::pretend;
 use common::stage::{Stage, helper};
-use common::{Done, run};
+use common::{Done, program, run};
 use std::fs;
+use std::path::Path;
 use std::process::Command;
-<<<<<<< HEAD
-=======
-use std::sync::OnceLock;
-use std::time::Duration;
-
-/// `$AT/sbin` stands in for /sbin: it has links to all that was there. `c` runs a command and keeps what it did.
-const STAGE: &str = r#"
-[ -e "$AT/fuse" ] || mknod "$AT/fuse" c 10 229
-chmod 666 "$AT/fuse"
-mount --bind "$AT/fuse" /dev/fuse
-mount --bind /sbin/ "$AT/sbin-before"
-ln -s "$AT"/sbin-before/* "$AT/sbin/" 2>/dev/null || true # ours are there already
-mount --bind "$AT/sbin" /sbin/
-mount --bind "$AT/fstab" /etc/fstab
-mkdir -p /run/mount
-mount -t tmpfs none /run/mount
-n=0
-c() {
-    n=$((n + 1))
-    "$@" >"$AT/out/$n.out" 2>"$AT/out/$n.err" && set -- 0 || set -- "$?"
-    echo "$1" >"$AT/out/$n.code"
-}
-clean() {
-    while read -r _ _ _ _ at _; do
-        case $at in "$M"*) umount -l "$at" || true ;; esac
-    done </proc/self/mountinfo
-}
-trap clean EXIT
-"#;
-
-/// The helper, built from what is here now.
-fn helper() -> &'static Path {
-    static HELPER: OnceLock<PathBuf> = OnceLock::new();
-    HELPER.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("helper");
-        let args = ["build", "--quiet", "--package", "mount-codchifs", "--target-dir"];
-        run(program(env!("CARGO"), args).arg(&target)).ok();
-        target.join("debug/mount-codchifs")
-    })
-}
 
 #[test]
 fn the_helper_has_the_version_of_codchifs_with_its_commit() {
@@ -58,102 +19,6 @@ fn the_helper_has_the_version_of_codchifs_with_its_commit() {
     assert_eq!(version(Path::new(env!("CARGO_BIN_EXE_codchifs"))), shown);
     assert_eq!(version(helper()), format!("mount.{shown}"));
 }
-
-/// A user's state with the machine `m`, and what mount(8) needs.
-struct Stage {
-    fixture: Fixture,
-    user: String,
-}
-
-impl Stage {
-    fn new() -> Self {
-        let fixture = Fixture::new();
-        let place = fixture.empty("m");
-        Maker::new(&place.rootfs).dir("srv").file("srv/hello", b"hello\n");
-        Maker::new(&place.home).file("a,b c", b"x").file("program", b"#!/bin/sh\n");
-        fs::set_permissions(place.home.join("program"), Permissions::from_mode(0o755)).unwrap();
-        let at = fixture.path();
-        for directory in ["sbin", "sbin-before", "out", "other"] {
-            fs::create_dir(at.join(directory)).unwrap();
-        }
-        // Of the user, from top to bottom.
-        for path in [fixture.config(), fixture.data(), fixture.rootfs_dir(), at.join("mnt")] {
-            run(program("chown", ["-R", &UID.to_string()]).arg(path)).silent();
-        }
-        lchown(at, Some(UID), Some(UID)).unwrap();
-        fs::set_permissions(at, Permissions::from_mode(0o755)).unwrap();
-        let codchifs = env!("CARGO_BIN_EXE_codchifs");
-        for name in ["mount.codchifs", "mount.fuse.codchifs"] {
-            symlink(helper(), at.join("sbin").join(name)).unwrap();
-        }
-        symlink(codchifs, at.join("sbin/codchifs")).unwrap();
-        Self { fixture, user: user() }
-    }
-
-    /// Options that say where everything is.
-    fn options(&self) -> String {
-        let (config, data, rootfs) =
-            (self.fixture.config(), self.fixture.data(), self.fixture.rootfs_dir());
-        format!(
-            "config-dir={},data-dir={},driver=dir,rootfs-dir={}",
-            config.display(),
-            data.display(),
-            rootfs.display()
-        )
-    }
-
-    /// A line of fstab.
-    fn line(&self, source: &str, point: &str, more: &str) -> String {
-        let point = self.fixture.path().join(point);
-        format!("{source} {} codchifs {},{more} 0 0\n", point.display(), self.options())
-    }
-
-    /// Runs a script with this fstab. In it: `$M` the mount point, `$O` the options, `$U` the user, `as` a command as
-    /// the user. What every `c` did.
-    #[track_caller]
-    fn play(&self, fstab: &str, script: &str) -> Vec<Done> {
-        let at = self.fixture.path();
-        fs::write(at.join("fstab"), fstab).unwrap();
-        let script = format!(
-            "{STAGE}\nas() {{ setpriv --reuid {UID} --regid {UID} --clear-groups \"$@\"; }}\n{script}"
-        );
-        let mut command = program("unshare", ["--mount", "--propagation", "private"]);
-        command.args(["bash", "-ec", &script]).current_dir(at);
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("CODCHI") {
-                command.env_remove(name);
-            }
-        }
-        command.env("AT", at).env("M", self.fixture.mount_point());
-        command.env("O", self.options()).env("U", &self.user).env_remove("SUDO_USER");
-        run(command).ok();
-        wait_until("the end of every server", Duration::from_secs(20), || processes(at).is_empty());
-        let mut all = Vec::new();
-        while let Ok(code) = fs::read_to_string(at.join(format!("out/{}.code", all.len() + 1))) {
-            let read = |kind: &str| {
-                let path = at.join(format!("out/{}.{kind}", all.len() + 1));
-                fs::read(&path).inspect(|_| fs::remove_file(&path).unwrap()).unwrap()
-            };
-            let (stdout, stderr) = (read("out"), read("err"));
-            read("code");
-            let line = format!("command {}", all.len() + 1);
-            all.push(Done { line, code: code.trim().parse().ok(), stdout, stderr });
-        }
-        all
-    }
-}
-
-/// Processes that were started with a path below `top`.
-fn processes(top: &Path) -> Vec<u32> {
-    let top = top.to_str().unwrap();
-    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        String::from_utf8_lossy(&line).contains(top).then_some(pid)
-    });
-    all.collect()
-}
->>>>>>> readme
 
 /// Fails unless the commands ended with these, in order, and the second words are on stderr.
 #[track_caller]
