@@ -141,6 +141,22 @@ fn pipes_get_no_colours_and_json_where_it_is_asked_for() {
 }
 
 #[test]
+fn a_list_fits_a_terminal_and_a_pipe_has_a_line_for_each_machine() {
+    let fixture = Fixture::below(&Fixture::new().scratch(&"long".repeat(20)));
+    fixture.sample("dev");
+    fixture.configured("broken", "{");
+    let path = fixture.place("dev").rootfs.display().to_string();
+    let piped = fixture.run(["list"]).ok().out();
+    assert!(piped.lines().any(|l| l.starts_with("dev ") && l.ends_with(&path)), "{piped}");
+    let shown = visible(&on_terminal(&fixture.command(["list"])).ok().out());
+    let lines: Vec<_> = shown.lines().collect();
+    // It is there in one piece, whatever the width.
+    assert!(lines.iter().any(|line| line.trim_start() == path), "{shown}");
+    assert!(lines.iter().all(|l| l.chars().count() <= 80 || !l.trim().contains(' ')), "{shown}");
+    assert!(lines[0].ends_with("SHIFTED"), "{shown}");
+}
+
+#[test]
 fn whoever_closes_the_pipe_early_is_no_failure() {
     let fixture = Fixture::new();
     fixture.sample("dev");

@@ -96,6 +96,9 @@ impl Shell {
             .env("CODCHIFS_DATA_DIR", "data")
             .env("CODCHIFS_ROOTFS_DIR", "rootfs")
             .env("CODCHIFS_DRIVER", "dir")
+            // The sample machines are of whoever runs it, and not of the user who called sudo.
+            .env_remove("SUDO_USER")
+            .env_remove("CODCHIFS_USER")
             .status()?;
         if status.success() {
             Ok(())

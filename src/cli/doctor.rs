@@ -1,6 +1,7 @@
 //! `codchifs doctor`.
 
 use super::args::{Doctor, Global};
+use super::text::{printable, wrapped};
 use super::{Context, Failure, Outcome};
 use crate::doctor::{Check, Status, Subject, examine};
 use serde_json::json;
@@ -58,55 +59,12 @@ fn print(out: &mut impl Write, check: &Check, colours: bool) -> std::io::Result<
     };
     let subject = check.subject.as_ref().map(|s| format!(" {}", printable(s))).unwrap_or_default();
     let text = format!("{}{subject}: {}", check.check, printable(&check.text));
-    let mut lines = wrapped(&text).into_iter();
+    let mut lines = wrapped(&text, WIDTH - INDENT).into_iter();
     writeln!(out, "{shown}{}", lines.next().unwrap_or_default())?;
-    let remedy = check.remedy.iter().flat_map(|r| wrapped(&format!("-> {}", printable(r))));
+    let remedy =
+        check.remedy.iter().flat_map(|r| wrapped(&format!("-> {}", printable(r)), WIDTH - INDENT));
     for line in lines.chain(remedy) {
         writeln!(out, "{:INDENT$}{line}", "")?;
     }
     Ok(())
-}
-
-/// Names and other people's words, safe on a terminal.
-pub(super) fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let escaped = c.is_control().then(|| c.escape_default().collect::<Vec<_>>());
-            escaped.unwrap_or_else(|| vec![c])
-        })
-        .collect()
-}
-
-/// Broken at spaces; a path that is longer than a line stays whole, so that it can be copied.
-fn wrapped(text: &str) -> Vec<String> {
-    let width = WIDTH - INDENT;
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split(' ') {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_end_at_the_width_and_paths_stay_whole() {
-        let long = "/a".repeat(60);
-        let text = format!("{} {long} end", "word ".repeat(40).trim_end());
-        let lines = wrapped(&text);
-        assert!(
-            lines.iter().all(|l| l.chars().count() <= WIDTH - INDENT || *l == long),
-            "{lines:?}"
-        );
-        assert_eq!(lines.join(" "), text);
-        assert_eq!(printable("a\x1b[31m\nb\u{e4}"), "a\\u{1b}[31m\\nb\u{e4}");
-    }
 }

@@ -1,12 +1,13 @@
 //! `codchifs list`.
 
 use super::args::{Global, List};
+use super::text::{columns, printable, wrapped};
 use super::{Context, Failure, Outcome, progress};
 use crate::backend::{Facts, Location, Power};
 use crate::codchi::Found;
 use crate::machine::{Machine, Status};
 use serde_json::{Value, json};
-use std::io::Write as _;
+use std::io::Write;
 
 struct Row {
     name: String,
@@ -100,38 +101,59 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
         super::complain(&format!("no code machines in {}", config_dir.join("machine").display()));
         return Ok(Outcome::Done);
     }
+    let columns = columns(&out);
+    table(&mut out, &rows, list.size, columns)?;
+    Ok(Outcome::Done)
+}
+
+/// Where a row would not fit between the edges of a terminal, the path has a line of its own.
+fn table(
+    out: &mut impl Write,
+    rows: &[Row],
+    sizes: bool,
+    columns: Option<usize>,
+) -> std::io::Result<()> {
     let width =
         |text: fn(&Row) -> usize, least| rows.iter().map(text).max().unwrap_or(0).max(least);
     let pool_width = width(|r| r.pool().map_or(1, str::len), 4);
     let name_width = width(|r| r.name.chars().count(), 4);
     let state_width = width(|r| r.state.len(), 5);
     // A column of its own only for who asked.
-    let size = |text: &str| if list.size { format!("{text:8}  ") } else { String::new() };
-    writeln!(
-        out,
-        "{:name_width$}  {:state_width$}  DRIVER  {:pool_width$}  SHIFTED  {}ROOTFS",
-        "NAME",
-        "STATE",
-        "POOL",
-        size("SIZE")
-    )?;
-    for r in &rows {
+    let size = |text: &str| if sizes { format!("  {text:8}") } else { String::new() };
+    let line = |name: &str, state: &str, driver: &str, pool: &str, shifted: &str, bytes: &str| {
+        format!(
+            "{name:name_width$}  {state:state_width$}  {driver:6}  {pool:pool_width$}  {shifted:7}{}",
+            size(bytes)
+        )
+    };
+    let title = line("NAME", "STATE", "DRIVER", "POOL", "SHIFTED", "SIZE");
+    let longest = width(|r| r.rootfs().map_or(1, |path| path.chars().count()), 6);
+    let fits = columns.is_none_or(|columns| title.len() + 2 + longest <= columns);
+    if fits {
+        writeln!(out, "{title}  ROOTFS")?;
+    } else {
+        writeln!(out, "{}", title.trim_end())?;
+    }
+    for r in rows {
         let shifted = r.shifted().map_or("-", |s| if s { "yes" } else { "no" });
-        writeln!(
-            out,
-            "{:name_width$}  {:state_width$}  {:6}  {:pool_width$}  {shifted:7}  {}{}",
-            r.name,
-            r.state,
-            r.driver().unwrap_or("-"),
-            r.pool().unwrap_or("-"),
-            size(&r.size.map_or_else(|| "-".into(), progress::size)),
-            r.rootfs().as_deref().unwrap_or("-")
-        )?;
-        for line in r.reason.iter().chain(&r.stale()) {
-            writeln!(out, "{:name_width$}  {line}", "")?;
+        let bytes = r.size.map_or_else(|| "-".into(), progress::size);
+        let (driver, pool) = (r.driver().unwrap_or("-"), r.pool().unwrap_or("-"));
+        let row = line(&r.name, r.state, driver, pool, shifted, &bytes);
+        let path = r.rootfs();
+        if fits {
+            writeln!(out, "{row}  {}", path.as_deref().unwrap_or("-"))?;
+        } else {
+            writeln!(out, "{}", row.trim_end())?;
+        }
+        let path = path.filter(|_| !fits);
+        for text in path.iter().chain(&r.reason).chain(&r.stale()) {
+            let room = columns.map_or(usize::MAX, |columns| columns.saturating_sub(name_width + 2));
+            for line in wrapped(&printable(text), room) {
+                writeln!(out, "{:name_width$}  {line}", "")?;
+            }
         }
     }
-    Ok(Outcome::Done)
+    Ok(())
 }
 
 /// Running or stopped where that is known.

@@ -15,6 +15,7 @@ mod notify;
 mod progress;
 mod status;
 mod target;
+mod text;
 mod verify;
 
 use args::{Args, Command, Driver, Global};

@@ -1,8 +1,8 @@
 //! `codchifs status`: the mounts, their machines, and who reads an `export.tar`.
 
 use super::args::Status;
-use super::doctor::printable;
 use super::progress::{clock, size};
+use super::text::printable;
 use super::{Failure, Outcome};
 use crate::credentials::{User, become_owner};
 use crate::fuse::{self, Health};
