@@ -77,6 +77,20 @@ const ENTRIES: &[Entry] = &[
     ),
     ("README.md", "$ codchifs list", Run(Host), STOPPED, ""),
     ("README.md", "rsync -aHAXSn", Run(Host), MOUNT, "! ssh vm test -e /srv/shared"),
+    (
+        "docs/CONFIGURATION.md",
+        "imports = ",
+        File("module"),
+        "",
+        "nix-instantiate --parse -E \"{ codchifs }: { $(cat module) }\"",
+    ),
+    (
+        "docs/CONFIGURATION.md",
+        "codchifs mount -o allow_root",
+        Run(Host),
+        "",
+        "! mountpoint /mnt/codchi",
+    ),
     ("docs/CONFIGURATION.md", "codchifs --driver dir", Run(Host), "mkdir /srv/rootfs", ""),
     ("docs/CONFIGURATION.md", "mount -t codchifs", Run(Host), "", "! mountpoint /mnt/codchi"),
     (
@@ -110,6 +124,7 @@ const ENTRIES: &[Entry] = &[
     ("docs/CONFIGURATION.md", "codchifs generate", Run(Host), "", "man -w codchifs mount.codchifs"),
     ("docs/CONTRIBUTING.md", "tests/run", Run(Source), "", ""),
     ("docs/CONTRIBUTING.md", "cargo build --workspace\n", Run(Source), "", ""),
+    ("docs/MIGRATION.md", "codchifs list", Run(Host), "", ""),
     ("docs/MIGRATION.md", "$ cp", Run(Host), MOUNT, LOOK),
     (
         "docs/MIGRATION.md",
