@@ -12,14 +12,6 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-#[test]
-fn the_helper_has_the_version_of_codchifs_with_its_commit() {
-    let version = |path: &Path| run(program(path.to_str().unwrap(), ["--version"])).ok().out();
-    let shown = format!("codchifs {}\n", env!("CODCHIFS_VERSION"));
-    assert_eq!(version(Path::new(env!("CARGO_BIN_EXE_codchifs"))), shown);
-    assert_eq!(version(helper()), format!("mount.{shown}"));
-}
-
 /// Fails unless the commands ended with these, in order, and the second words are on stderr.
 #[track_caller]
 fn check(done: &[Done], expected: &[(i32, &str)]) {
@@ -37,6 +29,14 @@ fn check(done: &[Done], expected: &[(i32, &str)]) {
             done.err()
         );
     }
+}
+
+#[test]
+fn the_helper_has_the_version_of_codchifs_with_its_commit() {
+    let version = |path: &Path| run(program(path.to_str().unwrap(), ["--version"])).ok().out();
+    let shown = format!("codchifs {}\n", env!("CODCHIFS_VERSION"));
+    assert_eq!(version(Path::new(env!("CARGO_BIN_EXE_codchifs"))), shown);
+    assert_eq!(version(helper()), format!("mount.{shown}"));
 }
 
 #[test]

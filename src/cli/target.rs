@@ -88,7 +88,10 @@ impl Target {
 
     /// Leaves what was written under its other name.
     pub(super) fn keep(self) -> io::Result<PathBuf> {
-        self.file.sync_all()?;
+        // A pipe has nothing to be on a disk.
+        if self.partial.is_some() {
+            self.file.sync_all()?;
+        }
         Ok(self.partial.unwrap_or(self.output))
     }
 

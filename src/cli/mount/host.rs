@@ -90,7 +90,12 @@ pub(super) fn run(
         return match status.code() {
             // It has said why.
             Some(1) => Ok(Outcome::Incomplete),
-            _ => Err(format!("the serving process ended: {status} ({why})").into()),
+            _ if why.kind() == std::io::ErrorKind::WouldBlock => {
+                let limit = START.as_secs();
+                Err(format!("the serving process did not start within {limit} s; mount again")
+                    .into())
+            }
+            _ => Err(gone(status)),
         };
     }
     attached.raise_read_ahead();
@@ -126,11 +131,12 @@ fn ended(status: ExitStatus) -> Result<Outcome, Failure> {
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(Outcome::Done),
         (Some(_), _) => Ok(Outcome::Incomplete),
-        _ => {
-            Err(format!("the serving process ended: {status}; the mount was detached, mount again")
-                .into())
-        }
+        _ => Err(gone(status)),
     }
+}
+
+fn gone(status: ExitStatus) -> Failure {
+    format!("the serving process ended: {status}; the mount was detached, mount again").into()
 }
 
 /// Takes the mount away when the server has ended, if it is still there.

@@ -1,0 +1,214 @@
+//! Machines that are not found, and those that cannot be used.
+
+use crate::Case;
+use crate::common::asked::Asked;
+use crate::common::fixture::Fixture;
+use crate::common::lxd::{Host, shifted, user};
+use crate::common::played::{MAP, Played, directory, on_disk, played, pretend, record, sync};
+use crate::common::{DEADLINE, program, run, wait_until};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, File, Permissions};
+use std::io::Write as _;
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+
+pub(crate) const CASES: &[Case] = &[
+    ("no code machines in", || {
+        let fixture = Fixture::new();
+        let said = fixture.run(["list"]).ok().err();
+        let other = Fixture::new();
+        other.empty("m");
+        assert!(other.run(["list"]).ok().stderr.is_empty());
+        said
+    }),
+    ("not installed", || {
+        let fixture = Fixture::new();
+        fs::remove_dir(fixture.empty("m").rootfs).unwrap();
+        said_of(&fixture)
+    }),
+    ("belongs to somebody else", || {
+        let host = played();
+        let other = host.path().join("other");
+        fs::create_dir(&other).unwrap();
+        let mut command = host.command_of(&user(), &host.config(), Some(&other));
+        let said = run(command.arg("list")).ok().out();
+        works(&host);
+        said
+    }),
+    ("there are N instances", || {
+        let host = played();
+        on_disk(&host, &host.incus, "demo", "[]", |id| id);
+        let said = list(&host);
+        host.run(&["export", "demo", "-q", "-o", "-", "--driver", "incus"]).ok();
+        said
+    }),
+    ("neither LXD nor Incus is on this host", || {
+        let host = Host::new();
+        host.configure("demo");
+        let said = list(&host);
+        on_disk(&host, &host.path().join("elsewhere"), "demo", MAP, shifted);
+        let elsewhere = host.path().join("elsewhere").display().to_string();
+        host.run(&["export", "demo", "-q", "-o", "-", "--lxd-dir", &elsewhere]).ok();
+        said
+    }),
+    ("the daemon does not run", || {
+        let host = played();
+        fs::remove_file(host.lxd.join("unix.socket")).unwrap();
+        works(&host);
+        list(&host)
+    }),
+    ("the daemon is overloaded or stuck", || {
+        let host = played();
+        pretend(&host.lxd.join("unix.socket"), None);
+        list(&host)
+    }),
+    ("add yourself to the group", || {
+        let host = played();
+        fs::set_permissions(host.lxd.join("unix.socket"), Permissions::from_mode(0o600)).unwrap();
+        works(&host);
+        list_by_user(&host)
+    }),
+    ("only root reads machines", || {
+        let host = played();
+        let shut = |at: &std::path::Path| {
+            fs::set_permissions(at, Permissions::from_mode(0o700)).unwrap();
+            chown(at, Some(shifted(71)), None).unwrap();
+        };
+        shut(&host.home("demo"));
+        let home = list_by_user(&host);
+        shut(&directory(&host.lxd, "demo"));
+        works(&host);
+        home + &list_by_user(&host)
+    }),
+    ("is not mounted", || {
+        let host = played();
+        let (rootfs, away) =
+            (directory(&host.lxd, "demo").join("rootfs"), host.path().join("away"));
+        fs::rename(&rootfs, &away).unwrap();
+        let said = list(&host);
+        fs::rename(&away, &rootfs).unwrap();
+        works(&host);
+        said
+    }),
+    ("cannot use the record", || {
+        let host = played();
+        let socket = host.lxd.join("unix.socket");
+        fs::rename(&socket, host.path().join("daemon")).unwrap();
+        fs::write(directory(&host.lxd, "demo").join("backup.yaml"), "container: [").unwrap();
+        let said = list(&host);
+        fs::rename(host.path().join("daemon"), &socket).unwrap();
+        works(&host);
+        said
+    }),
+    ("cannot parse", || {
+        let fixture = Fixture::new();
+        fixture.configured("m", r#"{"modules": {}, "secrets": {"a": }"#);
+        let said = said_of(&fixture);
+        repaired(&fixture);
+        said
+    }),
+    ("holds its lock", || {
+        let fixture = Fixture::new();
+        let path = fixture.empty("m").config.join("config.json");
+        let mut file = File::create(&path).unwrap();
+        flock(&file, FlockOperation::LockExclusive).unwrap();
+        file.write_all(br#"{"modules": {"#).unwrap();
+        let said = said_of(&fixture);
+        file.write_all(br#"}, "secrets": {}}"#).unwrap();
+        drop(file);
+        fixture.run(["export", "m", "-q", "-o", "-"]).ok();
+        said
+    }),
+    ("it is not a regular file", || {
+        let fixture = Fixture::new();
+        let path = fixture.empty("m").config.join("config.json");
+        let elsewhere = fixture.path().join("dotfiles.json");
+        fs::rename(&path, &elsewhere).unwrap();
+        symlink(&elsewhere, &path).unwrap();
+        let said = said_of(&fixture);
+        fs::rename(&elsewhere, &path).unwrap();
+        fixture.run(["export", "m", "-q", "-o", "-"]).ok();
+        said
+    }),
+    ("correct it with `codchi module set`", || {
+        let fixture = Fixture::new();
+        fixture.configured("m", r#"{"modules":{"x":"ftp://host/y#z"},"secrets":{}}"#);
+        let said = said_of(&fixture);
+        repaired(&fixture);
+        said
+    }),
+    ("mount the disk that it is on", || {
+        let fixture = Fixture::new();
+        let home = fixture.empty("m").home;
+        fs::remove_dir(&home).unwrap();
+        let said = said_of(&fixture);
+        let other = fixture.scratch("other");
+        fs::create_dir_all(other.join("machine/m")).unwrap();
+        let mut export = program(env!("CARGO_BIN_EXE_codchifs"), ["--config-dir"]);
+        export.arg(fixture.config()).arg("--rootfs-dir").arg(fixture.rootfs_dir());
+        export.arg("--data-dir").arg(&other).args(["export", "m", "-q", "-o", "-"]);
+        run(export).ok();
+        said
+    }),
+    ("in one of uid UID's own", || {
+        let host = played();
+        let data = format!("data_dir = {:?}\n", host.data());
+        fs::write(host.config().join("config.toml"), data).unwrap();
+        chown(host.data().join("machine"), Some(0), None).unwrap();
+        let mut command = host.command_of(&user(), &host.config(), None);
+        let said = run(command.arg("list")).ok().out();
+        works(&host);
+        said
+    }),
+    ("mount again to see it", || {
+        let host = played();
+        let mut records = [record(&host, "demo", "Stopped", MAP)];
+        let socket = host.lxd.join("unix.socket");
+        fs::remove_file(&socket).unwrap();
+        let daemon = Played::new(&socket, sync(&records));
+        let mounted = host.mount("mnt");
+        let to = host.lxd.join("storage-pools/second/containers/codchi-demo");
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::rename(directory(&host.lxd, "demo"), &to).unwrap();
+        for devices in ["devices", "expanded_devices"] {
+            records[0][devices]["root"]["pool"] = "second".into();
+        }
+        daemon.says(sync(&records));
+        let mut said = String::new();
+        wait_until("the machine to be elsewhere", DEADLINE, || {
+            said = mounted.report("demo")["reason"].as_str().unwrap_or_default().to_owned();
+            said.ends_with("mount again to see it")
+        });
+        mounted.unmount();
+        assert!(host.mount("mnt").tar("demo").exists());
+        said
+    }),
+];
+
+fn list(host: &Host) -> String {
+    host.run(&["list"]).ok().out()
+}
+
+fn list_by_user(host: &Host) -> String {
+    let look = "shift; \"$@\" list";
+    Asked { fuse: "666", conf: "", look }.run(host).ok().out()
+}
+
+/// Root exports the machine.
+fn works(host: &Host) {
+    host.run(&["export", "demo", "-q", "-o", "-"]).ok();
+}
+
+/// What `list` says, which an export says as well.
+fn said_of(fixture: &Fixture) -> String {
+    let said = fixture.run(["list"]).ok().out();
+    let export = fixture.run(["export", "m", "-q", "-o", "-"]).exits(1).err();
+    let why = export.trim().strip_prefix("codchifs: export m: ").unwrap();
+    assert!(said.lines().any(|line| line.trim() == why), "{said}\n{export}");
+    said
+}
+
+/// With a configuration that is one.
+fn repaired(fixture: &Fixture) {
+    fixture.empty("m");
+    fixture.run(["export", "m", "-q", "-o", "-"]).ok();
+}
