@@ -144,6 +144,7 @@ fn has_what_is_promised(package: &Path) {
         ("-rw-r--r--", "./usr/share/doc/codchifs/changelog.Debian.gz"),
         ("-rw-r--r--", "./usr/share/doc/codchifs/examples/fstab"),
         ("-rw-r--r--", "./usr/share/doc/codchifs/docs/SEMANTICS.md"),
+        ("-rw-r--r--", "./usr/share/doc/codchifs/docs/pictures/terminal.svg"),
     ] {
         let found = (mode.to_owned(), "root/root".to_owned(), name.to_owned());
         assert!(files.contains(&found), "{name}:\n{out}");
