@@ -172,7 +172,8 @@ proptest! {
         }
         let len = |layout: &Layout<u64>| layout.runs(1).map(|run| run.len).sum::<u64>();
         prop_assert_eq!(len(&layout), len(&plain));
-        prop_assert!(layout.size() - plain.size() <= 4096 * (layout.len() as u64 + 1));
+        // It may even be smaller: what fills the last page is not needed where the end is at a page anyway.
+        prop_assert!(layout.size() <= plain.size() + 4096 * (layout.len() as u64 + 1));
     }
 
     #[test]
