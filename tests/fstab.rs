@@ -371,7 +371,10 @@ fn an_interrupt_and_a_crash_have_codes_of_their_own() {
             O=${{O%driver=*}}lxd-dir=$AT/lxd,machine=m
             (
                 until server=$(pgrep -f -- "codchifs --background-child .*$AT"); do :; done
-                kill -{signal} $(ps -o ppid= -p "$server")
+                mounting=$(ps -o ppid= -p "$server")
+                kill -{signal} $mounting
+                # What waits for the server would see its end first, and tell of that.
+                for _ in $(seq 100000); do kill -0 $mounting 2>/dev/null || break; done
                 # Or it would go on alone.
                 kill "$server"
             ) &
