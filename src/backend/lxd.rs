@@ -5,6 +5,7 @@ mod told;
 use super::api;
 use super::record::Instance;
 use super::{Driver, Facts, Found, LocateError, Location, Power, Query, read_small};
+use crate::codchi::INSTANCE_PREFIX;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
@@ -375,7 +376,7 @@ fn from_disk(base: &Path) -> Disk {
                 continue;
             }
         };
-        for name in containers.iter().filter(|n| n.to_string_lossy().contains("codchi-")) {
+        for name in containers.iter().filter(|n| n.to_string_lossy().contains(INSTANCE_PREFIX)) {
             let (at, text) = first(&views, &below.join(name).join("backup.yaml"), read_small);
             let read = text.map_err(Why::Look).and_then(|(text, written)| {
                 let instance = Instance::from_backup(&text).map_err(|e| Why::Record(e.to_string()));

@@ -11,6 +11,7 @@ pub use dir::Directories;
 pub use lxd::{Daemon, Kind};
 pub use record::{Device, IdMaps};
 
+use crate::codchi::INSTANCE_PREFIX;
 use serde::{Deserialize, Serialize};
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -108,7 +109,7 @@ pub enum Backend {
 /// Why a machine's files cannot be found.
 #[derive(Debug, thiserror::Error)]
 pub enum LocateError {
-    /// There is no instance of that name.
+    /// There is no instance of that name: what is missing, and what makes it.
     #[error("not installed: there is no {0}")]
     NotInstalled(String),
     /// The instance's volume is not there.
@@ -190,7 +191,7 @@ fn remedy(source: &std::io::Error) -> &'static str {
 impl LocateError {
     /// Of the machine whose instance it is.
     fn not_installed(missing: &str, instance: &str) -> Self {
-        let name = instance.strip_prefix("codchi-").unwrap_or(instance);
+        let name = instance.strip_prefix(INSTANCE_PREFIX).unwrap_or(instance);
         Self::NotInstalled(format!("{missing}; `codchi rebuild {name}` makes it"))
     }
 }
@@ -230,10 +231,11 @@ impl Backend {
             all.fault = all.fault.or(here.fault);
             all.others += here.others;
         }
+        let nowhere = || LocateError::not_installed(&format!("instance {instance}"), &instance);
         let result = match (all.mine.len(), all.fault) {
             (1, _) => match all.mine.pop() {
                 Some((_, location)) => location,
-                None => Err(LocateError::not_installed(&format!("instance {instance}"), &instance)),
+                None => Err(nowhere()),
             },
             (0, Some(fault)) => Err(fault),
             (0, None) if all.others > 0 => Err(LocateError::NotYours {
@@ -244,9 +246,7 @@ impl Backend {
             (0, None) if !silent.is_empty() => {
                 Err(LocateError::Unknown { instance, why: silent.join("; ") })
             }
-            (0, None) => {
-                Err(LocateError::not_installed(&format!("instance {instance}"), &instance))
-            }
+            (0, None) => Err(nowhere()),
             _ => {
                 let places = all.mine.into_iter().map(|(place, _)| place).collect();
                 Err(LocateError::Ambiguous { instance, places })

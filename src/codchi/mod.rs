@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// What Codchi puts before a machine's name to name its instance.
-const INSTANCE_PREFIX: &str = "codchi-";
+pub(crate) const INSTANCE_PREFIX: &str = "codchi-";
 /// The longest file name Linux has, in bytes.
 const NAME_MAX: usize = 255;
 

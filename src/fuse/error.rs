@@ -15,18 +15,18 @@ pub enum MountError {
     Missing { path: PathBuf },
     /// The mount point is a file.
     #[error("it is not a directory; choose an empty directory")]
-    NotADirectory { path: PathBuf },
+    NotADirectory,
     /// Mounting would hide something.
     #[error(
         "the directory is not empty, and a mount would hide what is in it; choose an empty directory"
     )]
-    NotEmpty { path: PathBuf },
+    NotEmpty,
     /// A live mount of ours is there.
     #[error("codchifs is already mounted there; to mount anew, first run: codchifs unmount {}", .path.display())]
     AlreadyMounted { path: PathBuf },
     /// The mount point cannot be looked at.
     #[error("cannot look at the mount point: {source}{}", look_remedy(.source))]
-    Look { path: PathBuf, source: io::Error },
+    Look { source: io::Error },
     /// A crashed instance's mount cannot be taken away.
     #[error("cannot detach the stale mount that a crashed codchifs left: {source}; as root run: umount -l {}", .path.display())]
     Stale { path: PathBuf, source: Box<MountError> },
@@ -35,16 +35,16 @@ pub enum MountError {
     Device { source: Errno },
     /// The kernel refused one step of mounting.
     #[error("{step} failed: {source}{}", mount_remedy(*.source))]
-    Mount { path: PathBuf, step: &'static str, source: Errno },
+    Mount { step: &'static str, source: Errno },
     /// fusermount3 or the first exchange with the kernel failed.
     #[error("{}; {}", .source.to_string().trim_end(), start_remedy(.source))]
-    Start { path: PathBuf, source: io::Error },
+    Start { source: io::Error },
     /// `allow_other` and `allow_root` exclude each other.
     #[error("allow_other already admits root; give allow_other or allow_root, not both")]
     BothAllowed,
     /// The session ended with an error.
     #[error("serving failed: {source}")]
-    Session { path: PathBuf, source: io::Error },
+    Session { source: io::Error },
     /// Signals cannot be handled.
     #[error("cannot set up signal handling: {source}")]
     Signals { source: io::Error },
@@ -53,16 +53,16 @@ pub enum MountError {
     Table { source: io::Error },
     /// Nothing of ours is mounted there.
     #[error("no codchifs is mounted there; findmnt -t fuse.codchifs lists those that are")]
-    NotMounted { path: PathBuf },
+    NotMounted,
     /// Somebody uses the mount.
     #[error("it is in use; fuser -vm {} shows by whom, and codchifs unmount --lazy detaches it anyway", .path.display())]
     Busy { path: PathBuf },
     /// The kernel refused to unmount.
     #[error("{source}")]
-    Unmount { path: PathBuf, source: Errno },
+    Unmount { source: Errno },
     /// fusermount3 cannot be run or refused.
     #[error("fusermount3 cannot: {reason}; if root mounted it, unmount it as root")]
-    Fusermount { path: PathBuf, reason: String },
+    Fusermount { reason: String },
 }
 
 fn fuse_remedy(error: Errno) -> &'static str {

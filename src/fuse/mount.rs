@@ -66,7 +66,7 @@ pub fn attach(options: &MountOptions) -> Result<(Attached, OwnedFd), MountError>
     let (mountpoint, directory) = prepare(options)?;
     let device = open_device()?;
     let (id, numbers) = attach_at(&device, &directory, options)
-        .map_err(|(step, source)| MountError::Mount { path: mountpoint.clone(), step, source })?;
+        .map_err(|(step, source)| MountError::Mount { step, source })?;
     Ok((Attached { mountpoint, id, device: numbers }, device))
 }
 
@@ -80,14 +80,12 @@ impl Attached {
     /// Takes away this very mount, wherever it is by now: who owns a directory on the way may have moved it, and led its path
     /// to another mount. `lazy` takes it out of sight at once and ends it when its last user lets go.
     pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
-        let Some(path) = self.found()? else {
-            return Err(MountError::NotMounted { path: self.mountpoint.clone() });
-        };
+        let path = self.found()?.ok_or(MountError::NotMounted)?;
         let failed = |source| not_unmounted(&path, source);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, &path, flags, Mode::empty()).map_err(failed)?;
         if numbers(&root).map_err(failed)? != (self.id, self.device) {
-            return Err(MountError::NotMounted { path });
+            return Err(MountError::NotMounted);
         }
         if lazy {
             let own = format!("/proc/self/fd/{}", root.as_raw_fd());
@@ -183,14 +181,14 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountError> {
     let path = resolve(path)?;
     match mounted_at(&path)? {
         Some(mounted) if mounted.fstype == TYPE => unmount_at(&path, lazy),
-        _ => Err(MountError::NotMounted { path }),
+        _ => Err(MountError::NotMounted),
     }
 }
 
 /// `path` without symbolic links. Only its parent is looked at: the directory itself may be a
 /// mount that answers nobody.
 fn resolve(path: &Path) -> Result<PathBuf, MountError> {
-    let look = |source| MountError::Look { path: path.to_owned(), source };
+    let look = |source| MountError::Look { source };
     let absolute = std::path::absolute(path).map_err(look)?;
     let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
         return std::fs::canonicalize(path).map_err(look);
@@ -229,18 +227,17 @@ pub(super) fn prepare(options: &MountOptions) -> Result<(PathBuf, OwnedFd), Moun
 }
 
 fn empty_directory(path: &Path) -> Result<OwnedFd, MountError> {
-    let path = path.to_owned();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = rustix::fs::openat(CWD, &path, flags, Mode::empty());
+    let directory = rustix::fs::openat(CWD, path, flags, Mode::empty());
     let directory = directory.map_err(|source| match source {
-        Errno::NOENT => MountError::Missing { path: path.clone() },
-        Errno::NOTDIR => MountError::NotADirectory { path: path.clone() },
-        source => MountError::Look { path: path.clone(), source: source.into() },
+        Errno::NOENT => MountError::Missing { path: path.to_owned() },
+        Errno::NOTDIR => MountError::NotADirectory,
+        source => MountError::Look { source: source.into() },
     })?;
-    let look = |source: Errno| MountError::Look { path: path.clone(), source: source.into() };
+    let look = |source: Errno| MountError::Look { source: source.into() };
     for entry in rustix::fs::Dir::read_from(&directory).map_err(look)? {
         if !matches!(entry.map_err(look)?.file_name().to_bytes(), b"." | b"..") {
-            return Err(MountError::NotEmpty { path });
+            return Err(MountError::NotEmpty);
         }
     }
     Ok(directory)
@@ -252,7 +249,7 @@ fn unmount_at(path: &Path, lazy: bool) -> Result<(), MountError> {
         flags.set(UnmountFlags::DETACH, lazy);
         return sys::unmount(path, flags).map_err(|source| not_unmounted(path, source));
     }
-    let failed = |reason| MountError::Fusermount { path: path.to_owned(), reason };
+    let failed = |reason| MountError::Fusermount { reason };
     let output = Command::new("fusermount3")
         .arg(if lazy { "-uz" } else { "-u" })
         .arg("--")
@@ -272,7 +269,7 @@ fn unmount_at(path: &Path, lazy: bool) -> Result<(), MountError> {
 fn not_unmounted(path: &Path, source: Errno) -> MountError {
     match source {
         Errno::BUSY => MountError::Busy { path: path.to_owned() },
-        _ => MountError::Unmount { path: path.to_owned(), source },
+        _ => MountError::Unmount { source },
     }
 }
 
@@ -340,7 +337,7 @@ fn watch(
             other => other,
         };
         match result {
-            Ok(()) | Err(MountError::NotMounted { .. }) => detached = true,
+            Ok(()) | Err(MountError::NotMounted) => detached = true,
             Err(error) => tracing::warn!(%error, "cannot unmount"),
         }
     }

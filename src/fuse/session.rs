@@ -36,11 +36,11 @@ pub fn answer(
     // fuser would compare callers with our own effective user; the kernel compares them with
     // user_id, and `allow_root` is the adaptor's.
     let session = Session::from_fd(adaptor, device, SessionACL::All, config);
-    let start = |source| MountError::Start { path: options.mountpoint.clone(), source };
+    let start = |source| MountError::Start { source };
     let running = start_session(session.map_err(start)?, errands, machines).map_err(start)?;
     ready();
     let ended = running.join();
-    ended.map_err(|source| MountError::Session { path: options.mountpoint.clone(), source })
+    ended.map_err(|source| MountError::Session { source })
 }
 
 /// Mounts `machines` as a plain user, with fusermount3's help, calls `ready` once the mount is answered, and answers until it
@@ -59,7 +59,7 @@ pub fn serve(
     let session = mount_with_fusermount(adaptor, &mountpoint, options)?;
     let start = |source| {
         mount::detach(&mountpoint);
-        MountError::Start { path: mountpoint.clone(), source }
+        MountError::Start { source }
     };
     let running = start_session(session, errands, Arc::clone(&machines)).map_err(start)?;
     let (end, ended) = channel();
@@ -80,7 +80,7 @@ pub fn serve(
     handle.close();
     result.map_err(|source| {
         mount::detach(&mountpoint);
-        MountError::Session { path: mountpoint.clone(), source }
+        MountError::Session { source }
     })
 }
 
@@ -154,8 +154,7 @@ fn mount_with_fusermount(
     if options.allow_other {
         config.mount_options.push(MountOption::DefaultPermissions);
     }
-    Session::new(adaptor, mountpoint, &config)
-        .map_err(|source| MountError::Start { path: mountpoint.to_owned(), source })
+    Session::new(adaptor, mountpoint, &config).map_err(|source| MountError::Start { source })
 }
 
 /// Tells the kernel what it must forget, and answers what had to wait for that. A thread of its own: the kernel waits for

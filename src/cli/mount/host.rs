@@ -149,7 +149,7 @@ impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         self.host.let_go();
         match self.attached.unmount(true) {
-            Ok(()) | Err(MountError::NotMounted { .. }) => {}
+            Ok(()) | Err(MountError::NotMounted) => {}
             Err(error) => tracing::warn!(%error, "cannot take the mount away"),
         }
     }
