@@ -7,10 +7,10 @@ use common::fixture::Fixture;
 use common::lxd::Host;
 use common::mounted::{Mounted, mounts_on};
 use common::played::played;
-use common::processes::{children, is_alive, status};
+use common::processes::{children, command_lines, is_alive, kill, status};
 use common::{DEADLINE, program, run, wait_until, within};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, symlink};
@@ -18,19 +18,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-fn kill(pid: u32, signal: Signal) {
-    kill_process(Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
-}
-
 /// The host of a mount in the background: the parent of nobody here.
 fn host_of(point: &Path) -> u32 {
     let text = point.to_str().unwrap();
-    let hosts = fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let pid: u32 = entry.unwrap().file_name().to_str()?.parse().ok()?;
-        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-        (line.contains("--background-child") && line.contains(text) && !line.contains("--server"))
-            .then_some(pid)
-    });
+    let is_host = |line: &str| {
+        line.contains("--background-child") && line.contains(text) && !line.contains("--server")
+    };
+    let lines = command_lines().into_iter();
+    let hosts = lines.filter_map(|(pid, line)| is_host(&line).then_some(pid));
     let [host] = hosts.collect::<Vec<_>>()[..] else { panic!("no host of {text}") };
     host
 }

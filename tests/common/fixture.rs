@@ -1,7 +1,7 @@
 //! Codchi's state and the machines' files, in a temporary directory.
 
 use super::mounted::mounts_below;
-use super::{Done, program, require_root, run};
+use super::{Done, program, require_root, run, without_variables};
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, makedev, mknodat,
 };
@@ -162,11 +162,7 @@ impl Fixture {
     /// codchifs on this state.
     pub(crate) fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = program(env!("CARGO_BIN_EXE_codchifs"), std::iter::empty::<&str>());
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("CODCHI") {
-                command.env_remove(name);
-            }
-        }
+        without_variables(&mut command);
         command
             .arg("--config-dir")
             .arg(self.config())

@@ -1,7 +1,7 @@
 //! A real LXD or Incus with one code machine as Codchi makes it, in a temporary directory, without a network.
 
 use super::mounted::{Mounted, mounts_below};
-use super::{Done, program, require_root, run, wait_until};
+use super::{Done, program, require_root, run, wait_until, without_variables};
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
@@ -130,11 +130,7 @@ impl Host {
     /// codchifs as root, for a user, with nothing said about where machines are.
     pub(crate) fn command_of(&self, user: &str, config: &Path, data: Option<&Path>) -> Command {
         let mut command = program(env!("CARGO_BIN_EXE_codchifs"), std::iter::empty::<&str>());
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("CODCHI") {
-                command.env_remove(name);
-            }
-        }
+        without_variables(&mut command);
         command.env("LXD_DIR", &self.lxd).env("INCUS_DIR", &self.incus);
         command.args(["--user", user, "--config-dir"]).arg(config);
         if let Some(data) = data {

@@ -170,6 +170,15 @@ pub(crate) fn run_while(mut command: impl BorrowMut<Command>, mut meanwhile: imp
     Done { line, code: status.code(), stdout, stderr }
 }
 
+/// Has a command hear nothing of what the variables here say to codchifs.
+pub(crate) fn without_variables(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CODCHI") {
+            command.env_remove(name);
+        }
+    }
+}
+
 /// A program with its arguments, in the C locale.
 pub(crate) fn program<S: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(name);

@@ -1,6 +1,7 @@
 //! Processes as /proc shows them, and calls that they are made to make.
 
 use super::{DEADLINE, program, run, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -32,6 +33,18 @@ pub(crate) fn descriptors(pid: u32) -> BTreeMap<u32, PathBuf> {
     let directory = format!("/proc/{pid}/fd");
     let link = |fd| Some((fd, fs::read_link(format!("{directory}/{fd}")).ok()?));
     numbers(&directory).into_iter().filter_map(link).collect()
+}
+
+/// Every process with the words that it was started with.
+pub(crate) fn command_lines() -> Vec<(u32, String)> {
+    let line = |pid| Some((pid, fs::read(format!("/proc/{pid}/cmdline")).ok()?));
+    let lines = numbers("/proc").into_iter().filter_map(line);
+    lines.map(|(pid, line)| (pid, String::from_utf8_lossy(&line).into_owned())).collect()
+}
+
+/// Sends it.
+pub(crate) fn kill(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
 }
 
 fn numbers(directory: &str) -> Vec<u32> {

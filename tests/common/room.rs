@@ -4,7 +4,7 @@
 use super::lxd::{LXD, Server, UID, plant, shifted};
 use super::stage::helper;
 use super::target::Target;
-use super::{Done, program, run};
+use super::{Done, program, run, without_variables};
 use std::fs;
 use std::path::Path;
 
@@ -139,11 +139,8 @@ impl House {
         let mut command =
             program("unshare", ["--mount", "--pid", "--fork", "--kill-child", "--propagation"]);
         command.args(["private", "bash", "-ec", ENTER]);
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("CODCHI") || name == "LXD_DIR" {
-                command.env_remove(name);
-            }
-        }
+        without_variables(&mut command);
+        command.env_remove("LXD_DIR");
         let at = self.server.host.path();
         command.env("AT", at.join("room")).env("HOST", at).env("OUT", self.out());
         command.env("TOP", Path::new(env!("CARGO_MANIFEST_DIR"))).env("OWNER", UID.to_string());

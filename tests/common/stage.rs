@@ -2,7 +2,8 @@
 
 use super::fixture::{Fixture, Maker};
 use super::lxd::{UID, user};
-use super::{Done, program, run, wait_until};
+use super::processes::command_lines;
+use super::{Done, program, run, wait_until, without_variables};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
 use std::path::{Path, PathBuf};
@@ -106,15 +107,13 @@ impl Stage {
         );
         let mut command = program("unshare", ["--mount", "--propagation", "private"]);
         command.args(["bash", "-ec", &script]).current_dir(at);
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("CODCHI") {
-                command.env_remove(name);
-            }
-        }
+        without_variables(&mut command);
         command.env("AT", at).env("M", self.fixture.mount_point());
         command.env("O", self.options()).env("U", &self.user).env_remove("SUDO_USER");
         run(command).ok();
-        wait_until("the end of every server", Duration::from_secs(20), || processes(at).is_empty());
+        wait_until("the end of every server", Duration::from_secs(20), || {
+            command_lines().iter().all(|(_, line)| !line.contains(at.to_str().unwrap()))
+        });
         let mut all = Vec::new();
         while let Ok(code) = fs::read_to_string(at.join(format!("out/{}.code", all.len() + 1))) {
             let read = |kind: &str| {
@@ -128,15 +127,4 @@ impl Stage {
         }
         all
     }
-}
-
-/// Processes that were started with a path below `top`.
-fn processes(top: &Path) -> Vec<u32> {
-    let top = top.to_str().unwrap();
-    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        String::from_utf8_lossy(&line).contains(top).then_some(pid)
-    });
-    all.collect()
 }

@@ -5,10 +5,10 @@ use crate::common::asked::Asked;
 use crate::common::fixture::Fixture;
 use crate::common::mounted::Mounted;
 use crate::common::played::{MAP, played, pretend, record, sync};
-use crate::common::processes::is_alive;
+use crate::common::processes::{is_alive, kill};
 use crate::common::{DEADLINE, program, run, wait_until};
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -30,7 +30,7 @@ pub(crate) const CASES: &[Case] = &[
         let fixture = Fixture::new();
         fixture.sample("m");
         let mounted = Mounted::new(&fixture);
-        kill(&mounted);
+        abandon(&mounted);
         let said = run(program("ls", [mounted.point()])).exits(2).err();
         let point = mounted.point().to_str().unwrap();
         fixture.run(["mount", point]).ok();
@@ -41,7 +41,7 @@ pub(crate) const CASES: &[Case] = &[
     ("nobody serves it", || {
         let fixture = Fixture::new();
         let mounted = Mounted::new(&fixture);
-        kill(&mounted);
+        abandon(&mounted);
         let said = run(fixture.command(["status"])).exits(1).out();
         fixture.run(["unmount", mounted.point().to_str().unwrap()]).silent();
         said
@@ -49,9 +49,9 @@ pub(crate) const CASES: &[Case] = &[
     ("there is no answer", || {
         let fixture = Fixture::new();
         let mounted = Mounted::new(&fixture);
-        signal(mounted.server(), Signal::STOP);
+        kill(mounted.server(), Signal::STOP);
         let said = run(fixture.command(["status"])).exits(1).out();
-        signal(mounted.server(), Signal::CONT);
+        kill(mounted.server(), Signal::CONT);
         fixture.run(["unmount", "--lazy", mounted.point().to_str().unwrap()]).silent();
         said
     }),
@@ -152,13 +152,9 @@ fn shrink(file: &Path) {
     File::options().write(true).open(file).unwrap().set_len(1000).unwrap();
 }
 
-fn signal(pid: u32, signal: Signal) {
-    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
-}
-
 /// Leaves a mount that nobody serves.
-fn kill(mounted: &Mounted) {
+fn abandon(mounted: &Mounted) {
     let (host, server) = (mounted.host(), mounted.server());
-    signal(host, Signal::KILL);
+    kill(host, Signal::KILL);
     wait_until("the end of both", DEADLINE, || !is_alive(host) && !is_alive(server));
 }

@@ -5,9 +5,10 @@ use crate::common::asked::Asked;
 use crate::common::fixture::Fixture;
 use crate::common::mounted::Mounted;
 use crate::common::played::played;
+use crate::common::processes::kill;
 use crate::common::stage::Stage;
 use crate::common::{program, run};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use std::fs;
 
 pub(crate) const CASES: &[Case] = &[
@@ -101,8 +102,7 @@ pub(crate) const CASES: &[Case] = &[
         let fixture = Fixture::new();
         fixture.empty("m");
         let mut mounted = Mounted::new(&fixture);
-        let server = Pid::from_raw(mounted.server().cast_signed()).unwrap();
-        kill_process(server, Signal::KILL).unwrap();
+        kill(mounted.server(), Signal::KILL);
         mounted.wait();
         Mounted::new(&fixture).unmount();
         mounted.log()
