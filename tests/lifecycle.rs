@@ -9,7 +9,9 @@ use common::mounted::{Mounted, mounts_on};
 use common::played::played;
 use common::processes::{children, command_lines, is_alive, kill, status};
 use common::{DEADLINE, program, run, wait_until, within};
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -388,6 +390,42 @@ fn a_mount_whose_path_leads_elsewhere_is_the_one_that_is_taken_away() {
     fs::rename(at("moved"), at("way")).unwrap();
     drop(ours);
     other.unmount();
+}
+
+#[test]
+fn another_mount_that_got_the_numbers_of_one_that_is_gone_stays() {
+    let fixture = Fixture::new();
+    fixture.sample("m");
+    let numbers = |path: &Path| {
+        let st = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).unwrap();
+        (st.stx_mnt_id, st.stx_dev_minor)
+    };
+    // Numbers are anybody's on this host as soon as they are free.
+    wait_until("the numbers are used again", DEADLINE, || {
+        let mut command = fixture.command(["mount", "--foreground"]);
+        command.env("CODCHIFS_LOG", "info");
+        let (point, log) = (fixture.mount_point(), tempfile::NamedTempFile::new().unwrap());
+        let mut mounted = Mounted::of(command, point.clone(), log.path().to_owned());
+        let wanted = numbers(&point);
+        let server = mounted.server();
+        kill(server, Signal::STOP);
+        rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
+        let others: Vec<_> = (0..8).map(|number| fixture.path().join(number.to_string())).collect();
+        for other in &others {
+            fs::create_dir_all(other).unwrap();
+            run(program("mount", ["-t", "tmpfs", "none"]).arg(other)).silent();
+        }
+        let found = others.iter().any(|other| numbers(other) == wanted);
+        mounted.signal(Signal::TERM);
+        wait_until("the signal", DEADLINE, || mounted.log().contains("unmounting"));
+        kill(server, Signal::CONT);
+        assert_eq!(mounted.wait().code(), Some(0));
+        for other in others {
+            assert_eq!(mounts_on(&other).len(), 1, "somebody else's");
+            rustix::mount::unmount(&other, UnmountFlags::empty()).unwrap();
+        }
+        found
+    });
 }
 
 #[test]

@@ -56,8 +56,7 @@ impl MountOptions {
 pub struct Attached {
     /// Where it was put, without symbolic links. What leads there now may be something else.
     pub mountpoint: PathBuf,
-    id: u64,
-    device: (u32, u32),
+    numbers: Numbers,
 }
 
 /// Mounts as root, and gives what the mount is answered on: it ends when all copies of that are closed. Not through fuser: it
@@ -65,9 +64,9 @@ pub struct Attached {
 pub fn attach(options: &MountOptions) -> Result<(Attached, OwnedFd), MountError> {
     let (mountpoint, directory) = prepare(options)?;
     let device = open_device()?;
-    let (id, numbers) = attach_at(&device, &directory, options)
+    let numbers = attach_at(&device, &directory, options)
         .map_err(|(step, source)| MountError::Mount { step, source })?;
-    Ok((Attached { mountpoint, id, device: numbers }, device))
+    Ok((Attached { mountpoint, numbers }, device))
 }
 
 /// Opens what the kernel is answered on.
@@ -78,42 +77,58 @@ pub(super) fn open_device() -> Result<OwnedFd, MountError> {
 
 impl Attached {
     /// Takes away this very mount, wherever it is by now: who owns a directory on the way may have moved it, and led its path
-    /// to another mount. `lazy` takes it out of sight at once and ends it when its last user lets go.
+    /// to another mount. Only while its connection lives: afterwards its numbers may be another mount's. `lazy` takes it out
+    /// of sight at once and ends it when its last user lets go.
     pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
-        let path = self.found()?.ok_or(MountError::NotMounted)?;
-        let failed = |source| not_unmounted(&path, source);
+        let mounted = self.found()?.ok_or(MountError::NotMounted)?;
+        let path = &mounted.mountpoint;
+        let failed = |source| not_unmounted(path, source);
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(MountError::NotMounted);
+        };
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(CWD, &path, flags, Mode::empty()).map_err(failed)?;
-        if numbers(&root).map_err(failed)? != (self.id, self.device) {
+        // From here on by the directory that the mount is in, which its owner may move as well. The mount's own cannot be
+        // moved, and an open one would be in use by ourselves.
+        let parent = rustix::fs::openat(CWD, parent, flags | OFlags::DIRECTORY, Mode::empty())
+            .map_err(failed)?;
+        let root = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
+        if numbers(&root).map_err(failed)? != self.numbers {
             return Err(MountError::NotMounted);
         }
-        if lazy {
-            let own = format!("/proc/self/fd/{}", root.as_raw_fd());
-            return sys::unmount(own, UnmountFlags::DETACH).map_err(failed);
-        }
-        // It would be in use by ourselves.
         drop(root);
-        sys::unmount(&path, UnmountFlags::NOFOLLOW).map_err(failed)
+        let path = Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string()).join(name);
+        let mut flags = UnmountFlags::NOFOLLOW;
+        flags.set(UnmountFlags::DETACH, lazy);
+        sys::unmount(&path, flags).map_err(failed)
+    }
+
+    /// Takes away what is left of the mount, whoever still uses it, after its connection has ended. Another mount that got its
+    /// numbers stays, since it is served.
+    pub fn clear(&self) -> Result<(), MountError> {
+        match self.found()? {
+            Some(mounted) if mounts::is_stale(&mounted) => self.unmount(true),
+            _ => Ok(()),
+        }
     }
 
     /// Lets the kernel read ahead as far as pays. Only root may, and only after the kernel's INIT was answered; before, it
     /// would be reset.
     pub fn raise_read_ahead(&self) {
-        let (major, minor) = self.device;
+        let (major, minor) = self.numbers.1;
         let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
         if let Err(error) = std::fs::write(&path, READ_AHEAD) {
             tracing::debug!(%error, path, "cannot raise the read-ahead");
         }
     }
 
-    fn found(&self) -> Result<Option<PathBuf>, MountError> {
+    fn found(&self) -> Result<Option<Mount>, MountError> {
         let table = mountinfo::read().map_err(|source| MountError::Table { source })?;
-        let same = |mount: &Mount| (mount.id, mount.device) == (self.id, self.device);
-        Ok(table.into_iter().find(same).map(|mount| mount.mountpoint))
+        let same = |mount: &Mount| (mount.id, mount.device) == self.numbers && mount.fstype == TYPE;
+        Ok(table.into_iter().find(same))
     }
 }
 
-/// Number and device of a mount.
+/// What the mount table knows a mount by: its number and its device. Both are the next one's as soon as it is gone.
 type Numbers = (u64, (u32, u32));
 
 /// Those of the mount that `root` is the root of. Asks nobody: its server may not answer, or not us.

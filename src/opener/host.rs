@@ -6,6 +6,7 @@ use crate::codchi::MachineName;
 use crate::sys;
 use crate::tree::Root;
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
@@ -22,7 +23,7 @@ const SOCKETS: usize = 4;
 const MOST_BACKED: usize = 1024;
 
 /// Answers on sockets until the server ends.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Host(Arc<Means>);
 
 #[derive(Debug)]
@@ -70,6 +71,16 @@ impl Host {
     /// The finder itself.
     pub fn direct(&self) -> &Direct {
         &self.0.direct
+    }
+
+    /// Whether the kernel still asks: it does until the mount is gone, or was cut off.
+    pub fn is_asked(&self) -> bool {
+        let hung_up = self.0.with_device(|device| {
+            let mut polled = [PollFd::from_borrowed_fd(device, PollFlags::empty())];
+            poll(&mut polled, Some(&Timespec::default()))?;
+            Ok(polled.iter().any(|fd| fd.revents().contains(PollFlags::ERR)))
+        });
+        hung_up == Ok(false)
     }
 
     /// Lets go of what the kernel is answered on. While anybody has it, whoever looks at the mount waits for an answer, and

@@ -49,9 +49,13 @@ pub(super) fn run(
             }
         }
     };
-    let (to_server, ours) = (control.try_clone()?, Arc::clone(&attached));
+    let to_server = control.try_clone()?;
+    let (ours, asked) = (Arc::clone(&attached), host.clone());
     let handle = stop.watch(
-        move |lazy| ours.unmount(lazy),
+        move |lazy| match asked.is_asked() {
+            true => ours.unmount(lazy),
+            false => Err(MountError::NotMounted),
+        },
         move || {
             if let Err(why) = Control::Reread.send(&to_server) {
                 tracing::warn!(%why, "cannot have the server look anew");
@@ -148,9 +152,8 @@ struct Mounted<'a> {
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         self.host.let_go();
-        match self.attached.unmount(true) {
-            Ok(()) | Err(MountError::NotMounted) => {}
-            Err(error) => tracing::warn!(%error, "cannot take the mount away"),
+        if let Err(error) = self.attached.clear() {
+            tracing::warn!(%error, "cannot take the mount away");
         }
     }
 }
