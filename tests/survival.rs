@@ -6,6 +6,7 @@ mod common;
 use common::fixture::Fixture;
 use common::lxd::{HOME, LXD, Server, plant, shifted};
 use common::mounted::Mounted;
+use common::processes::{call, make};
 use common::{DEADLINE, program, run, wait_until};
 use rustix::io::Errno;
 use std::fmt::Write as _;
@@ -31,12 +32,14 @@ fn addresses<const N: usize>(pid: u32, names: [&str; N]) -> [u64; N] {
 /// Has the next call of one function panic instead, as if it divided by zero. Only for x86-64.
 fn panic_at(pid: u32, function: &str, mut meanwhile: impl FnMut()) {
     let [function, panic] = addresses(pid, [function, "panic_const_div_by_zero"]);
+    let room = call("room", libc::SYS_mmap, "0, 4096, 3, 0x22, -1, 0");
+    let page = make(pid, &[room])[0].unwrap();
     // What it is given is a core::panic::Location: pointer and length of a path, line, column.
     let mut script = String::from(
         "set pagination off\nset confirm off\nset debuginfod enabled off\nset language c\n",
     );
     let _ = writeln!(script, "break *{function:#x}\ncontinue");
-    script.push_str("set $location = ((char*(*)(long,long))calloc)(1, 64)\n");
+    let _ = writeln!(script, "set $location = (char*){page:#x}");
     script.push_str(
         "set *(long*)$location = (long)($location + 32)\nset *(long*)($location + 8) = 1\n",
     );

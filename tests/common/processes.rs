@@ -3,7 +3,6 @@
 use super::{DEADLINE, program, run, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
@@ -108,41 +107,14 @@ pub(crate) fn call(name: &str, number: libc::c_long, arguments: impl Into<String
 /// Has the process itself make these calls, one after the other: what it got, or the number of the error. A program that it
 /// executes is the last that it does.
 pub(crate) fn make(pid: u32, calls: &[Call]) -> Vec<Result<i64, i32>> {
-    let mut script = String::from(
-        "set pagination off\nset confirm off\nset debuginfod enabled off\nset language c\n",
-    );
-    // struct open_how for reading and for writing, and room for what is read.
-    script.push_str("set $how = (char*(*)(long,long))calloc\n");
-    script.push_str(
-        "set $read = $how(1, 256)\nset $write = $how(1, 256)\nset $room = $how(1, 4096)\n",
-    );
-    let _ = writeln!(script, "set *(long*)$write = {}", libc::O_WRONLY);
-    script.push_str(
-        "set $call = (long(*)(long,...))syscall\nset $errno = (int*(*)(void))__errno_location\n",
-    );
-    for Call { number, arguments, .. } in calls {
-        let _ = writeln!(script, "set $got = $call({number}, {arguments})");
-        script.push_str("printf \"\\nRESULT %ld %d\\n\", $got, *$errno()\n");
-    }
-    script.push_str("detach\nquit\n");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/make.py");
     let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), script).unwrap();
-    let mut gdb = program("gdb", ["-nx", "-batch", "-p", &pid.to_string(), "-x"]);
-    let done = run(gdb.arg(file.path()));
-    let results = done.out();
-    let results = results.lines().filter_map(|line| line.strip_prefix("RESULT "));
-    let mut results: Vec<_> = results
-        .map(|line| {
-            let (got, errno) = line.split_once(' ').unwrap();
-            match got.parse().unwrap() {
-                -1 => Err(errno.parse().unwrap()),
-                got => Ok(got),
-            }
-        })
-        .collect();
-    if done.out().contains("is executing new program") {
-        results.push(Ok(0));
-    }
-    assert_eq!(results.len(), calls.len(), "{}\n{}", done.out(), done.err());
-    results
+    let lines =
+        calls.iter().map(|Call { number, arguments, .. }| format!("{number} {arguments}\n"));
+    fs::write(file.path(), lines.collect::<String>()).unwrap();
+    let mut python = program("/usr/bin/python3", [script, &pid.to_string()]);
+    let done = run(python.arg(file.path())).ok();
+    let got = done.out().lines().map(|line| line.parse().unwrap()).collect::<Vec<i64>>();
+    assert_eq!(got.len(), calls.len(), "{got:?}");
+    got.into_iter().map(|got| if got < 0 { Err(-got as i32) } else { Ok(got) }).collect()
 }
