@@ -2,17 +2,18 @@
 //!
 //! A machine's tree and Codchi's state are hostile input, and the server parses both. So whatever goes wrong in it, it is
 //! the user whose machines they are, has one capability, executes nothing, talks to nobody and opens nothing for writing
-//! (seccomp), and reads nothing but the directories that hold machines and Codchi's state (Landlock).
+//! (seccomp, Landlock), and sees no file but those that are handed to it: its root directory is that of its own descriptors.
 
 use crate::credentials::User;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus,
+    Scope,
 };
-use rustix::fd::AsFd;
+use rustix::fs::CWD;
 use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{
-    DumpableBehavior, Gid, Resource, Rlimit, Signal, Uid, set_dumpable_behavior,
+    DumpableBehavior, Gid, Resource, Rlimit, Signal, Uid, chroot, fchdir, set_dumpable_behavior,
     set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
@@ -34,19 +35,29 @@ fn cannot<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> SandboxErro
     move |why| SandboxError { what, why: why.to_string() }
 }
 
-/// Becomes `user` with CAP_DAC_READ_SEARCH, able to read what is below `readable` and nothing else. For good, and before
-/// the process has a second thread.
-pub fn enter<F: AsFd>(user: User, readable: &[F]) -> Result<(), SandboxError> {
+/// Becomes `user` with CAP_DAC_READ_SEARCH, able to read what is below its open directories and nothing else. `quiet`: through
+/// no directory that it will ever have is anything written. For good, and before the process has a second thread.
+pub fn enter(user: User, quiet: bool) -> Result<(), SandboxError> {
     // A core would hold the user's secrets.
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .map_err(cannot("core dumps"))?;
+    leave_files().map_err(cannot("other files"))?;
     change_ids(user)?;
     thread::set_no_new_privs(true).map_err(cannot("new privileges"))?;
     // Nobody of the same user may attach to it; the changes of ids have reset the signal.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(cannot("being traced"))?;
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(cannot("outliving its host"))?;
-    restrict_files(readable)?;
+    restrict_files(quiet)?;
     restrict_calls()
+}
+
+/// Makes the directory of this process's descriptors its root, on a mount that is nowhere: paths lead to what it has open,
+/// and `..` to nothing above. Descriptors are needed by path where system calls take nothing else.
+fn leave_files() -> Result<(), Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let own = open_tree(CWD, "/proc/self/fd", flags)?;
+    fchdir(&own)?;
+    chroot(".")
 }
 
 fn change_ids(user: User) -> Result<(), SandboxError> {
@@ -74,21 +85,24 @@ fn change_ids(user: User) -> Result<(), SandboxError> {
     thread::set_capabilities(None, sets).map_err(cannot("capabilities"))
 }
 
-/// Landlock (Documentation/userspace-api/landlock.rst): as much of it as the kernel has.
-fn restrict_files<F: AsFd>(readable: &[F]) -> Result<(), SandboxError> {
-    let read = AccessFs::ReadFile | AccessFs::ReadDir;
-    let rules = readable.iter().map(|directory| Ok(PathBeneath::new(directory, read)));
+/// Landlock (Documentation/userspace-api/landlock.rst): as much of it as the kernel has. It does not restrict reading: for each
+/// open that it restricts, the kernel goes up from the file to the root, which costs a tenth of reading small files.
+fn restrict_files(quiet: bool) -> Result<(), SandboxError> {
+    let mut write = AccessFs::from_write(ABI::V5);
+    if quiet {
+        // The kernel looks for it at every open, whatever it is for.
+        write.remove(AccessFs::Truncate);
+    }
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(ABI::V5))
+        .handle_access(write | AccessFs::Execute)
         .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(ABI::V5)))
         .and_then(|ruleset| ruleset.scope(Scope::from_all(ABI::V6)))
         .and_then(|ruleset| ruleset.create())
-        .and_then(|ruleset| ruleset.add_rules(rules))
         .and_then(|ruleset| ruleset.restrict_self())
         .map_err(cannot("other directories"))?;
     if status.ruleset == RulesetStatus::NotEnforced {
-        tracing::debug!("this kernel has no Landlock: the server could read more than machines");
+        tracing::debug!("this kernel has no Landlock: seccomp alone keeps the server from writing");
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ mod common;
 use common::fixture::Fixture;
 use common::lxd::{Host, UID};
 use common::mounted::Mounted;
-use common::played::{directory, played};
+use common::played::played;
 use common::processes::{Call, Idle, call, descriptors, is_alive, make, status, threads};
 use common::{program, run};
 use std::collections::BTreeMap;
@@ -132,7 +132,6 @@ fn unconfined() -> Idle {
 struct Outside {
     private: Vec<PathBuf>,
     own: PathBuf,
-    machine: PathBuf,
     _root: tempfile::TempDir,
 }
 
@@ -154,8 +153,7 @@ fn outside(host: &Host) -> Outside {
     for path in [&own, &own.join("file"), &own.join("empty")] {
         chown(path, Some(UID), Some(UID)).unwrap();
     }
-    let machine = directory(&host.lxd, "demo").join("rootfs/srv/service/data");
-    Outside { private, own, machine, _root: root }
+    Outside { private, own, _root: root }
 }
 
 /// What a server that was taken over would try: each works for the user.
@@ -165,7 +163,8 @@ fn attempts(outside: &Outside, victim: u32) -> Vec<(Call, i32)> {
     let mut denied = |name: &str, number, arguments: String, errno| {
         all.push((call(name, number, arguments), errno))
     };
-    let (denied_files, missing) = (libc::EACCES, libc::ENOSYS);
+    // No path leads anywhere.
+    let (denied_files, missing) = (libc::ENOENT, libc::ENOSYS);
     for path in outside.private.iter().map(PathBuf::as_path).chain([Path::new("/etc/shadow")]) {
         let path = text(path);
         denied(&format!("open {path}"), libc::SYS_open, format!("{path}, 0"), denied_files);
@@ -176,7 +175,6 @@ fn attempts(outside: &Outside, victim: u32) -> Vec<(Call, i32)> {
             denied_files,
         );
     }
-    denied("list /", libc::SYS_openat, format!("-100, \"/\", {}", libc::O_DIRECTORY), denied_files);
     let (file, empty) = (text(&outside.own.join("file")), text(&outside.own.join("empty")));
     let new = |name| text(&outside.own.join(name));
     denied("open for writing", libc::SYS_openat, format!("-100, {file}, 1"), missing);
@@ -239,6 +237,50 @@ fn attempts(outside: &Outside, victim: u32) -> Vec<(Call, i32)> {
     all
 }
 
+/// Directories that a server has open.
+fn directories(server: u32) -> Vec<u32> {
+    let is_directory = |number: &u32| {
+        fs::metadata(format!("/proc/{server}/fd/{number}")).is_ok_and(|found| found.is_dir())
+    };
+    descriptors(server).into_keys().filter(is_directory).collect()
+}
+
+/// The server opens `path` from every directory that it has, which leads to the file from one at least.
+fn opens(server: u32, path: &str) {
+    let from =
+        |directory: &u32| call(path, libc::SYS_openat, format!("{directory}, \"{path}\", 0"));
+    let calls: Vec<_> = directories(server).iter().map(from).collect();
+    let got = make(server, &calls);
+    assert!(got.iter().any(Result::is_ok), "what it is for: {got:?}");
+}
+
+/// No path leads from its directories to what is beside or above, nor writes what is below.
+fn stays_inside(server: u32, beside: &[&str], own: &str) {
+    let mut calls = Vec::new();
+    for directory in directories(server) {
+        for path in beside {
+            calls.push(call(path, libc::SYS_openat, format!("{directory}, \"{path}\", 0")));
+        }
+        for how in ["$write", "$truncate"] {
+            let arguments = format!("{directory}, \"{own}\", {how}, 24");
+            calls.push(call(how, libc::SYS_openat2, arguments));
+        }
+    }
+    assert!(calls.len() > beside.len(), "it has no directory");
+    for (call, got) in calls.iter().zip(make(server, &calls)) {
+        let denied = match call.number {
+            libc::SYS_openat2 => &[libc::ENOENT, libc::EACCES, libc::EROFS][..],
+            _ => &[libc::ENOENT, libc::ENOTDIR],
+        };
+        assert!(got.is_err_and(|error| denied.contains(&error)), "{call:?}: {got:?}");
+    }
+    let root = fs::read_dir(format!("/proc/{server}/root")).unwrap();
+    for entry in root {
+        let name = entry.unwrap().file_name();
+        assert!(name.to_str().unwrap().parse::<u32>().is_ok(), "{name:?} in its root directory");
+    }
+}
+
 #[test]
 fn the_server_itself_cannot_do_what_its_user_can() {
     let host = played();
@@ -246,15 +288,18 @@ fn the_server_itself_cannot_do_what_its_user_can() {
     let mounted = mounted(&host);
     let mut victim = unconfined();
     let attempts = attempts(&outside, victim.pid());
-    let mut calls: Vec<_> = attempts.iter().map(|(call, _)| call.clone()).collect();
-    let own = format!("\"{}\", 0", outside.machine.display());
-    let exec = calls.len();
-    calls.insert(0, call("open a file of its machine", libc::SYS_open, own));
+    let calls: Vec<_> = attempts.iter().map(|(call, _)| call.clone()).collect();
+    let exec = calls.len() - 1;
 
+    let file = "srv/service/data";
+    opens(mounted.server(), file);
+    // From its own rootfs to its own rootfs, by what is above.
+    let beside = format!("../../codchi-demo/rootfs/{file}");
+    let private = format!("{}{}", "../".repeat(20), outside.private[0].display());
+    stays_inside(mounted.server(), &[&beside, &private], file);
     let got = make(mounted.server(), &calls);
-    assert!(got[0].is_ok(), "what it is for: {got:?}");
     let mut wrong = Vec::new();
-    for ((call, errno), got) in attempts.iter().zip(&got[1..]) {
+    for ((call, errno), got) in attempts.iter().zip(&got) {
         if *got != Err(*errno) {
             wrong.push(format!("{}: {got:?} and not error {errno}", call.name));
         }
@@ -311,22 +356,18 @@ fn the_server_of_roots_own_machines_is_confined_as_well() {
     fs::read(mounted.tar("m")).unwrap();
     let status = status(mounted.server());
     assert_eq!((&status["CapEff"], &status["CapBnd"]), (&set(READ_SEARCH), &set(0)));
-    let own = place.home.join("project/README");
+    let own = "project/README";
+    opens(mounted.server(), own);
+    stays_inside(mounted.server(), &[&format!("../m/{own}")], own);
+    assert_ne!(fs::read(place.home.join(own)).unwrap(), b"");
     let calls = [
-        call("a file of its machine", libc::SYS_open, format!("\"{}\", 0", own.display())),
         call("shadow", libc::SYS_open, "\"/etc/shadow\", 0"),
-        call("write", libc::SYS_open, format!("\"{}\", 1", own.display())),
-        call(
-            "write by openat2",
-            libc::SYS_openat2,
-            format!("-100, \"{}\", $write, 24", own.display()),
-        ),
+        call("write", libc::SYS_open, "\"/etc/shadow\", 1"),
         call("socket", libc::SYS_socket, "1, 1, 0"),
     ];
     let got = make(mounted.server(), &calls);
-    assert!(got[0].is_ok(), "{got:?}");
-    let denied = [libc::EACCES, libc::ENOSYS, libc::EACCES, libc::ENOSYS].map(Err);
-    assert_eq!(got[1..], denied, "{calls:?}");
+    let denied = [libc::ENOENT, libc::ENOSYS, libc::ENOSYS].map(Err);
+    assert_eq!(got, denied, "{calls:?}");
 }
 
 #[test]

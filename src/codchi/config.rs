@@ -189,9 +189,12 @@ impl MachineConfig {
     }
 }
 
-/// Reads the machine in `dir`. See [`super::State::load`].
-pub(super) fn load(dir: &Path, name: &MachineName) -> Result<MachineConfig, Error> {
-    let files = MachineDir::open(dir, name)?;
+/// Reads the machine whose directory `files` is, which is at `dir`. See [`super::State::load`].
+pub(super) fn load(
+    files: &MachineDir<'_>,
+    dir: &Path,
+    name: &MachineName,
+) -> Result<MachineConfig, Error> {
     // Before the reads: what changes after this look has a newer ctime at the next one.
     let mut times = files.times()?;
     let text = files
@@ -211,11 +214,6 @@ pub(super) fn load(dir: &Path, name: &MachineName) -> Result<MachineConfig, Erro
     config.flake_lock = beside("flake.lock")?.filter(|text| !text.trim().is_empty()).map(Secret);
     config.times = times;
     Ok(config)
-}
-
-/// The times of the machine in `dir`. See [`super::State::times`].
-pub(super) fn times(dir: &Path, name: &MachineName) -> Result<Times, Error> {
-    MachineDir::open(dir, name)?.times()
 }
 
 /// Keeps the place and the kind of a fault, and drops the parser's text, which quotes values.

@@ -20,6 +20,7 @@ pub use config::{MachineConfig, Secret, Time, Times};
 pub use error::{Error, NameError};
 pub use url::ModuleUrl;
 
+use read::MachineDir;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -28,6 +29,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// What Codchi puts before a machine's name to name its instance.
 pub(crate) const INSTANCE_PREFIX: &str = "codchi-";
@@ -111,13 +113,37 @@ impl Found {
 }
 
 /// Where one user's Codchi keeps its files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct State {
     /// Holds `config.toml` and `machine/NAME/`. [`dirs::config_dir`] finds it.
     pub config_dir: PathBuf,
     /// Holds `machine/NAME`, the machines' homes. [`dirs::data_dir`] finds it.
     pub data_dir: PathBuf,
+    /// Ways to `machine` in the config directory, for a process whose paths lead nowhere: the first that leads there is taken.
+    pub ways: Vec<Way>,
 }
+
+/// An opened directory, and what is left from there to Codchi's directory of machines.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// The directory.
+    pub from: Arc<OwnedFd>,
+    /// The rest, maybe nothing.
+    pub rest: PathBuf,
+}
+
+impl Way {
+    fn go(&self) -> Result<OwnedFd, Errno> {
+        // One that was deleted stays open, and would have no machines for ever.
+        if rustix::fs::fstat(&self.from)?.st_nlink == 0 {
+            return Err(Errno::STALE);
+        }
+        let rest = if self.rest.as_os_str().is_empty() { Path::new(".") } else { &self.rest };
+        rustix::fs::openat(&self.from, rest, DIRECTORY, Mode::empty())
+    }
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl State {
     /// Finds the state of `owner`. Directories that are given explicitly win over all else.
@@ -136,7 +162,26 @@ impl State {
             None => read::settings(&config_dir.join("config.toml"))?,
         };
         let data_dir = dirs::data_dir(owner, data_dir, env, &config_dir, settings.as_deref())?;
-        Ok(Self { config_dir, data_dir })
+        Ok(Self { config_dir, data_dir, ways: Vec::new() })
+    }
+
+    /// Where the machines' directories are.
+    fn machines(&self) -> PathBuf {
+        self.config_dir.join("machine")
+    }
+
+    fn open_machines(&self) -> Result<OwnedFd, Errno> {
+        let mut opened = Err(Errno::LOOP);
+        if self.ways.is_empty() {
+            opened = rustix::fs::open(self.machines(), DIRECTORY, Mode::empty());
+        }
+        for way in &self.ways {
+            // A link on the way is not followed; another way begins where it led to.
+            if opened.as_ref().is_err_and(|why| *why == Errno::LOOP) {
+                opened = way.go();
+            }
+        }
+        opened
     }
 
     /// All machines, sorted by name in byte order. A missing directory holds none.
@@ -145,10 +190,8 @@ impl State {
     /// whose `config.json` is a FIFO or cannot be looked at is found, and [`Self::load`] says what
     /// is wrong with it.
     pub fn machine_names(&self) -> Result<Vec<Found>, Error> {
-        let path = self.config_dir.join("machine");
-        let fail = |cause: Errno| Error::List { path: path.clone(), cause: cause.into() };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = match rustix::fs::open(&path, flags, Mode::empty()) {
+        let fail = |cause: Errno| Error::List { path: self.machines(), cause: cause.into() };
+        let dir = match self.open_machines() {
             Ok(dir) => dir,
             Err(Errno::NOENT) => return Ok(Vec::new()),
             Err(cause) => return Err(fail(cause)),
@@ -171,30 +214,29 @@ impl State {
 
     /// Whether [`Self::machine_names`] would name the machine.
     pub fn has(&self, name: &MachineName) -> Result<bool, Error> {
-        let path = self.config_dir.join("machine");
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match rustix::fs::open(&path, flags, Mode::empty()) {
+        match self.open_machines() {
             Ok(dir) => Ok(is_machine(&dir, OsStr::new(name.as_str()))),
             Err(Errno::NOENT) => Ok(false),
             // A backup that deletes what it no longer sees must not take this for "no machines".
-            Err(cause) => Err(Error::List { path, cause: cause.into() }),
+            Err(cause) => Err(Error::List { path: self.machines(), cause: cause.into() }),
         }
     }
 
     /// Reads one machine. Waits for at most half a second, for Codchi to release its lock.
     pub fn load(&self, name: &MachineName) -> Result<MachineConfig, Error> {
-        config::load(&self.machine_dir(name), name)
+        let path = self.machine_dir(name);
+        config::load(&MachineDir::open(self.open_machines(), &path, name)?, &path, name)
     }
 
     /// The times of a machine's files, without reading them: where they are unchanged, so is what
     /// [`Self::load`] returns.
     pub fn times(&self, name: &MachineName) -> Result<Times, Error> {
-        config::times(&self.machine_dir(name), name)
+        MachineDir::open(self.open_machines(), &self.machine_dir(name), name)?.times()
     }
 
     /// Where the machine's config.json, flake.nix and flake.lock are.
-    pub fn machine_dir(&self, name: &MachineName) -> PathBuf {
-        self.config_dir.join("machine").join(name.as_str())
+    fn machine_dir(&self, name: &MachineName) -> PathBuf {
+        self.machines().join(name.as_str())
     }
 
     /// The directory that is `/home/codchi` in the machine.

@@ -35,9 +35,16 @@ pub(super) struct Text {
 }
 
 impl<'a> MachineDir<'a> {
-    pub(super) fn open(path: &'a Path, machine: &'a MachineName) -> Result<Self, Error> {
+    /// That of `machine` in `all`, the directory of all machines; it is said to be at `path`.
+    pub(super) fn open(
+        all: Result<OwnedFd, Errno>,
+        path: &'a Path,
+        machine: &'a MachineName,
+    ) -> Result<Self, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|cause| Error::Read {
+        let opened =
+            all.and_then(|all| rustix::fs::openat(all, machine.as_str(), flags, Mode::empty()));
+        let fd = opened.map_err(|cause| Error::Read {
             machine: machine.clone(),
             path: path.to_owned(),
             cause: cause.into(),

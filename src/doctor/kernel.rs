@@ -54,12 +54,12 @@ pub(super) fn checks() -> Vec<Check> {
         Ok(abi) => Check::ok("landlock", format!("Landlock is there, ABI {abi}")),
         Err(Errno::OPNOTSUPP) => Check::warning(
             "landlock",
-            "Landlock is built in but not enabled: what serves a mount could read more than machines",
+            "Landlock is built in but not enabled: what serves a mount has one wall less before writing",
             "boot with landlock in the parameter lsm=",
         ),
         Err(why) => Check::warning(
             "landlock",
-            format!("there is no Landlock ({why}): what serves a mount could read more than machines"),
+            format!("there is no Landlock ({why}): what serves a mount has one wall less before writing"),
             "boot a kernel with CONFIG_SECURITY_LANDLOCK, 5.13 or later",
         ),
     });

@@ -55,18 +55,18 @@ impl Client {
         let (told, fds) = self
             .ask_machine(What::Open(name.to_string()))
             .map_err(|why| format!("the process that opens machines does not answer: {why}"))?;
-        let opened = told.opened?;
+        told.opened?;
         // Owners are told by the maps that go with these very directories.
         match told.located {
             Ok(same) if same == *located => {}
             Ok(_) => return Err("it changes at this moment; look again".into()),
             Err(why) => return Err(LocateError::from(why).to_string()),
         }
-        let mut roots = opened.into_iter().zip(fds);
-        match (roots.next(), roots.next()) {
-            (Some((rootfs_quiet, rootfs)), Some((home_quiet, home))) => Ok(Roots {
-                rootfs: Root::handed_over(rootfs, rootfs_quiet, located.covered(ROOTFS)),
-                home: Root::handed_over(home, home_quiet, located.covered(HOME)),
+        let mut fds = fds.into_iter();
+        match (fds.next(), fds.next()) {
+            (Some(rootfs), Some(home)) => Ok(Roots {
+                rootfs: Root::handed_over(rootfs, located.covered(ROOTFS)),
+                home: Root::handed_over(home, located.covered(HOME)),
             }),
             _ => Err("the process that opens machines sent nothing".into()),
         }

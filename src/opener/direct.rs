@@ -2,15 +2,16 @@
 
 use super::{Found, HOME, Located, ROOTFS, Roots};
 use crate::backend::{Backend, Facts, LocateError, Query};
-use crate::codchi::{self, MachineName, State};
+use crate::codchi::{MachineName, State, Way};
 use crate::credentials::{User, as_user};
 use crate::idmap::IdMap;
 use crate::mountinfo::{self, Mount};
-use crate::tree::{self, Anchor, Root};
+use crate::tree::{self, Apart, Root};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How a machine's root file system is called.
 const ROOT: &str = "root file system";
@@ -34,75 +35,39 @@ pub struct Direct {
     user: User,
     state: State,
     vouched: Vouched,
-    /// Where there are any, machines are opened through one of them or not at all.
-    anchors: Option<Vec<Anchor>>,
+    /// For who must not get out of what is opened here.
+    apart: Option<Apart>,
 }
 
 impl Direct {
     /// The machines of `state`, which is `user`'s.
     pub fn new(backend: Backend, user: User, state: State, vouched: Vouched) -> Self {
-        Self { backend, user, state, vouched, anchors: None }
+        Self { backend, user, state, vouched, apart: None }
     }
 
-    /// From now on opens machines only where directories of machines are now, and through mounts that nothing else
-    /// shows. What is nowhere is left out: a machine there shows why it cannot be opened.
-    pub fn confine(&mut self) {
-        let mut anchors = Vec::new();
-        for path in self.backend.places() {
-            if let Ok(directory) = rustix::fs::open(&path, PIN, Mode::empty()) {
-                add(&mut anchors, &path, directory);
-            }
-        }
-        let homes = self.state.data_dir.join("machine");
-        if let Some((path, directory)) = self.own_directory(&homes, self.vouched.data) {
-            add(&mut anchors, &path, directory);
-        }
-        // Where these do not reach: a volume of its own for each instance, a home elsewhere.
-        for name in self.names() {
-            let (Ok(located), _) = self.locate(&name) else { continue };
-            let (rootfs, maps) = (&located.location.rootfs, &located.location.maps);
-            for (what, path, opened, map) in [
-                (ROOT, rootfs, pin_rootfs(rootfs).ok(), maps.rootfs.as_ref()),
-                ("home", &located.home, self.pin_home(&located.home).ok(), maps.home.as_ref()),
-            ] {
-                let within = |directory: &OwnedFd| {
-                    anchors.iter().any(|anchor| matches!(anchor.open(directory), Ok(Some(_))))
-                };
-                // What would be refused when it is opened is nothing that the server may read either.
-                let wanted = opened
-                    .filter(|directory| inside_map(what, path, directory, map).is_ok())
-                    .filter(|directory| !within(directory));
-                if let Some(directory) = wanted {
-                    add(&mut anchors, path, directory);
+    /// From now on every directory is opened [`Apart`] from all else, for a process that is to get nothing else.
+    pub fn part(&mut self) -> Apart {
+        *self.apart.insert(Apart::best())
+    }
+
+    /// Ways to Codchi's directory of machines, from directories opened with the user's rights: its config directory, or
+    /// what is above while it is not there, and the directory of machines, should that be a link.
+    pub fn ways(&self, how: Apart) -> Vec<Way> {
+        let machines = self.state.config_dir.join("machine");
+        let opened = |path: &Path| self.own_directory(path, self.vouched.config);
+        let from_config = opened(&self.state.config_dir);
+        let itself = opened(&machines).filter(|(path, _)| *path == machines);
+        let way = |(path, directory): (PathBuf, OwnedFd)| {
+            let rest = machines.strip_prefix(&path).ok()?.to_owned();
+            match how.part(&directory) {
+                Ok(from) => Some(Way { from: Arc::new(from), rest }),
+                Err(why) => {
+                    tracing::warn!(path = %path.display(), %why, "no way to the machines from here");
+                    None
                 }
             }
-        }
-        self.anchors = Some(anchors);
-    }
-
-    /// The directories that machines are opened through.
-    pub fn anchors(&self) -> &[Anchor] {
-        self.anchors.as_deref().unwrap_or_default()
-    }
-
-    /// Codchi's config directory, opened with the user's rights; what is above it while it is not there.
-    pub fn state_directories(&self) -> Vec<OwnedFd> {
-        let config = &self.state.config_dir;
-        [config.clone(), config.join("machine")]
-            .iter()
-            .filter_map(|path| self.own_directory(path, self.vouched.config))
-            .map(|(_, directory)| directory)
-            .collect()
-    }
-
-    fn names(&self) -> Vec<MachineName> {
-        let found = as_user(self.user, || self.state.machine_names());
-        let found = found.ok().and_then(Result::ok).unwrap_or_default();
-        let name = |found| match found {
-            codchi::Found::Machine(name) => Some(name),
-            codchi::Found::Invalid { .. } => None,
         };
-        found.into_iter().filter_map(name).collect()
+        from_config.into_iter().chain(itself).filter_map(way).collect()
     }
 
     /// `path`, or the lowest directory above it that there is, if that is the user's own: whatever a link of the user
@@ -174,20 +139,8 @@ impl Direct {
         directory: OwnedFd,
         covered: Vec<PathBuf>,
     ) -> Result<Root, String> {
-        let Some(anchors) = &self.anchors else { return Ok(Root::new(directory, covered)) };
-        for anchor in anchors {
-            match anchor.open(&directory) {
-                Ok(None) => {}
-                Ok(Some(opened)) => {
-                    return Ok(Root::handed_over(opened, anchor.is_quiet(), covered));
-                }
-                Err(why) => return Err(cannot_open(what, path, why)),
-            }
-        }
-        Err(format!(
-            "the {what} {} is not where machines were when this was mounted; mount again to see it",
-            path.display()
-        ))
+        let Some(how) = self.apart else { return Ok(Root::new(directory, covered)) };
+        Root::apart(&directory, how, covered).map_err(|e| cannot_open(what, path, e))
     }
 
     fn pin_home(&self, home: &Path) -> Result<OwnedFd, String> {
@@ -234,15 +187,6 @@ impl Direct {
 
 fn pin_rootfs(path: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, PIN | OFlags::NOFOLLOW, Mode::empty())
-}
-
-fn add(anchors: &mut Vec<Anchor>, path: &Path, directory: OwnedFd) {
-    match Anchor::new(directory) {
-        Ok(anchor) => anchors.push(anchor),
-        Err(why) => {
-            tracing::warn!(path = %path.display(), %why, "cannot read machines from here");
-        }
-    }
 }
 
 fn found(directory: OwnedFd, table: &[Mount]) -> Option<Found> {

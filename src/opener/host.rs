@@ -146,13 +146,10 @@ fn find(direct: &Direct, name: &str, open: bool) -> (Body, Vec<OwnedFd>) {
     let mut fds = Vec::new();
     let opened = match &located {
         Ok(located) if open => direct.open(located).map(|roots| {
-            let roots = [roots.rootfs, roots.home];
-            let quiet = roots.iter().map(Root::is_quiet).collect();
-            fds.extend(roots.into_iter().map(Root::into_fd));
-            quiet
+            fds.extend([roots.rootfs, roots.home].map(Root::into_fd));
         }),
         Err(why) if open => Err(why.to_string()),
-        _ => Ok(Vec::new()),
+        _ => Ok(()),
     };
     let located = located.map_err(Into::into);
     (Body::Machine(Box::new(Told { located, facts, opened })), fds)

@@ -2,6 +2,7 @@
 
 use super::Located;
 use crate::backend::{Facts, LocateError, bytes};
+use crate::tree::Apart;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
@@ -61,8 +62,8 @@ pub(super) enum Body {
 pub(super) struct Told {
     pub(super) located: Result<Located, Refusal>,
     pub(super) facts: Facts,
-    /// Why the directories are not in this frame; else whether they are quiet.
-    pub(super) opened: Result<Vec<bool>, String>,
+    /// Why the directories are not in this frame.
+    pub(super) opened: Result<(), String>,
 }
 
 /// A [`LocateError`]; for those who are told, there are but two kinds.
@@ -108,8 +109,11 @@ pub struct Greeting {
     pub mountpoint: PathBuf,
     /// How many sockets are for questions.
     pub sockets: usize,
-    /// Whether every directory that is opened comes through a mount that moves no access time.
-    pub quiet: bool,
+    /// How all directories are apart that are opened for it.
+    pub apart: Apart,
+    /// What is left of the ways to Codchi's directory of machines, from the directories that come along.
+    #[serde(with = "bytes::list")]
+    pub ways: Vec<PathBuf>,
     /// Whether there is a file to log to.
     pub log: bool,
 }
@@ -123,8 +127,8 @@ pub struct Greeted {
     pub sockets: Vec<OwnedFd>,
     /// What it logs to once nobody looks at its stderr.
     pub log: Option<OwnedFd>,
-    /// Directories that it may read below.
-    pub readable: Vec<OwnedFd>,
+    /// Where the ways begin.
+    pub ways: Vec<OwnedFd>,
 }
 
 /// What is said once the server runs.
@@ -173,7 +177,7 @@ pub fn receive_greeting(from: &UnixStream) -> io::Result<(Greeting, Greeted)> {
     let device = fds.next().ok_or_else(missing)?;
     let sockets = fds.by_ref().take(greeting.sockets).collect();
     let log = if greeting.log { Some(fds.next().ok_or_else(missing)?) } else { None };
-    Ok((greeting, Greeted { device, sockets, log, readable: fds.collect() }))
+    Ok((greeting, Greeted { device, sockets, log, ways: fds.collect() }))
 }
 
 fn missing() -> io::Error {
@@ -255,7 +259,8 @@ mod tests {
             data_dir: "/data".into(),
             mountpoint: "/mnt".into(),
             sockets: 4,
-            quiet: true,
+            apart: Apart::Whole,
+            ways: vec![path.into()],
             log: true,
         };
         let sent = std::thread::scope(|scope| {
@@ -263,7 +268,7 @@ mod tests {
             let (told, got) = receive_greeting(&server).unwrap();
             assert_eq!((told.uid, told.gid, &*told.config_dir), (7, 8, Path::new(path)));
             assert_eq!((got.sockets.len(), got.log.is_some()), (4, true));
-            assert_eq!(got.readable.len(), fds.len() - 6);
+            assert_eq!(got.ways.len(), fds.len() - 6);
             sender.join().unwrap()
         });
         sent.unwrap();

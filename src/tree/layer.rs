@@ -14,7 +14,9 @@ use crate::sys;
 use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::path::Arg as _;
+use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ffi::CStr;
@@ -22,7 +24,6 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `STATX_SUBVOL` (linux/stat.h, kernel 6.10): rustix has the field but no name for the bit.
 const STATX_SUBVOL: StatxFlags = StatxFlags::from_bits_retain(0x8000);
@@ -41,7 +42,8 @@ pub struct Root {
 }
 
 impl Root {
-    /// An opened directory, through a mount of our own where this process may make one. `covered`: over which places of it something is mounted.
+    /// An opened directory, through a quiet mount where this process may make one. `covered`: over which places of it
+    /// something is mounted.
     pub fn new(directory: OwnedFd, covered: Vec<PathBuf>) -> Self {
         match quiet_mount(&directory) {
             Ok(fd) => Self { fd, quiet: true, covered },
@@ -52,9 +54,14 @@ impl Root {
         }
     }
 
-    /// As another process opened it; `quiet`: through a quiet mount, as one of our own is.
-    pub fn handed_over(fd: OwnedFd, quiet: bool, covered: Vec<PathBuf>) -> Self {
-        Self { fd, quiet, covered }
+    /// Through a mount that is [`Apart`] from all else.
+    pub fn apart(directory: &OwnedFd, how: Apart, covered: Vec<PathBuf>) -> Result<Self, Errno> {
+        Ok(Self { fd: how.part(directory)?, quiet: how.is_quiet(), covered })
+    }
+
+    /// As another process opened it, apart, for this one, which was [`all_is_handed_over`].
+    pub fn handed_over(fd: OwnedFd, covered: Vec<PathBuf>) -> Self {
+        Self { fd, quiet: HANDED_OVER.get() == Some(&Apart::Quietly), covered }
     }
 
     /// The directory itself.
@@ -65,11 +72,6 @@ impl Root {
     /// The same, to hand over.
     pub fn into_fd(self) -> OwnedFd {
         self.fd
-    }
-
-    /// Whether nothing that is opened below it moves an access time.
-    pub fn is_quiet(&self) -> bool {
-        self.quiet
     }
 }
 
@@ -259,42 +261,93 @@ pub(crate) fn only_files(st: &Statx) -> Result<(), Errno> {
     }
 }
 
-/// A detached clone of the mount that `directory` is on, with that directory as its root: what is mounted below is not
-/// in it. Takes CAP_SYS_ADMIN.
-pub(super) fn quiet_mount(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
-    use rustix::mount::{OpenTreeFlags, open_tree};
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    let mount = open_tree(directory, c"", flags)?;
+/// How a directory becomes the root of a detached mount, from which no way leads to what is above or beside it. Takes
+/// CAP_SYS_ADMIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Apart {
+    /// The mount is quiet, and without what is mounted below.
+    Quietly,
+    /// It is as it was, all of it.
+    Whole,
+}
+
+impl Apart {
+    /// How this process can do it. Quiet mounts are since Linux 5.14; root of a user namespace may neither part what was
+    /// mounted together before, nor change how access times are kept (mount_namespaces(7)).
+    pub fn best() -> Self {
+        let top = fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        match top.and_then(|top| quiet_mount(&top)) {
+            Ok(_) => Self::Quietly,
+            Err(error) => {
+                tracing::debug!(%error, "no quiet mounts: opening the slow way");
+                Self::Whole
+            }
+        }
+    }
+
+    /// Does it.
+    pub fn part(self, directory: &OwnedFd) -> Result<OwnedFd, Errno> {
+        match self {
+            Self::Quietly => quiet_mount(directory),
+            Self::Whole => clone_mount(directory, OpenTreeFlags::AT_RECURSIVE),
+        }
+    }
+
+    /// Whether nothing is written through it, and no access time moved.
+    pub fn is_quiet(self) -> bool {
+        self == Self::Quietly
+    }
+}
+
+/// A clone of the mount that `directory` is on, with that directory as its root: what is mounted below is not in it.
+fn quiet_mount(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let mount = clone_mount(directory, OpenTreeFlags::empty())?;
     sys::quiet_mount(mount.as_fd())?;
     Ok(mount)
 }
 
-/// `/proc/self/fd`, opened once. A magic link of our own table leads to the pinned object and nowhere else.
+fn clone_mount(directory: &OwnedFd, flags: OpenTreeFlags) -> Result<OwnedFd, Errno> {
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(directory, c"", clone | flags)
+}
+
+/// This process's descriptors, opened once. A magic link of our own table leads to the pinned object and nowhere else.
 fn own_fds() -> Result<BorrowedFd<'static>, Errno> {
     static FDS: OnceLock<Result<OwnedFd, Errno>> = OnceLock::new();
     FDS.get_or_init(|| {
-        fs::open("/proc/self/fd", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        fs::open(own_fds_path(), flags, Mode::empty())
     })
     .as_ref()
     .map(AsFd::as_fd)
     .map_err(|e| *e)
 }
 
-/// Whether a mount may move access times: not where every layer comes from another process, quiet.
-static ATIMES_MOVE: AtomicBool = AtomicBool::new(true);
+/// Where they are; ends in a slash.
+fn own_fds_path() -> &'static str {
+    match HANDED_OVER.get() {
+        Some(_) => "/",
+        None => "/proc/self/fd/",
+    }
+}
 
-/// Tells that all layers of this process will be [`Root::handed_over`] and quiet: asking for no access time, which the
-/// process may only for its user's own files, is then a call more for nothing.
-pub fn all_layers_are_quiet() {
-    ATIMES_MOVE.store(false, Ordering::Relaxed);
+/// Of a process to which all layers are handed over: how they are apart.
+static HANDED_OVER: OnceLock<Apart> = OnceLock::new();
+
+/// Tells that this process's root directory is that of its own descriptors, and that all layers will be
+/// [`Root::handed_over`]. Where they are quiet, asking for no access time, which the process may only for its user's own
+/// files, is a call more for nothing.
+pub fn all_is_handed_over(how: Apart) {
+    // There is no second time.
+    let _ = HANDED_OVER.set(how);
 }
 
 /// Opens without leaving an access time behind where the process may (open(2), O_NOATIME: the owner or CAP_FOWNER).
 fn read_quietly(open: impl Fn(OFlags) -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    if !ATIMES_MOVE.load(Ordering::Relaxed) {
+    if HANDED_OVER.get() == Some(&Apart::Quietly) {
         return open(flags);
     }
     match open(flags | OFlags::NOATIME) {
@@ -391,7 +444,7 @@ fn with_c_str<T>(name: &[u8], ask: impl FnOnce(&CStr) -> Result<T, Errno>) -> Re
 
 /// A path to `name` for kernels before 6.13. As with [`own_fds`], our own table's magic link leads to `dir` itself.
 fn below(dir: BorrowedFd<'_>, name: &CStr) -> Vec<u8> {
-    let prefix = format!("/proc/self/fd/{}/", dir.as_raw_fd());
+    let prefix = format!("{}{}/", own_fds_path(), dir.as_raw_fd());
     [prefix.as_bytes(), name.to_bytes()].concat()
 }
 

@@ -4,7 +4,6 @@
 //! the disk has; below an excluded directory only what an include or a generated file names is there; everything else
 //! is the rootfs. Sockets, and what lies on another mount, are not in the tree, since they cannot be in the tar.
 
-mod anchor;
 mod attr;
 mod find;
 mod generated;
@@ -17,7 +16,6 @@ mod tests;
 mod weigh;
 mod xattr;
 
-pub use anchor::Anchor;
 pub use attr::{Attr, Kind, ObjectId, Owners, Time};
 pub use generated::GeneratedFile;
 pub use plain::{Plain, PlainEntry};
@@ -28,7 +26,7 @@ pub use xattr::{ACL_ACCESS, ACL_DEFAULT, ACL_GROUP, ACL_USER, AclEntry, Xattr, a
 
 use layer::Layer;
 pub(crate) use layer::covered;
-pub use layer::{LONGEST_PATH, Root, all_layers_are_quiet};
+pub use layer::{Apart, LONGEST_PATH, Root, all_is_handed_over};
 use rules::{RuleId, Rules, Verdict};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::Statx;

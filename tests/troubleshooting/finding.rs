@@ -4,8 +4,8 @@ use crate::Case;
 use crate::common::asked::Asked;
 use crate::common::fixture::Fixture;
 use crate::common::lxd::{Host, shifted, user};
-use crate::common::played::{MAP, Played, directory, on_disk, played, pretend, record, sync};
-use crate::common::{DEADLINE, program, run, wait_until};
+use crate::common::played::{MAP, directory, on_disk, played, pretend};
+use crate::common::{program, run};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, Permissions};
 use std::io::Write as _;
@@ -157,29 +157,6 @@ pub(crate) const CASES: &[Case] = &[
         let mut command = host.command_of(&user(), &host.config(), None);
         let said = run(command.arg("list")).ok().out();
         works(&host);
-        said
-    }),
-    ("mount again to see it", || {
-        let host = played();
-        let mut records = [record(&host, "demo", "Stopped", MAP)];
-        let socket = host.lxd.join("unix.socket");
-        fs::remove_file(&socket).unwrap();
-        let daemon = Played::new(&socket, sync(&records));
-        let mounted = host.mount("mnt");
-        let to = host.lxd.join("storage-pools/second/containers/codchi-demo");
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::rename(directory(&host.lxd, "demo"), &to).unwrap();
-        for devices in ["devices", "expanded_devices"] {
-            records[0][devices]["root"]["pool"] = "second".into();
-        }
-        daemon.says(sync(&records));
-        let mut said = String::new();
-        wait_until("the machine to be elsewhere", DEADLINE, || {
-            said = mounted.report("demo")["reason"].as_str().unwrap_or_default().to_owned();
-            said.ends_with("mount again to see it")
-        });
-        mounted.unmount();
-        assert!(host.mount("mnt").tar("demo").exists());
         said
     }),
 ];

@@ -3,7 +3,6 @@
 use super::super::{Context, Failure, Outcome};
 use crate::fuse::{self, Attached, MountError, MountOptions, Stop};
 use crate::opener::{Control, Direct, Greeting, Host, send_greeting};
-use crate::tree::Anchor;
 use rustix::fd::AsFd as _;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs::File;
@@ -29,7 +28,7 @@ pub(super) fn run(
     let stop = Stop::new()?;
     let (config_dir, data_dir) = (state.config_dir.clone(), state.data_dir.clone());
     let mut direct = Direct::new(backend, user, state, vouched);
-    direct.confine();
+    let apart = direct.part();
     let (attached, device) = fuse::attach(options)?;
     let attached = Arc::new(attached);
     let theirs = device.try_clone();
@@ -65,6 +64,7 @@ pub(super) fn run(
     );
 
     let sockets = host.start()?;
+    let ways = host.direct().ways(apart);
     let greeting = Greeting {
         uid: user.uid,
         gid: user.gid,
@@ -72,20 +72,19 @@ pub(super) fn run(
         data_dir,
         mountpoint: attached.mountpoint.clone(),
         sockets: sockets.len(),
-        quiet: host.direct().anchors().iter().all(Anchor::is_quiet),
+        apart,
+        ways: ways.iter().map(|way| way.rest.clone()).collect(),
         log: log.is_some(),
     };
-    let state_directories = host.direct().state_directories();
     let fds: Vec<_> = std::iter::once(device.as_fd())
         .chain(sockets.iter().map(|socket| socket.as_fd()))
         .chain(log.iter().map(|log| log.as_fd()))
-        .chain(state_directories.iter().map(|directory| directory.as_fd()))
-        .chain(host.direct().anchors().iter().map(|anchor| anchor.fd()))
+        .chain(ways.iter().map(|way| way.from.as_fd()))
         .collect();
     let greeted = send_greeting(&control, &greeting, &fds);
     drop(fds);
     // Copies here would keep the server from ending.
-    drop((device, sockets));
+    drop((device, sockets, ways));
     control.set_read_timeout(Some(START))?;
     if let Err(why) = greeted.and_then(|()| Control::receive(&control).map(drop)) {
         // It may have been stopped; its user can do that.

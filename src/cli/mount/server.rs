@@ -3,7 +3,7 @@
 use super::super::args::Global;
 use super::super::{Failure, Outcome};
 use super::{Mount, Outputs, name_missing, options};
-use crate::codchi::State;
+use crate::codchi::{State, Way};
 use crate::credentials::User;
 use crate::fuse;
 use crate::machine::Machines;
@@ -21,22 +21,24 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let null = std::fs::File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
-    let (greeting, Greeted { device, sockets, log, readable }) = receive_greeting(&control)?;
+    let (greeting, Greeted { device, sockets, log, ways }) = receive_greeting(&control)?;
     // Paths of the command line are as of where the user was; from here on, that can be unmounted.
     let settings = mount.wishes.shown(global, Some(&greeting.mountpoint));
-    std::env::set_current_dir("/")?;
     let outputs = log.map(Outputs::of).transpose()?;
     let host = Arc::new(Client::new(sockets)?);
     let opener = Opener::Asked(Arc::clone(&host));
     let user = User { uid: greeting.uid, gid: greeting.gid };
-    sandbox::enter(user, &readable)?;
-    drop(readable);
-    if greeting.quiet {
-        tree::all_layers_are_quiet();
-    }
+    sandbox::enter(user, greeting.apart.is_quiet())?;
+    tree::all_is_handed_over(greeting.apart);
 
     let options = options(mount, user, greeting.mountpoint);
-    let state = State { config_dir: greeting.config_dir, data_dir: greeting.data_dir };
+    let ways =
+        ways.into_iter().zip(greeting.ways).map(|(from, rest)| Way { from: Arc::new(from), rest });
+    let state = State {
+        config_dir: greeting.config_dir,
+        data_dir: greeting.data_dir,
+        ways: ways.collect(),
+    };
     let machines = Arc::new(Machines::new(state, user, opener, settings, mount.machine.clone())?);
     name_missing(&machines, mount);
     let to_reread = Arc::clone(&machines);
