@@ -159,7 +159,7 @@ fn each_check_of_the_host_has_its_states() {
         format!("{armour} echo 'profile fusermount3 {{}}' >/etc/apparmor.d/fusermount3; ");
     let knows = format!("{confined} echo '# codchifs' >/etc/apparmor.d/local/fusermount3");
     let disabled = format!(
-        "{confined} mkdir -p /etc/apparmor.d/disable; ln -s x /etc/apparmor.d/disable/fusermount3; touch x /etc/apparmor.d/disable/x"
+        "{confined} mkdir -p /etc/apparmor.d/disable; ln -s x /etc/apparmor.d/disable/fusermount3; touch /etc/apparmor.d/disable/x"
     );
     let old = "set -- setarch --uname-2.6 \"$@\"";
     let no_setuid = "cp \"$(command -v fusermount3)\" \"$AT/copy\"; chmod 755 \"$AT/copy\"
