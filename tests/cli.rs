@@ -6,6 +6,7 @@ mod common;
 use common::fixture::Fixture;
 use common::mounted::Mounted;
 use common::played::played;
+use common::stage;
 use common::{DEADLINE, Done, program, run, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -26,7 +27,10 @@ fn on_terminal(command: &Command) -> Done {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line = words.map(quoted).collect::<Vec<_>>().join(" ");
     let line = format!("stty cols 80 rows 24 && exec {line}");
-    run(program("script", ["-qec", &line, "/dev/null"]).env("TERM", "xterm-256color"))
+    let mut script = program("script", ["-qec", &line, "/dev/null"]);
+    script.env("TERM", "xterm-256color");
+    script.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    run(script)
 }
 
 /// Without what a terminal takes for colours.
@@ -56,6 +60,26 @@ fn help_fits_80_columns_and_has_examples_and_exit_statuses() {
             assert!(text.contains("\nExamples:\n") && text.contains("\nExit status: 0 "), "{text}");
         }
     }
+    let helper = run(program(stage::helper().to_str().unwrap(), ["--help"])).ok().out();
+    let long: Vec<_> = helper.lines().filter(|line| line.len() > 80).collect();
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+#[test]
+fn help_offers_what_has_an_effect_and_usage_what_is_to_be_typed() {
+    let fixture = Fixture::new();
+    for name in COMMANDS {
+        let text = fixture.run([name, "--help"]).ok().out();
+        let looks = !["status", "unmount", "demo"].contains(&name);
+        for option in ["--user", "--config-dir", "--driver", "--rootfs-dir"] {
+            assert_eq!(text.contains(option), looks, "{name}: {option}");
+        }
+    }
+    // What comes from the environment need not be typed.
+    let mut command = program(env!("CARGO_BIN_EXE_codchifs"), ["export"]);
+    command.env("CODCHIFS_DRIVER", "dir").env("CODCHIFS_ROOTFS_DIR", fixture.path());
+    let text = run(command).exits(2).err();
+    assert!(text.contains("Usage: codchifs export [OPTIONS] <NAME>\n"), "{text}");
 }
 
 #[test]
@@ -70,6 +94,7 @@ fn a_failure_says_what_why_and_what_to_do_and_has_its_status() {
         (&["export", "dev", "--json", "-o", "-"], 1, &["stdout", "-o FILE"]),
         (&["mount", &nowhere], 1, &["there is no such directory", "mkdir -p"]),
         (&["unmount", &nowhere], 1, &["nowhere"]),
+        (&["umount", &nowhere], 1, &["nowhere"]),
         (&["list", "--bogus"], 2, &["--bogus", "--help"]),
         (&["bogus"], 2, &["bogus", "--help"]),
         (&["export"], 2, &["<NAME>", "--help"]),
@@ -259,6 +284,9 @@ fn man_and_mandoc_take_the_manual_pages() {
         for word in words {
             assert!(done.out().contains(word), "{page}: no {word}");
         }
+        let out = done.out();
+        let long: Vec<_> = out.lines().filter(|line| line.chars().count() > 80).collect();
+        assert!(long.is_empty(), "{page}: {long:#?}");
     }
 }
 
