@@ -83,6 +83,22 @@ fn help_offers_what_has_an_effect_and_usage_what_is_to_be_typed() {
 }
 
 #[test]
+fn a_demo_that_is_kept_says_how_to_go_on_and_how_to_end_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut demo = program(env!("CARGO_BIN_EXE_codchifs"), ["demo", "--keep"]);
+    let out = run(demo.env("TMPDIR", temp.path())).ok().out();
+    let long = |line: &&str| line.starts_with('#') && line.chars().count() > 80;
+    assert_eq!(out.lines().find(long), None);
+    let typed: Vec<_> = out.lines().filter(|line| line.starts_with("  ")).collect();
+    let [.., shell, end] = &typed[..] else { panic!("{out}") };
+    let script = format!("echo codchifs verify dev dev.tar | {shell}");
+    let done = run(program("sh", ["-c", &script]).env("SHELL", "/bin/sh")).ok();
+    assert!(done.err().contains("identical"), "{}", done.err());
+    run(program("sh", ["-c", end])).silent();
+    assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_failure_says_what_why_and_what_to_do_and_has_its_status() {
     let fixture = Fixture::new();
     let nowhere = fixture.path().join("nowhere").display().to_string();
