@@ -99,6 +99,19 @@ fn a_demo_that_is_kept_says_how_to_go_on_and_how_to_end_it() {
 }
 
 #[test]
+fn differences_have_lines_of_their_own_beside_the_progress() {
+    let fixture = Fixture::new();
+    fixture.sample("one");
+    fixture.sample("other");
+    let tar = fixture.path().join("one.tar").display().to_string();
+    fixture.run(["export", "one", "-q", "-o", &tar]).silent();
+    fs::write(fixture.place("other").home.join("more"), "more").unwrap();
+    let done = on_terminal(&fixture.command(["verify", "other", &tar])).exits(1).out();
+    assert!(done.contains(" left\x1b[K\r\x1b[K/"), "{done:?}");
+    assert!(!done.contains(" left\x1b[K/"), "{done:?}");
+}
+
+#[test]
 fn a_failure_says_what_why_and_what_to_do_and_has_its_status() {
     let fixture = Fixture::new();
     let nowhere = fixture.path().join("nowhere").display().to_string();
@@ -473,6 +486,33 @@ fn status_that_watches_has_a_line_for_each_look_until_it_is_interrupted() {
     }
     kill_process(Pid::from_child(&running.0), Signal::INT).unwrap();
     running.0.wait().unwrap();
+}
+
+#[test]
+fn looks_are_told_apart_in_a_pipe_and_drawn_over_each_other_on_a_terminal() {
+    let fixture = Fixture::new();
+    fixture.sample("dev");
+    let _mounted = Mounted::new(&fixture);
+    let mut watch = fixture.command(["status", "--watch"]);
+    let mut running = Running(watch.stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
+    assert!(!lines.next().unwrap().unwrap().is_empty());
+    assert!(lines.any(|line| line.unwrap().is_empty()));
+    drop(running);
+
+    let watch = format!("stty cols 20 && exec '{}' status --watch", env!("CARGO_BIN_EXE_codchifs"));
+    let mut terminal = program("script", ["-qec", &watch, "/dev/null"]);
+    let mut running = Running(terminal.stdout(Stdio::piped()).spawn().unwrap());
+    let mut shown = String::new();
+    let mut out = BufReader::new(running.0.stdout.take().unwrap());
+    // The second one has come when the third begins.
+    while shown.matches("\x1b[H").count() < 3 {
+        assert_ne!(out.read_line(&mut shown).unwrap(), 0, "{shown:?}");
+    }
+    assert_eq!(shown.matches("\x1b[2J").count(), 1, "{shown:?}");
+    for line in visible(&shown).lines() {
+        assert!(line.chars().count() <= 20, "{line}");
+    }
 }
 
 #[test]
