@@ -112,6 +112,24 @@ fn differences_have_lines_of_their_own_beside_the_progress() {
 }
 
 #[test]
+fn root_hears_on_a_terminal_that_a_mount_does_not_admit_it() {
+    let host = played();
+    let point = host.path().join("mnt");
+    fs::create_dir_all(&point).unwrap();
+    let point = point.to_str().unwrap();
+    for (arguments, said) in
+        [(&["mount", point][..], true), (&["mount", "-o", "allow_root", point], false)]
+    {
+        let out = on_terminal(&host.command(arguments)).ok().out();
+        assert_eq!(out.contains("-o allow_root admits both"), said, "{out}");
+        assert_eq!(out.is_empty(), !said, "{out}");
+        host.run(&["unmount", point]).silent();
+        host.run(arguments).silent();
+        host.run(&["unmount", point]).silent();
+    }
+}
+
+#[test]
 fn a_failure_says_what_why_and_what_to_do_and_has_its_status() {
     let fixture = Fixture::new();
     let nowhere = fixture.path().join("nowhere").display().to_string();
