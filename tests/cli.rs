@@ -6,6 +6,7 @@ mod common;
 use common::fixture::Fixture;
 use common::mounted::Mounted;
 use common::played::played;
+use common::stage;
 use common::{DEADLINE, Done, program, run, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -26,7 +27,10 @@ fn on_terminal(command: &Command) -> Done {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line = words.map(quoted).collect::<Vec<_>>().join(" ");
     let line = format!("stty cols 80 rows 24 && exec {line}");
-    run(program("script", ["-qec", &line, "/dev/null"]).env("TERM", "xterm-256color"))
+    let mut script = program("script", ["-qec", &line, "/dev/null"]);
+    script.env("TERM", "xterm-256color");
+    script.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    run(script)
 }
 
 /// Without what a terminal takes for colours.
@@ -56,6 +60,73 @@ fn help_fits_80_columns_and_has_examples_and_exit_statuses() {
             assert!(text.contains("\nExamples:\n") && text.contains("\nExit status: 0 "), "{text}");
         }
     }
+    let helper = run(program(stage::helper().to_str().unwrap(), ["--help"])).ok().out();
+    let long: Vec<_> = helper.lines().filter(|line| line.len() > 80).collect();
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+#[test]
+fn help_offers_what_has_an_effect_and_usage_what_is_to_be_typed() {
+    let fixture = Fixture::new();
+    for name in COMMANDS {
+        let text = fixture.run([name, "--help"]).ok().out();
+        let looks = !["status", "unmount", "demo"].contains(&name);
+        for option in ["--user", "--config-dir", "--driver", "--rootfs-dir"] {
+            assert_eq!(text.contains(option), looks, "{name}: {option}");
+        }
+    }
+    // What comes from the environment need not be typed.
+    let mut command = program(env!("CARGO_BIN_EXE_codchifs"), ["export"]);
+    command.env("CODCHIFS_DRIVER", "dir").env("CODCHIFS_ROOTFS_DIR", fixture.path());
+    let text = run(command).exits(2).err();
+    assert!(text.contains("Usage: codchifs export [OPTIONS] <NAME>\n"), "{text}");
+}
+
+#[test]
+fn a_demo_that_is_kept_says_how_to_go_on_and_how_to_end_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut demo = program(env!("CARGO_BIN_EXE_codchifs"), ["demo", "--keep"]);
+    let out = run(demo.env("TMPDIR", temp.path())).ok().out();
+    let long = |line: &&str| line.starts_with('#') && line.chars().count() > 80;
+    assert_eq!(out.lines().find(long), None);
+    let typed: Vec<_> = out.lines().filter(|line| line.starts_with("  ")).collect();
+    let [.., shell, end] = &typed[..] else { panic!("{out}") };
+    let script = format!("echo codchifs verify dev dev.tar | {shell}");
+    let done = run(program("sh", ["-c", &script]).env("SHELL", "/bin/sh")).ok();
+    assert!(done.err().contains("identical"), "{}", done.err());
+    run(program("sh", ["-c", end])).silent();
+    assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn differences_have_lines_of_their_own_beside_the_progress() {
+    let fixture = Fixture::new();
+    fixture.sample("one");
+    fixture.sample("other");
+    let tar = fixture.path().join("one.tar").display().to_string();
+    fixture.run(["export", "one", "-q", "-o", &tar]).silent();
+    fs::write(fixture.place("other").home.join("more"), "more").unwrap();
+    let done = on_terminal(&fixture.command(["verify", "other", &tar])).exits(1).out();
+    assert!(done.contains(" left\x1b[K\r\x1b[K/"), "{done:?}");
+    assert!(!done.contains(" left\x1b[K/"), "{done:?}");
+}
+
+#[test]
+fn root_hears_on_a_terminal_that_a_mount_does_not_admit_it() {
+    let host = played();
+    let point = host.path().join("mnt");
+    fs::create_dir_all(&point).unwrap();
+    let point = point.to_str().unwrap();
+    for (arguments, said) in
+        [(&["mount", point][..], true), (&["mount", "-o", "allow_root", point], false)]
+    {
+        let out = on_terminal(&host.command(arguments)).ok().out();
+        assert_eq!(out.contains("-o allow_root admits both"), said, "{out}");
+        assert_eq!(out.is_empty(), !said, "{out}");
+        host.run(&["unmount", point]).silent();
+        host.run(arguments).silent();
+        host.run(&["unmount", point]).silent();
+    }
 }
 
 #[test]
@@ -70,6 +141,7 @@ fn a_failure_says_what_why_and_what_to_do_and_has_its_status() {
         (&["export", "dev", "--json", "-o", "-"], 1, &["stdout", "-o FILE"]),
         (&["mount", &nowhere], 1, &["there is no such directory", "mkdir -p"]),
         (&["unmount", &nowhere], 1, &["nowhere"]),
+        (&["umount", &nowhere], 1, &["nowhere"]),
         (&["list", "--bogus"], 2, &["--bogus", "--help"]),
         (&["bogus"], 2, &["bogus", "--help"]),
         (&["export"], 2, &["<NAME>", "--help"]),
@@ -259,6 +331,9 @@ fn man_and_mandoc_take_the_manual_pages() {
         for word in words {
             assert!(done.out().contains(word), "{page}: no {word}");
         }
+        let out = done.out();
+        let long: Vec<_> = out.lines().filter(|line| line.chars().count() > 80).collect();
+        assert!(long.is_empty(), "{page}: {long:#?}");
     }
 }
 
@@ -429,6 +504,33 @@ fn status_that_watches_has_a_line_for_each_look_until_it_is_interrupted() {
     }
     kill_process(Pid::from_child(&running.0), Signal::INT).unwrap();
     running.0.wait().unwrap();
+}
+
+#[test]
+fn looks_are_told_apart_in_a_pipe_and_drawn_over_each_other_on_a_terminal() {
+    let fixture = Fixture::new();
+    fixture.sample("dev");
+    let _mounted = Mounted::new(&fixture);
+    let mut watch = fixture.command(["status", "--watch"]);
+    let mut running = Running(watch.stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
+    assert!(!lines.next().unwrap().unwrap().is_empty());
+    assert!(lines.any(|line| line.unwrap().is_empty()));
+    drop(running);
+
+    let watch = format!("stty cols 20 && exec '{}' status --watch", env!("CARGO_BIN_EXE_codchifs"));
+    let mut terminal = program("script", ["-qec", &watch, "/dev/null"]);
+    let mut running = Running(terminal.stdout(Stdio::piped()).spawn().unwrap());
+    let mut shown = String::new();
+    let mut out = BufReader::new(running.0.stdout.take().unwrap());
+    // The second one has come when the third begins.
+    while shown.matches("\x1b[H").count() < 3 {
+        assert_ne!(out.read_line(&mut shown).unwrap(), 0, "{shown:?}");
+    }
+    assert_eq!(shown.matches("\x1b[2J").count(), 1, "{shown:?}");
+    for line in visible(&shown).lines() {
+        assert!(line.chars().count() <= 20, "{line}");
+    }
 }
 
 #[test]

@@ -70,7 +70,7 @@ const ENTRIES: &[Entry] = &[
     ),
     (
         "README.md",
-        "codchifs mount -o allow_root /mnt/codchi\ncodchifs export NAME",
+        "mkdir -p /mnt/codchi\ncodchifs mount -o allow_root /mnt/codchi\ncodchifs export NAME",
         Run(Host),
         "",
         "cmp NAME.tar /mnt/codchi/NAME/export.tar",

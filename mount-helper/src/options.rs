@@ -108,24 +108,26 @@ const REFUSED: &[(&str, &str)] = &[
 const IGNORED_PREFIXES: &[&str] = &["X-", "comment=", "x-"];
 
 const HELP: &str = "\
-usage: mount.codchifs SOURCE DIRECTORY [-sfnv] [-N NAMESPACE] [-o OPTION[,OPTION]...]
-                      [-t codchifs]
+usage: mount.codchifs SOURCE DIRECTORY [-sfnv] [-N NAMESPACE] [-t codchifs]
+                      [-o OPTION[,OPTION]...]
 
 SOURCE     a user's name: that user's machines; codchi: the caller's
 -f         do everything but mount
 -N         the mount namespace to run in: a file like /proc/PID/ns/mnt, or a PID
 -n         ignored, there is no mtab
--o         options: config-dir= data-dir= driver= lxd-dir= rootfs-dir= user= machine= exclude=
-           include= secrets= sparse= mtime= on-change= passthrough= log-file= allow_other
-           allow_root noexec, and the words of fstab(5), which are ignored; in a value, \\054
-           is a comma and \\040 a space
+-o         options: config-dir= data-dir= driver= lxd-dir= rootfs-dir= user=
+           machine= exclude= include= secrets= sparse= mtime= on-change=
+           passthrough= log-file= allow_other allow_root noexec, and the words
+           of fstab(5), which are ignored; in a value, \\054 is a comma and
+           \\040 a space
 -s         leave out unknown options instead of failing
 -t         codchifs or fuse.codchifs
 -v         say what is run
 -V         say the version
 
-Exit status: 0 mounted, 1 wrong arguments, 2 no codchifs to run, 4 it crashed, 8 interrupted,
-             32 not mounted. There is no mtab, so never 16; 64 is for `mount -a` alone.
+Exit status: 0 mounted, 1 wrong arguments, 2 no codchifs to run, 4 it crashed,
+             8 interrupted, 32 not mounted. There is no mtab, so never 16; 64 is
+             for `mount -a` alone.
 ";
 
 const VERSION: &str = concat!("mount.codchifs ", env!("CODCHIFS_VERSION"), "\n");

@@ -5,13 +5,20 @@ use crate::codchi::MachineName;
 use crate::export::Options;
 use crate::machine::{Settings, Shown};
 use crate::tree::Selection;
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{
+    Args as ClapArgs, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+    ValueHint,
+};
 use clap_complete::engine::ArgValueCompleter;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-/// Code machines of Codchi as directories: browse them, or take them along as one tar.
+/// Code machines of Codchi as directories: browse them, or take them along as one tar
+///
+/// Each machine is a directory of the mount. In it, export.tar is what is to be taken along, made while it is read; rootfs/
+/// is the same as a tree; report.json says what is left out, and why; MIGRATE.md is the way of this machine to a NixOS
+/// elsewhere, as commands to paste. Nothing can be written.
 #[derive(Debug, Parser)]
 #[command(
     name = "codchifs",
@@ -101,6 +108,32 @@ pub(super) struct Global {
     pub(super) server: bool,
 }
 
+/// Commands that look for no machine: what says whose, and where, is taken there and not offered.
+const ANYWHERE: [&str; 3] = ["demo", "status", "unmount"];
+
+pub(super) fn parse() -> Result<Args, clap::Error> {
+    Args::from_arg_matches_mut(&mut command().try_get_matches()?)
+}
+
+/// The command line as it is read, and as `--help` shows it.
+fn command() -> clap::Command {
+    let mut command = Args::command();
+    command.build();
+    command.mut_subcommands(|mut sub| {
+        // An error's own usage names what the environment sets as if it had been typed.
+        let usage = sub.render_usage().ansi().to_string();
+        if let Some((_, usage)) = usage.split_once(' ') {
+            sub = sub.override_usage(usage.trim_end().to_owned());
+        }
+        let hidden = ANYWHERE.contains(&sub.get_name());
+        let shared = [Some("Codchi"), Some("Machines")];
+        sub.mut_args(|arg| match hidden && shared.contains(&arg.get_help_heading()) {
+            true => arg.hide(true),
+            false => arg,
+        })
+    })
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Driver {
     /// Every LXD and Incus of this host; plain directories where --rootfs-dir is given
@@ -130,7 +163,7 @@ pub(super) enum Command {
     #[command(after_help = help::MOUNT)]
     Mount(Mount),
     /// End a mount
-    #[command(after_help = help::UNMOUNT)]
+    #[command(visible_alias = "umount", after_help = help::UNMOUNT)]
     Unmount(Unmount),
     // To take along.
     /// Write a machine's tar, without a mount

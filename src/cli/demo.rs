@@ -1,6 +1,7 @@
 //! `codchifs demo`: the main job, on a sample machine, from nothing.
 
 use super::args::Demo;
+use super::text::wrapped;
 use super::{Failure, Outcome};
 use std::fs;
 use std::io::Write as _;
@@ -8,6 +9,19 @@ use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Columns of what is said, behind its mark.
+const WIDTH: usize = 78;
+/// Whose machines the commands are for, and which codchifs they run. The machines are of whoever runs the demo, and not of
+/// the user who called sudo.
+const ENV: &str = "\
+export PATH=\"$PWD/.bin:$PATH\"
+export CODCHIFS_CONFIG_DIR=\"$PWD/config\" CODCHIFS_DATA_DIR=\"$PWD/data\"
+export CODCHIFS_ROOTFS_DIR=\"$PWD/rootfs\" CODCHIFS_DRIVER=dir
+unset SUDO_USER CODCHIFS_USER
+";
+/// A shell of whoever keeps the demo: nothing of it is left when that ends.
+const SHELL: &str = "cd \"$(dirname \"$0\")\" && . ./env && exec \"${SHELL:-sh}\"\n";
 
 pub(super) fn run(demo: &Demo) -> Result<Outcome, Failure> {
     let started = SystemTime::now();
@@ -47,10 +61,11 @@ pub(super) fn run(demo: &Demo) -> Result<Outcome, Failure> {
     if demo.keep {
         mounted.keep();
         let path = dir.keep();
-        say(&format!(
-            "It stays mounted. Look around in {0}/mnt, then:\n  codchifs unmount {0}/mnt && rm -r {0}",
-            path.display()
-        ))?;
+        let path = path.display();
+        say("It stays mounted. This is a shell where all of these commands work:")?;
+        writeln!(std::io::stdout(), "  sh {path}/shell")?;
+        say("And this ends it:")?;
+        writeln!(std::io::stdout(), "  {path}/.bin/codchifs unmount {path}/mnt && rm -r {path}")?;
         return Ok(Outcome::Done);
     }
     mounted.unmount()?;
@@ -61,14 +76,16 @@ pub(super) fn run(demo: &Demo) -> Result<Outcome, Failure> {
 
 fn say(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "\n# {text}")?;
+    writeln!(out)?;
+    for line in wrapped(text, WIDTH) {
+        writeln!(out, "# {line}")?;
+    }
     Ok(out.flush()?)
 }
 
 /// Runs commands as a person would type them, in the demo's directory.
 struct Shell {
     dir: PathBuf,
-    path: std::ffi::OsString,
 }
 
 impl Shell {
@@ -77,10 +94,9 @@ impl Shell {
         let bin = dir.join(".bin");
         fs::create_dir(&bin)?;
         symlink(std::env::current_exe()?, bin.join("codchifs"))?;
-        let mut path = bin.into_os_string();
-        path.push(":");
-        path.push(std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()));
-        Ok(Self { dir: dir.into(), path })
+        fs::write(dir.join("env"), ENV)?;
+        fs::write(dir.join("shell"), SHELL)?;
+        Ok(Self { dir: dir.into() })
     }
 
     fn run(&self, command: &str) -> Result<(), Failure> {
@@ -89,16 +105,8 @@ impl Shell {
         out.flush()?;
         drop(out);
         let status = Command::new("sh")
-            .args(["-c", command])
+            .args(["-c", &format!(". ./env\n{command}")])
             .current_dir(&self.dir)
-            .env("PATH", &self.path)
-            .env("CODCHIFS_CONFIG_DIR", "config")
-            .env("CODCHIFS_DATA_DIR", "data")
-            .env("CODCHIFS_ROOTFS_DIR", "rootfs")
-            .env("CODCHIFS_DRIVER", "dir")
-            // The sample machines are of whoever runs it, and not of the user who called sudo.
-            .env_remove("SUDO_USER")
-            .env_remove("CODCHIFS_USER")
             .status()?;
         if status.success() {
             Ok(())

@@ -79,8 +79,8 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
         format!("export {name}: {why}")
     })?;
     let started = Instant::now();
-    let mut progress = Progress::new(generation.size(), export.quiet);
-    let mut copy = |out: &File| {
+    let progress = Progress::new(generation.size(), export.quiet);
+    let copy = |out: &File| {
         let so_far = |done| {
             progress.at(done);
             match stopped.load(Ordering::Relaxed) {

@@ -59,11 +59,11 @@ fn manual() -> Result<String, Failure> {
     let mut commands = String::new();
     for mut sub in subcommands {
         let full = format!("codchifs {}", sub.get_name());
-        sub = sub.bin_name(full);
+        sub = sub.bin_name(full).disable_help_flag(true);
         let usage = sub.render_usage().to_string();
         let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
         let title = sub.get_name().to_owned();
-        let page = Man::new(sub.disable_help_flag(true));
+        let page = Man::new(sub);
         let mut part = Vec::new();
         page.render_description_section(&mut part)?;
         page.render_options_section(&mut part)?;

@@ -1,4 +1,5 @@
-//! What stands below the options of `--help`, and in the manual: examples and exit statuses, within 80 columns.
+//! What stands below the options of `--help`, and in the manual: examples and exit statuses, within 80 columns
+//! there too, where they are indented by 7.
 
 pub(super) const ALL: &str = "\
 Examples:
@@ -18,7 +19,8 @@ Examples:
   codchifs mount --machine dev --exclude node_modules /mnt/codchi
   mount -t codchifs alice /mnt/codchi        with mount.codchifs(8)
 
-Exit status: 0 mounted (with --foreground: it has ended), 1 failed, 2 usage.";
+Exit status: 0 mounted (with --foreground: it has ended), 1 failed,
+2 usage.";
 
 pub(super) const UNMOUNT: &str = "\
 Examples:
@@ -41,8 +43,8 @@ Examples:
   codchifs status --watch
   codchifs status --json | jq '.mounts[].machines[].transfers[]'
 
-Exit status: 0 all mounts are served, 1 one is not or cannot be looked into,
-2 usage.";
+Exit status: 0 all mounts are served, 1 one is not or cannot be looked
+into, 2 usage.";
 
 pub(super) const EXPORT: &str = "\
 Examples:
@@ -51,8 +53,8 @@ Examples:
   codchifs export dev --zstd=9 --secrets=omit
   codchifs export dev --json -o dev.tar | jq .members
 
-Exit status: 0 whole, 1 failed or incomplete (then FILE.partial is what there
-is), 2 usage.";
+Exit status: 0 whole, 1 failed or incomplete (then FILE.partial is what
+there is), 2 usage.";
 
 pub(super) const VERIFY: &str = "\
 Examples:
@@ -74,8 +76,8 @@ Examples:
   codchifs migrate dev | less
   codchifs migrate dev --size --json | jq -r .guide
 
-Exit status: 0 done, 1 failed, or the machine is broken and the guide says so,
-2 usage.";
+Exit status: 0 done, 1 failed, or the machine is broken and the guide
+says so, 2 usage.";
 
 pub(super) const DEMO: &str = "\
 Examples:
@@ -89,4 +91,5 @@ Examples:
   codchifs doctor
   codchifs doctor --json | jq '.checks[] | select(.status != \"ok\")'
 
-Exit status: 0 all is well or there are warnings, 1 there are errors, 2 usage.";
+Exit status: 0 all is well or there are warnings, 1 there are errors,
+2 usage.";

@@ -98,7 +98,10 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
         return Ok(Outcome::Done);
     }
     if rows.is_empty() {
-        super::complain(&format!("no code machines in {}", config_dir.join("machine").display()));
+        super::complain(&format!(
+            "no code machines in {}; is it the right user? `--user NAME` as root; `codchi init` makes a machine",
+            config_dir.join("machine").display()
+        ));
         return Ok(Outcome::Done);
     }
     let columns = columns(&out);

@@ -18,8 +18,7 @@ mod target;
 mod text;
 mod verify;
 
-use args::{Args, Command, Driver, Global};
-use clap::Parser as _;
+use args::{Command, Driver, Global};
 use clap::error::ErrorKind;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -47,7 +46,7 @@ enum Outcome {
 /// Parses the arguments, runs the command. Exit status: 0 done, 1 failed or incomplete, 2 usage.
 pub fn main() -> ExitCode {
     complete::answer();
-    let args = match Args::try_parse() {
+    let args = match args::parse() {
         Ok(args) => args,
         Err(help) if !help.use_stderr() => {
             let _ = help.print();

@@ -9,9 +9,9 @@ use super::{Context, Failure, Outcome, complain};
 use crate::credentials::User;
 use crate::fuse::{self, MountOptions};
 use crate::machine::Machines;
-use rustix::process::Signal;
+use rustix::process::{Signal, Uid};
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -53,11 +53,20 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let log = outputs.as_ref().map(|outputs| outputs.log.try_clone()).transpose()?;
     let socket = if mount.foreground { std::env::var_os("NOTIFY_SOCKET") } else { None };
     let manager = Manager::new(socket);
+    let is_root = rustix::process::geteuid().is_root();
+    let shut_out = is_root && !Uid::from_raw(context.user.uid).is_root();
+    let shut_out = shut_out && !options.allow_other && !options.allow_root;
     let ready = || {
         manager.tell(notify::READY);
+        if shut_out && std::io::stderr().is_terminal() {
+            let point = mount.mountpoint.display();
+            complain(&format!(
+                "{point}: only its user gets in, not root; -o allow_root admits both"
+            ));
+        }
         let_go(outputs);
     };
-    let served = if rustix::process::geteuid().is_root() {
+    let served = if is_root {
         host::run(context, &options, log, ready)
     } else {
         let machines = Arc::new(context.machines(settings, mount.machine.clone())?);

@@ -1,6 +1,7 @@
 //! A line of progress on a terminal: how far, how fast, how long still.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often the line is drawn.
@@ -10,44 +11,64 @@ const EVERY: Duration = Duration::from_millis(200);
 pub(super) struct Progress {
     total: u64,
     started: Instant,
-    drawn: Option<Instant>,
+    line: Mutex<Line>,
+}
+
+struct Line {
     on: bool,
+    drawn: Option<Instant>,
 }
 
 impl Progress {
     pub(super) fn new(total: u64, quiet: bool) -> Self {
         let on = !quiet && std::io::stderr().is_terminal();
-        Self { total, started: Instant::now(), drawn: None, on }
+        Self { total, started: Instant::now(), line: Mutex::new(Line { on, drawn: None }) }
     }
 
-    pub(super) fn at(&mut self, done: u64) {
-        if !self.on || self.drawn.is_some_and(|drawn| drawn.elapsed() < EVERY) {
+    pub(super) fn at(&self, done: u64) {
+        let mut line = self.line();
+        if !line.on || line.drawn.is_some_and(|drawn| drawn.elapsed() < EVERY) {
             return;
         }
-        self.drawn = Some(Instant::now());
-        let text = line(done, self.total, self.started.elapsed());
+        line.drawn = Some(Instant::now());
+        let rate = done as f64 / self.started.elapsed().as_secs_f64().max(0.001);
+        let text = text(done, self.total, rate as u64);
         let _ = write!(std::io::stderr(), "\r{text}\x1b[K");
     }
 
-    /// Takes the line away.
+    /// Has something else printed where the line was.
+    pub(super) fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
+        let line = self.line();
+        line.erase();
+        print()
+    }
+
+    /// Takes the line away, for good.
     pub(super) fn end(&self) {
-        if self.drawn.is_some() {
+        let mut line = self.line();
+        line.erase();
+        line.on = false;
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Line {
+    fn erase(&self) {
+        if self.on && self.drawn.is_some() {
             let _ = write!(std::io::stderr(), "\r\x1b[K");
         }
     }
 }
 
-fn line(done: u64, total: u64, elapsed: Duration) -> String {
-    let percent = (done.saturating_mul(100)).checked_div(total).unwrap_or(100);
-    let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
-    let left = if rate > 0.0 { (total.saturating_sub(done)) as f64 / rate } else { 0.0 };
-    format!(
-        "{percent:3} %  {} of {}  {}/s  {} left",
-        size(done),
-        size(total),
-        size(rate as u64),
-        clock(Duration::from_secs_f64(left.min(1e9)))
-    )
+/// How far, how fast, how long still.
+pub(super) fn text(done: u64, total: u64, rate: u64) -> String {
+    let percent = done.saturating_mul(100).checked_div(total).unwrap_or(100);
+    let left = total.saturating_sub(done).checked_div(rate);
+    let left = left.map_or("-".into(), |left| clock(Duration::from_secs(left)));
+    format!("{percent:3} %  {} of {}  {}/s  {left} left", size(done), size(total), size(rate))
 }
 
 /// Bytes with a binary unit, three digits or so.
@@ -69,7 +90,7 @@ pub(super) fn size(bytes: u64) -> String {
     if value < 10.0 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
 }
 
-pub(super) fn clock(time: Duration) -> String {
+fn clock(time: Duration) -> String {
     let s = time.as_secs();
     if s < 3600 {
         format!("{}:{:02}", s / 60, s % 60)
@@ -84,13 +105,12 @@ mod tests {
 
     #[test]
     fn the_line_says_how_far_how_fast_how_long() {
-        let s = Duration::from_secs;
         assert_eq!(
-            line(1 << 30, 4 << 30, s(10)),
+            text(1 << 30, 4 << 30, (1 << 30) / 10),
             " 25 %  1.0 GiB of 4.0 GiB  102 MiB/s  0:30 left"
         );
-        assert_eq!(line(0, 10, s(0)), "  0 %  0 B of 10 B  0 B/s  0:00 left");
-        assert_eq!(line(0, 0, s(1)), "100 %  0 B of 0 B  0 B/s  0:00 left");
-        assert_eq!(clock(s(3725)), "1:02:05");
+        assert_eq!(text(0, 10, 0), "  0 %  0 B of 10 B  0 B/s  - left");
+        assert_eq!(text(0, 0, 0), "100 %  0 B of 0 B  0 B/s  - left");
+        assert_eq!(clock(Duration::from_secs(3725)), "1:02:05");
     }
 }

@@ -1,8 +1,8 @@
 //! `codchifs status`: the mounts, their machines, and who reads an `export.tar`.
 
 use super::args::Status;
-use super::progress::{clock, size};
-use super::text::printable;
+use super::progress;
+use super::text::{columns, printable};
 use super::{Failure, Outcome};
 use crate::credentials::{User, become_owner};
 use crate::fuse::{self, Health};
@@ -10,7 +10,7 @@ use crate::mountinfo;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 type Before = HashMap<(PathBuf, String, String, u64), (Instant, u64)>;
 
 pub(super) fn run(status: &Status) -> Result<Outcome, Failure> {
-    let mut before = Before::new();
+    let (mut before, mut first) = (Before::new(), true);
     loop {
         let (mounts, outcome) = look(&mut before)?;
         let mut out = io::stdout().lock();
@@ -34,12 +34,19 @@ pub(super) fn run(status: &Status) -> Result<Outcome, Failure> {
                 false => writeln!(out, "{all:#}")?,
             }
         } else {
-            // Over the last one.
-            if status.watch && out.is_terminal() {
-                write!(out, "\x1b[H\x1b[2J")?;
+            let mut text = Vec::new();
+            print(&mut text, &mounts)?;
+            match columns(&out).filter(|_| status.watch) {
+                Some(columns) => redraw(&mut out, &String::from_utf8_lossy(&text), columns, first)?,
+                None => {
+                    if !first {
+                        writeln!(out)?;
+                    }
+                    out.write_all(&text)?;
+                }
             }
-            print(&mut out, &mounts)?;
         }
+        first = false;
         out.flush()?;
         drop(out);
         if !status.watch {
@@ -47,6 +54,16 @@ pub(super) fn run(status: &Status) -> Result<Outcome, Failure> {
         }
         std::thread::sleep(EVERY);
     }
+}
+
+/// Over the last one, line by line: a screen that is cleared flickers, and fills what can be scrolled back to.
+fn redraw(out: &mut impl Write, text: &str, columns: usize, first: bool) -> io::Result<()> {
+    write!(out, "\x1b[H{}", if first { "\x1b[2J" } else { "" })?;
+    for line in text.lines() {
+        let line: String = line.chars().take(columns).collect();
+        writeln!(out, "\x1b[K{line}")?;
+    }
+    write!(out, "\x1b[J")
 }
 
 fn look(before: &mut Before) -> Result<(Vec<Value>, Outcome), Failure> {
@@ -184,17 +201,8 @@ fn print(out: &mut impl Write, mounts: &[Value]) -> io::Result<()> {
             for transfer in list(&machine, "transfers") {
                 let number = |key: &str| transfer.get(key).and_then(Value::as_u64).unwrap_or(0);
                 let (at, total, rate) = (number("offset"), number("size"), number("rate"));
-                let percent = at.saturating_mul(100).checked_div(total).unwrap_or(100);
-                let left = total.saturating_sub(at).checked_div(rate);
-                let left = left.map_or("-".into(), |left| clock(Duration::from_secs(left)));
-                writeln!(
-                    out,
-                    "    {percent:3} %  {} of {}  {}/s  {left} left  pid {}",
-                    size(at),
-                    size(total),
-                    size(rate),
-                    number("pid"),
-                )?;
+                let progress = progress::text(at, total, rate);
+                writeln!(out, "    {progress}  pid {}", number("pid"))?;
                 writeln!(out, "           {}", text(&transfer, "command"))?;
             }
         }

@@ -13,7 +13,6 @@ use std::io::{self, BufReader, Read, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 
 /// Members that the copy may be ahead of the machine.
@@ -136,13 +135,14 @@ fn directory(
     let mut directory =
         Directory::open(&wanted.copy, names).map_err(|why| cannot(why.to_string()))?;
     let quiet = wanted.quiet || generation.is_none();
-    let mut progress = Progress::new(generation.map_or(0, Generation::extracted), quiet);
+    let progress = Progress::new(generation.map_or(0, Generation::extracted), quiet);
+    let mut each = |difference| progress.aside(|| each(difference));
     let mut done = 0_u64;
     let mut so_far = |bytes: u64| {
         done = done.saturating_add(bytes);
         progress.at(done);
     };
-    let result = verify::directory(reference, &mut directory, each, &mut so_far);
+    let result = verify::directory(reference, &mut directory, &mut each, &mut so_far);
     progress.end();
     result.map_err(Failed::Compare)
 }
@@ -164,13 +164,14 @@ fn archive(
     let mut start = Vec::new();
     input.by_ref().take(4).read_to_end(&mut start).map_err(cannot)?;
     let zstd = start == ZSTD;
-    let read = AtomicU64::new(0);
-    let counted = Counted { input: io::Cursor::new(start).chain(input), read: &read };
+    let progress = Progress::new(total, wanted.quiet || total == 0);
+    let mut each = |difference| progress.aside(|| each(difference));
+    let input = io::Cursor::new(start).chain(input);
+    let counted = Counted { input, read: 0, progress: &progress };
     let input: Box<dyn Read + Send + '_> = match zstd {
         true => Box::new(Torn(zstd::Decoder::new(counted).map_err(cannot)?)),
         false => Box::new(BufReader::with_capacity(1 << 20, counted)),
     };
-    let mut progress = Progress::new(total, wanted.quiet || total == 0);
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel(AHEAD);
         // The copy is hashed on its own thread while this one hashes the machine.
@@ -184,11 +185,8 @@ fn archive(
                 }
             }
         });
-        let next = || {
-            progress.at(read.load(Ordering::Relaxed));
-            receive.recv().unwrap_or(Ok(None))
-        };
-        let result = verify::archive(reference, next, made, each);
+        let next = || receive.recv().unwrap_or(Ok(None));
+        let result = verify::archive(reference, next, made, &mut each);
         // A thread that waits for room must not wait for ever.
         drop(receive);
         progress.end();
@@ -196,16 +194,18 @@ fn archive(
     })
 }
 
-/// A reader that tells how much was read.
+/// A reader that shows how much was read, also within a large member.
 struct Counted<'a, R> {
     input: R,
-    read: &'a AtomicU64,
+    read: u64,
+    progress: &'a Progress,
 }
 
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let count = self.input.read(buf)?;
-        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        self.read += count as u64;
+        self.progress.at(self.read);
         Ok(count)
     }
 }

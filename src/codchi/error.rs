@@ -185,7 +185,7 @@ pub enum Error {
     },
     /// There is nothing to find the home directory by.
     #[error(
-        "cannot find codchi's state of uid {uid}: $HOME is not set and /etc/passwd has no such user; \
+        "cannot find Codchi's state of uid {uid}: $HOME is not set and /etc/passwd has no such user; \
          set $HOME or name codchi's config and data directories"
     )]
     NoHome {
@@ -194,7 +194,7 @@ pub enum Error {
     },
     /// The named user is not in /etc/passwd.
     #[error(
-        "cannot find codchi's state of user {user:?}, named by {by}: /etc/passwd has no such user; \
+        "cannot find Codchi's state of user {user:?}, named by {by}: /etc/passwd has no such user; \
          check the name"
     )]
     UnknownUser {
@@ -205,7 +205,7 @@ pub enum Error {
     },
     /// Somebody who is not root asks for the state of somebody else.
     #[error(
-        "cannot read codchi's state of user {user:?}: only root may use --user for somebody else; run it as root"
+        "cannot read Codchi's state of user {user:?}: only root may use --user for somebody else; run it as root"
     )]
     UserNeedsRoot {
         /// The name as given.

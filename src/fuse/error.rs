@@ -81,11 +81,13 @@ fn look_remedy(error: &io::Error) -> &'static str {
 }
 
 fn start_remedy(error: &io::Error) -> &'static str {
-    match error.to_string().contains("user_allow_other") {
-        true => "have root add the line user_allow_other to /etc/fuse.conf, or mount as root",
-        false => {
-            "mounting without root needs fusermount3 (package fuse3) and a /dev/fuse that you can open"
-        }
+    let text = error.to_string();
+    if text.contains("user_allow_other") {
+        "have root add the line user_allow_other to /etc/fuse.conf, or mount as root"
+    } else if text.contains("no write access to mountpoint") {
+        "choose a directory of your own, or mount as root"
+    } else {
+        "mounting without root needs fusermount3 (package fuse3) and a /dev/fuse that you can open"
     }
 }
 

@@ -373,8 +373,8 @@ impl Page<'_> {
         }
         self.heading("9. Install by hand what was installed by hand");
         self.say(
-            "What `nix profile` and `nix-env` installed is links into the old store, which does not come along. As the user \
-             `codchi` on the target, remove the dangling profile and install again:",
+            "What `nix profile` and `nix-env` installed is links into the old store, which does not come along. The \
+             user `codchi` on the target removes the dangling profile and installs again.",
         );
         if !programs.installables.is_empty() {
             let list = words(&programs.installables);

@@ -51,6 +51,13 @@ pub(crate) const CASES: &[Case] = &[
         by_user("666", "user_allow_other\n", &script, 0);
         by_user("666", "", &script, 1)
     }),
+    ("no write access to mountpoint", || {
+        let host = played();
+        let look = "shift; \"$@\" mount /srv";
+        let said = Asked { fuse: "666", conf: "", look }.run(&host).exits(1).err();
+        by_user("666", "", COMES_AND_GOES, 0);
+        said
+    }),
     ("only root may use --user", || {
         let host = played();
         host.run(&["list"]).ok();

@@ -28,22 +28,22 @@ fn whose_state() {
     for (fault, text) in [
         (
             found(1000, Some("root"), &[]),
-            "cannot read codchi's state of user \"root\": only root may use --user for somebody else; \
+            "cannot read Codchi's state of user \"root\": only root may use --user for somebody else; \
              run it as root",
         ),
         (
             found(0, Some("bob"), &[]),
-            "cannot find codchi's state of user \"bob\", named by --user: /etc/passwd has no such \
+            "cannot find Codchi's state of user \"bob\", named by --user: /etc/passwd has no such \
              user; check the name",
         ),
         (
             found(0, None, &[("SUDO_USER", "bob")]),
-            "cannot find codchi's state of user \"bob\", named by $SUDO_USER: /etc/passwd has no \
+            "cannot find Codchi's state of user \"bob\", named by $SUDO_USER: /etc/passwd has no \
              such user; check the name",
         ),
         (
             found(7, None, &[]),
-            "cannot find codchi's state of uid 7: $HOME is not set and /etc/passwd has no such \
+            "cannot find Codchi's state of uid 7: $HOME is not set and /etc/passwd has no such \
              user; set $HOME or name codchi's config and data directories",
         ),
         (
