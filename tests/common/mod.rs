@@ -142,9 +142,24 @@ pub(crate) fn run(command: impl BorrowMut<Command>) -> Done {
     run_while(command, || ())
 }
 
+/// As [`run`], of what may take longer.
+#[track_caller]
+pub(crate) fn run_for(limit: Duration, command: impl BorrowMut<Command>) -> Done {
+    run_watched(limit, command, || ())
+}
+
 /// As [`run`], calling `meanwhile` every now and then.
 #[track_caller]
-pub(crate) fn run_while(mut command: impl BorrowMut<Command>, mut meanwhile: impl FnMut()) -> Done {
+pub(crate) fn run_while(command: impl BorrowMut<Command>, meanwhile: impl FnMut()) -> Done {
+    run_watched(DEADLINE, command, meanwhile)
+}
+
+#[track_caller]
+fn run_watched(
+    limit: Duration,
+    mut command: impl BorrowMut<Command>,
+    mut meanwhile: impl FnMut(),
+) -> Done {
     let command = command.borrow_mut();
     let line = format!("{command:?}");
     let (mut stdout, mut stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
@@ -154,7 +169,7 @@ pub(crate) fn run_while(mut command: impl BorrowMut<Command>, mut meanwhile: imp
         .stderr(stderr.try_clone().unwrap())
         .spawn()
         .unwrap_or_else(|error| panic!("cannot run {line}: {error}"));
-    let end = Instant::now() + DEADLINE;
+    let end = Instant::now() + limit;
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break status;

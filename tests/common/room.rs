@@ -4,9 +4,10 @@
 use super::lxd::{LXD, Server, UID, plant, shifted};
 use super::stage::helper;
 use super::target::Target;
-use super::{Done, program, run, without_variables};
+use super::{DEADLINE, Done, program, run_for, without_variables};
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 /// Around the script. `$AT` is an empty directory, `$HOST` has the machines.
 const ENTER: &str = r#"
@@ -148,7 +149,9 @@ impl House {
         command.env("INSTALLED", if room == Room::Host { "yes" } else { "no" });
         command.env("LONG", if long() { "yes" } else { "no" }).env("MACHINES", machines);
         command.env("SCRIPT", format!("{HEAVY}\ncd {place}\n{script}"));
-        run(command)
+        // A build of everything, for example.
+        let limit = if long() { Duration::from_secs(3600) } else { DEADLINE };
+        run_for(limit, command)
     }
 }
 
