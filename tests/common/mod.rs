@@ -187,6 +187,7 @@ fn run_watched(
 
 /// Has a command hear nothing of what the variables here say to codchifs.
 pub(crate) fn without_variables(command: &mut Command) {
+    command.env_remove("SUDO_USER");
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("CODCHI") {
             command.env_remove(name);

@@ -109,7 +109,7 @@ impl Stage {
         command.args(["bash", "-ec", &script]).current_dir(at);
         without_variables(&mut command);
         command.env("AT", at).env("M", self.fixture.mount_point());
-        command.env("O", self.options()).env("U", &self.user).env_remove("SUDO_USER");
+        command.env("O", self.options()).env("U", &self.user);
         run(command).ok();
         wait_until("the end of every server", Duration::from_secs(20), || {
             command_lines().iter().all(|(_, line)| !line.contains(at.to_str().unwrap()))
