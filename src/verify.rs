@@ -247,7 +247,7 @@ pub fn directory(
         let what = match directory.entry(&here) {
             Ok(there) => {
                 summary.compared += 1;
-                why = match here.mtime.0.cmp(&there.mtime.0) {
+                why = match order_of_times(here.mtime, there.mtime) {
                     Ordering::Greater if reference.is_now() => Why::Since,
                     Ordering::Less => Why::There,
                     _ => Why::Unknown,
@@ -284,6 +284,13 @@ pub fn directory(
     Ok(summary)
 }
 
+/// The order of two times, in seconds and nanoseconds. A fraction counts where both have one: an archive of whole seconds
+/// has lost it.
+fn order_of_times(a: (i64, u32), b: (i64, u32)) -> Ordering {
+    let fractions = if a.1 == 0 || b.1 == 0 { Ordering::Equal } else { a.1.cmp(&b.1) };
+    a.0.cmp(&b.0).then(fractions)
+}
+
 /// What of two entries of one path differs, but for their content.
 fn differing(here: &Entry, there: &Entry) -> Vec<String> {
     if here.kind != there.kind {
@@ -293,13 +300,12 @@ fn differing(here: &Entry, there: &Entry) -> Vec<String> {
         // All else is with the first name.
         return if here.target == there.target { Vec::new() } else { vec!["hard link".into()] };
     }
-    let fraction = |t: (i64, u32), u: (i64, u32)| t.1 == u.1 || t.1 == 0 || u.1 == 0;
     let mut what: Vec<String> = [
         ("size", here.size != there.size),
         ("mode", here.perm != there.perm),
         ("owner", here.uid != there.uid),
         ("group", here.gid != there.gid),
-        ("mtime", here.mtime.0 != there.mtime.0 || !fraction(here.mtime, there.mtime)),
+        ("mtime", order_of_times(here.mtime, there.mtime) != Ordering::Equal),
         ("link target", here.target != there.target),
         ("device", here.rdev != there.rdev),
     ]
@@ -329,6 +335,20 @@ fn differing(here: &Entry, there: &Entry) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fraction_of_a_second_counts_where_both_have_one() {
+        for (a, b, expected) in [
+            ((5, 1), (5, 2), Ordering::Less),
+            ((5, 2), (5, 2), Ordering::Equal),
+            ((5, 2), (5, 0), Ordering::Equal),
+            ((6, 1), (5, 2), Ordering::Greater),
+            ((-1, 0), (0, 7), Ordering::Less),
+        ] {
+            assert_eq!(order_of_times(a, b), expected, "{a:?} {b:?}");
+            assert_eq!(order_of_times(b, a), expected.reverse(), "{b:?} {a:?}");
+        }
+    }
 
     #[test]
     fn the_order_is_that_of_the_archive() {
