@@ -7,7 +7,7 @@ use common::fixture::Fixture;
 use common::mounted::Mounted;
 use common::played::played;
 use common::stage;
-use common::{DEADLINE, Done, program, run, wait_until};
+use common::{Done, program, run, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs::{self, File};
@@ -242,7 +242,7 @@ fn whoever_closes_the_pipe_early_is_no_failure() {
         // The write end must not live here.
         drop(command);
         let mut status = None;
-        wait_until(&format!("the end of {arguments:?}"), DEADLINE, || {
+        wait_until(&format!("the end of {arguments:?}"), || {
             status = child.try_wait().unwrap();
             status.is_some()
         });
@@ -386,7 +386,7 @@ fn each_shell_completes_the_name_of_a_machine() {
         let line = format!("{start} {command}");
         terminals.tmux(&["new-session", "-d", "-s", shell, "-x", "150", "-y", "24", &line]).ok();
         let screen = || terminals.tmux(&["capture-pane", "-p", "-J", "-t", shell]).out();
-        wait_until(&format!("{shell}'s prompt"), DEADLINE, || screen().contains("ready>"));
+        wait_until(&format!("{shell}'s prompt"), || screen().contains("ready>"));
         for (typed, completed) in [
             ("codchifs export wo".to_owned(), "codchifs export workbench"),
             ("codchifs mount --machine wo".to_owned(), "--machine workbench"),
@@ -395,7 +395,7 @@ fn each_shell_completes_the_name_of_a_machine() {
         ] {
             terminals.tmux(&["send-keys", "-t", shell, "-l", &typed]).ok();
             terminals.tmux(&["send-keys", "-t", shell, "Tab"]).ok();
-            wait_until(&format!("{shell}: {typed}"), DEADLINE, || screen().contains(completed));
+            wait_until(&format!("{shell}: {typed}"), || screen().contains(completed));
             terminals.tmux(&["send-keys", "-t", shell, "C-c"]).ok();
             terminals.tmux(&["send-keys", "-t", shell, "C-l"]).ok();
         }
@@ -445,7 +445,7 @@ fn whoever_reads_an_export_is_seen_with_its_command_and_how_far_it_is() {
         let pipe = File::options().read(true).write(true).open(&fifo).unwrap();
         let running = Running(command.stderr(Stdio::null()).spawn().unwrap());
         let mut seen = Vec::new();
-        wait_until(&format!("{name} to be seen"), DEADLINE, || {
+        wait_until(&format!("{name} to be seen"), || {
             seen = transfers(&status(), &mounted, "dev");
             seen.iter().any(|one| one["offset"].as_u64() > Some(0))
         });
@@ -463,7 +463,7 @@ fn whoever_reads_an_export_is_seen_with_its_command_and_how_far_it_is() {
         assert!(text.contains(shown) && text.contains('%') && !text.contains('\x1b'), "{text}");
         drop(running);
         drop(pipe);
-        wait_until(&format!("{name} to be gone"), DEADLINE, || {
+        wait_until(&format!("{name} to be gone"), || {
             transfers(&status(), &mounted, "dev").is_empty()
         });
     }

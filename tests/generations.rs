@@ -5,7 +5,7 @@ mod common;
 
 use common::fixture::Fixture;
 use common::mounted::Mounted;
-use common::{DEADLINE, program, run, wait_until};
+use common::{program, run, wait_until};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::PathBuf;
@@ -18,9 +18,7 @@ fn resume(mounted: &Mounted) -> PathBuf {
 
 /// Waits until a lookup gives another inode than `before`.
 fn next(mounted: &Mounted, before: u64) -> fs::Metadata {
-    wait_until("another generation", DEADLINE, || {
-        fs::metadata(mounted.tar("m")).unwrap().ino() != before
-    });
+    wait_until("another generation", || fs::metadata(mounted.tar("m")).unwrap().ino() != before);
     fs::metadata(mounted.tar("m")).unwrap()
 }
 
@@ -36,7 +34,7 @@ fn an_unchanged_machine_keeps_its_generation_over_scans_and_remounts() {
     let first = stat(&mounted);
     let scanned = || mounted.report("m")["generation"]["scanned"].clone();
     let before = scanned();
-    wait_until("another scan", DEADLINE, || {
+    wait_until("another scan", || {
         assert_eq!(stat(&mounted), first);
         scanned() != before
     });
@@ -165,7 +163,7 @@ fn a_change_of_nothing_that_is_exported_gives_the_times_of_a_new_mount() {
     // The root directory has another ctime.
     fs::create_dir(place.rootfs.join("bin")).unwrap();
     fs::remove_dir(place.rootfs.join("bin")).unwrap();
-    wait_until("the next scan", DEADLINE, || times(&mounted) != first);
+    wait_until("the next scan", || times(&mounted) != first);
     let second = times(&mounted);
     mounted.unmount();
     assert_eq!(times(&Mounted::new(&fixture)), second);
@@ -196,9 +194,9 @@ fn a_machine_that_was_away_keeps_its_generations_to_resume_from() {
     let old = resume(&mounted);
     let away = place.rootfs.with_extension("away");
     fs::rename(&place.rootfs, &away).unwrap();
-    wait_until("its absence", DEADLINE, || mounted.report("m")["state"] != "ready");
+    wait_until("its absence", || mounted.report("m")["state"] != "ready");
     fs::rename(&away, &place.rootfs).unwrap();
-    wait_until("its return", DEADLINE, || mounted.report("m")["state"] == "ready");
+    wait_until("its return", || mounted.report("m")["state"] == "ready");
     assert!(fs::read(&old).unwrap() == whole);
 }
 
@@ -215,7 +213,7 @@ fn what_a_copy_had_open_is_let_go_when_it_ends() {
     let has = |mounted: &Mounted| mounted.open_files().iter().any(|f| f.ends_with("srv/large"));
     assert!(has(&mounted), "a file that is read in parts stays open meanwhile");
     drop(open);
-    wait_until("the file to be closed", DEADLINE, || !has(&mounted));
+    wait_until("the file to be closed", || !has(&mounted));
 }
 
 #[test]
@@ -233,7 +231,7 @@ fn blocks_that_are_allocated_and_not_written_are_data_cached_or_not() {
     fs::read(&path).unwrap();
     let scanned = || mounted.report("m")["generation"]["scanned"].clone();
     let before = scanned();
-    wait_until("another scan", DEADLINE, || {
+    wait_until("another scan", || {
         let meta = fs::metadata(mounted.tar("m")).unwrap();
         assert_eq!((meta.ino(), meta.len()), (first.ino(), first.len()));
         scanned() != before

@@ -29,7 +29,7 @@ fn it_never_scans_and_says_when_a_scan_was() {
     assert!(before.contains("Not scanned yet"), "{before}");
     assert!(mounted.report("m")["generation"].is_null(), "reading the page scanned");
     let size = fs::metadata(mounted.tar("m")).unwrap().len();
-    wait_until("the scan in the page", common::DEADLINE, || {
+    wait_until("the scan in the page", || {
         let text = text(&mounted, "m");
         text.contains("Scanned 2") && text.contains(&format!("{size} bytes"))
     });
@@ -39,11 +39,11 @@ fn it_never_scans_and_says_when_a_scan_was() {
         let meta = fs::metadata(page(&mounted, "m")).unwrap();
         (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len())
     };
-    wait_until("its size", common::DEADLINE, || stat().3 == text(&mounted, "m").len() as u64);
+    wait_until("its size", || stat().3 == text(&mounted, "m").len() as u64);
     let first = stat();
     assert_eq!(stat(), first);
     Maker::new(&place.rootfs).file("var/lib/postgresql/15/PG_VERSION", b"15\n");
-    wait_until("the database in the page", common::DEADLINE, || stat().3 > first.3);
+    wait_until("the database in the page", || stat().3 > first.3);
     let second = stat();
     assert_eq!(second.0, first.0);
     assert_ne!((second.1, second.2), (first.1, first.2));

@@ -12,9 +12,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(60);
 const MARKER: &[u8] = b"MARKER-OUTSIDE-OF-THE-MACHINE";
 
 fn with_marker() -> Fixture {
@@ -124,7 +122,7 @@ fn fifos_and_devices_stop_nobody() {
     fixture.run(["export", "m", "-o", "-"]).ok();
     let mounted = Mounted::new(&fixture);
     let tree = mounted.rootfs("m");
-    within("a walk over FIFOs", LIMIT, move || Snapshot::of(&tree));
+    within("a walk over FIFOs", move || Snapshot::of(&tree));
     // The kernel opens a FIFO by itself, one of the mount and not the machine's; devices are denied by nodev.
     let device = rustix::fs::open(
         mounted.rootfs("m").join("srv/kinds/null"),
@@ -142,7 +140,7 @@ fn a_file_swapped_for_a_fifo_after_the_scan_does_not_hang() {
     let file = fs::File::open(mounted.tar("m")).unwrap();
     fs::remove_file(place.home.join("project/README")).unwrap();
     Maker::new(&place.home).fifo("project/README");
-    let read = within("a read of a torn archive", LIMIT, move || {
+    let read = within("a read of a torn archive", move || {
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut &file, &mut bytes).map(|_| bytes)
     });
@@ -207,7 +205,7 @@ fn what_is_excluded_stays_so_when_its_directories_move() {
     let root = mounted.rootfs("m");
     assert!(root.join("opt/d/sub/secret").exists());
     fs::rename(place.rootfs.join("opt/d"), place.rootfs.join("srv/d")).unwrap();
-    common::wait_until("the moved directory", std::time::Duration::from_secs(20), || {
+    common::wait_until("the moved directory", || {
         root.join("srv/d/sub").exists() && !root.join("opt/d").exists()
     });
     assert!(fs::read(root.join("srv/d/sub/secret")).is_err(), "an excluded file is shown");

@@ -11,10 +11,6 @@ use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown, symlink};
 use std::path::Path;
-use std::time::Duration;
-
-/// A change of an instance shows within this time.
-const SHOWS: Duration = Duration::from_secs(2);
 
 /// What a program in the instance sees.
 fn inside(server: &Server) -> String {
@@ -35,7 +31,7 @@ fn life(kind: &'static Kind, pool: &str) {
     let mut server = Server::new(kind, pool);
     let open = server.host.mount("open");
     let stage = |server: &Server, name: &str, running: Value| {
-        wait_until(&format!("{name}: the status in report.json"), SHOWS, || {
+        wait_until(&format!("{name}: the status in report.json"), || {
             open.report("demo")["running"] == running
         });
         check(&server.host, name, &open.rootfs("demo"));
@@ -64,7 +60,7 @@ fn life(kind: &'static Kind, pool: &str) {
         }
     }
     server.kill_daemon();
-    wait_until("the silence in report.json", SHOWS, || {
+    wait_until("the silence in report.json", || {
         open.report("demo")["daemon"]["silent"].is_string()
     });
     // The open mount knows from when its facts are; a new one has them from the disk.
@@ -113,22 +109,22 @@ fn a_machine_made_while_mounted_and_a_foreign_device_show() {
     let device = ["config", "device", "add", "codchi-demo", "shared", "disk"];
     server.client(&[&device[..], &[&source, "path=/mnt/shared"]].concat()).ok();
     let named = json!([{"path": "/mnt/shared", "source": shared}]);
-    wait_until("the device", SHOWS, || open.report("demo")["devices_not_exported"] == named);
+    wait_until("the device", || open.report("demo")["devices_not_exported"] == named);
 
     assert!(!open.point().join("new").exists());
     server.create("new");
     plant(&server.host.home("new"), HOME, shifted);
-    wait_until("the new machine", SHOWS, || open.report("new")["state"] == "ready");
+    wait_until("the new machine", || open.report("new")["state"] == "ready");
     assert_eq!(seen(&open.rootfs("new")), expected());
     server.client(&["delete", "codchi-new"]).ok();
-    wait_until("its end", SHOWS, || open.report("new")["state"] == "not installed");
+    wait_until("its end", || open.report("new")["state"] == "not installed");
     // The same in a project of its own.
     let features = ["-c", "features.images=false", "-c", "features.profiles=false"];
     server.client(&[&["project", "create", "work"][..], &features].concat()).ok();
     server.client(&["project", "switch", "work"]).ok();
     server.create("elsewhere");
     plant(&server.host.home("elsewhere"), HOME, shifted);
-    wait_until("the other project", SHOWS, || open.report("elsewhere")["state"] == "ready");
+    wait_until("the other project", || open.report("elsewhere")["state"] == "ready");
     server.kill_daemon();
     let offline = server.host.mount("offline");
     assert_eq!(offline.report("demo")["devices_not_exported"], named);

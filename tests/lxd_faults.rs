@@ -5,16 +5,13 @@ mod common;
 
 use common::lxd::{Host, check, expected, seen, shifted};
 use common::played::{MAP, Played, directory, http, on_disk, pretend, record, sync};
-use common::{DEADLINE, wait_until};
+use common::wait_until;
 use rustix::fs::{CWD, FileType, Mode};
 use serde_json::json;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
-use std::time::{Duration, Instant};
-
-/// What a command may take at most with a daemon that never answers: its deadline is 3 s.
-const COMES_BACK: Duration = Duration::from_secs(15);
+use std::time::Duration;
 
 #[test]
 fn a_daemon_that_is_of_no_use_stops_nobody() {
@@ -37,9 +34,7 @@ fn a_daemon_that_is_of_no_use_stops_nobody() {
     ];
     for (what, response, reason) in cases {
         pretend(&host.lxd.join("unix.socket"), response);
-        let start = Instant::now();
         let list = host.run(&["list"]);
-        assert!(start.elapsed() < COMES_BACK, "{what}: {:?}", start.elapsed());
         assert!(list.out().contains(reason), "{what}: {}", list.out());
         assert!(list.out().contains("from backup.yaml"), "{what}: {}", list.out());
         let mounted = host.mount("mnt");
@@ -63,7 +58,7 @@ fn the_first_look_after_a_pause_shows_what_the_daemon_says_now() {
     // The same host ids are each the next one in the machine.
     let moved = MAP.replace(r#""Hostid":100001"#, r#""Hostid":100000"#);
     for map in [moved.as_str(), MAP] {
-        wait_until("a pause", DEADLINE, || daemon.idle() > Duration::from_secs(2));
+        wait_until("a pause", || daemon.idle() > Duration::from_secs(2));
         daemon.says(says(map));
         owners.push(owner());
     }
@@ -92,10 +87,8 @@ fn a_daemon_with_10_000_instances_and_unusable_maps_is_read() {
     all.push(json!({"nonsense": 1}));
     all.push(record(&host, "demo", "Running", MAP));
     pretend(&host.lxd.join("unix.socket"), Some(sync(&all)));
-    let start = Instant::now();
     let row = host.row("demo");
     assert_eq!(row["state"], "running", "{row}");
-    assert!(start.elapsed() < COMES_BACK, "{:?}", start.elapsed());
     for (name, _) in &bad {
         let row = host.row(name);
         assert_eq!(row["state"], "broken", "{name}");
@@ -168,7 +161,6 @@ fn a_backup_yaml_that_is_none_breaks_its_own_machine_only() {
     let text = fs::read_to_string(&at).unwrap().replace("volatile.last_state.idmap", "volatile.x");
     fs::write(&at, text).unwrap();
     let short = ("short", "it has no volatile.last_state.idmap");
-    let start = Instant::now();
     let mounted = host.mount("mnt");
     for (name, why) in SPOILT.iter().map(|(name, _, why)| (*name, *why)).chain([short]) {
         let report = mounted.report(name);
@@ -184,7 +176,6 @@ fn a_backup_yaml_that_is_none_breaks_its_own_machine_only() {
         );
     }
     check(&host, "beside spoilt records", &mounted.rootfs("demo"));
-    assert!(start.elapsed() < DEADLINE, "{:?}", start.elapsed());
 }
 
 /// A list of this many ranges, as text.
@@ -205,9 +196,7 @@ fn a_map_of_a_million_ranges_breaks_its_own_machine_only() {
     let giant = ranges(1_000_000).replace('"', "\\\"");
     pretend(&host.lxd.join("unix.socket"), Some(http("200 OK", &answer.replace("GIANT", &giant))));
     let mounted = host.mount("mnt");
-    let start = Instant::now();
     assert_eq!(mounted.report("demo")["running"], true, "the daemon told");
-    assert!(start.elapsed() < COMES_BACK, "{:?}", start.elapsed());
     let reason = mounted.report("giant")["reason"].as_str().unwrap().to_owned();
     assert!(reason.contains("volatile.last_state.idmap: the id map is"), "{reason}");
     assert!(reason.len() < 1000, "{reason}");

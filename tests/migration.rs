@@ -14,7 +14,6 @@ use common::{Done, program, run, wait_until};
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::time::Duration;
 
 const MACHINE: &str = "demo";
 /// Where the machine has files that a target has none of.
@@ -173,10 +172,10 @@ fn run_and_stop(server: &Server, shell: &Shell<'_>, mounted: &Mounted) {
         fs::read_to_string(page).unwrap().contains(text)
     };
     server.client(&["start", "codchi-demo"]).ok();
-    wait_until("the warning", Duration::from_secs(10), || says("**It runs.**"));
+    wait_until("the warning", || says("**It runs.**"));
     let page = page(mounted);
     shell.paste(&page, &with(&page, "lxc stop").commands).ok();
-    wait_until("the end of the warning", Duration::from_secs(10), || says("stopped already"));
+    wait_until("the end of the warning", || says("stopped already"));
 }
 
 #[test]
@@ -188,7 +187,7 @@ fn a_machine_moves_by_the_commands_of_its_page() {
     let shell = Shell::new(&server);
     run_and_stop(&server, &shell, &mounted);
     let size = fs::metadata(mounted.tar(MACHINE)).unwrap().len();
-    wait_until("the scan in the page", Duration::from_secs(10), || {
+    wait_until("the scan in the page", || {
         let page = mounted.point().join(MACHINE).join("MIGRATE.md");
         fs::read_to_string(page).unwrap().contains(&size.to_string())
     });
@@ -203,7 +202,7 @@ fn a_machine_moves_by_the_commands_of_its_page() {
     assert_ne!(broken.code, Some(0), "the line did not break");
     // The other end may hear of it later.
     let partial = || copy.metadata().map_or(0, |meta| meta.len());
-    wait_until("a part of the copy", Duration::from_secs(10), || partial() > 0);
+    wait_until("a part of the copy", || partial() > 0);
     assert!(partial() < size, "{} of {size}", partial());
     shell.reach(&target, false);
     shell.paste(&page, command("df -h")).ok();

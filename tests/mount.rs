@@ -17,9 +17,6 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-
-const LIMIT: Duration = Duration::from_secs(30);
 
 #[test]
 fn the_mount_table_says_fuse_codchifs_read_only() {
@@ -76,10 +73,10 @@ fn machines_appear_and_vanish_live() {
     let mounted = Mounted::new(&fixture);
     assert_eq!(listing(mounted.point()), ["one"]);
     fixture.empty("two");
-    wait_until("the new machine", LIMIT, || listing(mounted.point()) == ["one", "two"]);
+    wait_until("the new machine", || listing(mounted.point()) == ["one", "two"]);
     assert!(mounted.rootfs("two").join("etc/nixos/flake.nix").is_file());
     fs::remove_dir_all(fixture.place("two").config).unwrap();
-    wait_until("the end of the machine", LIMIT, || listing(mounted.point()) == ["one"]);
+    wait_until("the end of the machine", || listing(mounted.point()) == ["one"]);
 }
 
 #[test]
@@ -113,22 +110,19 @@ fn a_directory_of_100_000_entries_and_a_listing_during_its_scan() {
     let machine = mounted.point().join("m");
     let tar = mounted.tar("m");
     let scan = std::thread::spawn(move || fs::symlink_metadata(tar).unwrap().len());
-    let (mut during, mut slowest) = (0, Duration::ZERO);
+    let mut during = 0;
     while !scan.is_finished() {
-        let start = Instant::now();
         let names = listing(&machine);
         assert_eq!(names.iter().filter(|name| *name == "export.tar").count(), 1);
         mounted.report("m");
-        slowest = slowest.max(start.elapsed());
         during += usize::from(!scan.is_finished());
     }
     let size = scan.join().unwrap();
     assert!(size > FILES as u64 * 512);
     assert!(during >= 3, "only {during} listings ended before the scan did");
-    assert!(slowest < Duration::from_millis(500), "a listing took {slowest:?} during the scan");
 
     let crowd = mounted.rootfs("m").join("home/codchi/crowd");
-    let names = within("a large directory", LIMIT, move || listing(&crowd));
+    let names = within("a large directory", move || listing(&crowd));
     assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), FILES);
     assert_eq!(names.len(), FILES);
 }
@@ -186,7 +180,7 @@ fn twenty_readers_at_random_offsets_read_the_sequential_stream() {
             })
         })
         .collect();
-    within("twenty readers", Duration::from_secs(100), move || {
+    within("twenty readers", move || {
         for reader in readers {
             reader.join().unwrap();
         }
@@ -269,7 +263,7 @@ fn the_next_mount_detaches_a_stale_one() {
     killed.signal(Signal::KILL);
     killed.wait();
     // Not stat: the kernel may still have the root's attributes. Who asks while the server goes is told so first.
-    wait_until("a stale mount", LIMIT, || match rustix::fs::statfs(killed.point()).unwrap_err() {
+    wait_until("a stale mount", || match rustix::fs::statfs(killed.point()).unwrap_err() {
         Errno::CONNABORTED => false,
         error => {
             assert_eq!(error, Errno::NOTCONN, "a killed server leaves a stale mount");
@@ -397,9 +391,9 @@ fn every_change_fails_as_on_a_native_read_only_mount() {
         "home/codchi/caf\u{e9}",
     ] {
         let there = native.clone();
-        let expected = within("changes of the native tree", LIMIT, move || mutations(&there, path));
+        let expected = within("changes of the native tree", move || mutations(&there, path));
         let ours = ours.clone();
-        let found = within("changes of the mount", LIMIT, move || mutations(&ours, path));
+        let found = within("changes of the mount", move || mutations(&ours, path));
         for ((call, expected), (_, found)) in expected.into_iter().zip(found) {
             if expected != found {
                 differences
@@ -495,11 +489,11 @@ fn a_state_that_cannot_be_read_is_an_error_and_no_empty_mount() {
     fs::rename(&machines, machines.with_extension("away")).unwrap();
     fs::write(&machines, "no directory").unwrap();
     let list = || fs::read_dir(mounted.point())?.collect::<Result<Vec<_>, _>>();
-    wait_until("the broken state to show", LIMIT, || list().is_err());
+    wait_until("the broken state to show", || list().is_err());
     assert!(mounted.tar("m").exists(), "what was known before is not served any more");
     fs::remove_file(&machines).unwrap();
     fs::rename(machines.with_extension("away"), &machines).unwrap();
-    wait_until("the repaired state", LIMIT, || list().is_ok());
+    wait_until("the repaired state", || list().is_ok());
     assert_eq!(listing(mounted.point()), ["m"]);
 }
 
@@ -522,7 +516,7 @@ fn a_mount_inside_a_machine_does_not_wait_for_itself() {
     fs::create_dir(&inside).unwrap();
     let text = inside.to_str().unwrap().to_owned();
     fixture.run(["mount", &text]).ok();
-    let listed = within("listings of the home", LIMIT, {
+    let listed = within("listings of the home", {
         let home = inside.join("m/rootfs/home/codchi");
         move || {
             let one = |home: PathBuf| {

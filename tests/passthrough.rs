@@ -131,9 +131,7 @@ fn what_happens_to_an_open_file_is_seen_as_on_the_disk() {
     scene.write("g", &old);
     fs::rename(scene.disk.join("g"), scene.disk.join("f")).unwrap();
     assert!(at(&open, 0, LARGE) == new[..SMALL], "replaced, of who had it open");
-    common::wait_until("the new file", common::DEADLINE, || {
-        fs::read(scene.shown("f")).is_ok_and(|read| read == old)
-    });
+    common::wait_until("the new file", || fs::read(scene.shown("f")).is_ok_and(|read| read == old));
     fs::remove_file(scene.disk.join("f")).unwrap();
     assert!(at(&second, 0, LARGE) == new[..SMALL], "removed, of who had it open");
     assert_eq!(scene.asked(), 0, "{}", scene.mounted.log());
@@ -149,12 +147,12 @@ fn openers_of_one_file_go_one_way_until_all_are_gone() {
     assert!(scene.asked() > 0, "a small file is not worth it");
     // Larger now, but somebody reads it through the cache: an opener that differed would get EIO.
     scene.write("f", &large);
-    common::wait_until("the new size", common::DEADLINE, || {
+    common::wait_until("the new size", || {
         fs::metadata(scene.shown("f")).unwrap().len() == LARGE as u64
     });
     assert!(fs::read(scene.shown("f")).unwrap() == large);
     drop(first);
-    common::wait_until("its release", common::DEADLINE, || {
+    common::wait_until("its release", || {
         let before = scene.asked();
         assert!(fs::read(scene.shown("f")).unwrap() == large);
         scene.asked() == before

@@ -7,7 +7,7 @@ use common::disk::{Disk, DiskKind};
 use common::lxd::{Host, UID, shifted, user};
 use common::mounted::{Mounted, mounts_on};
 use common::played::{MAP, Played, directory, on_disk, played, record, sync};
-use common::{DEADLINE, contains, program, run, wait_until};
+use common::{contains, program, run, wait_until};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{chown, lchown, symlink};
@@ -114,15 +114,13 @@ fn a_link_planted_under_a_mount_leads_nowhere() {
     plants(&host, secret.path(), |what, _| {
         let before = looks();
         mounted.signal(rustix::process::Signal::HUP);
-        wait_until(what, DEADLINE, || looks() > before);
+        wait_until(what, || looks() > before);
         for _ in 0..3 {
             nothing_leaks(what, mounted.point());
         }
     });
     assert!(!mounted.log().contains(MARKER));
-    wait_until("the machine to be back", DEADLINE, || {
-        nothing_leaks("no plant", mounted.point()) > 3
-    });
+    wait_until("the machine to be back", || nothing_leaks("no plant", mounted.point()) > 3);
 }
 
 /// Plants one link after the other and takes it away again.
@@ -219,7 +217,7 @@ fn a_machine_that_moves_to_where_none_was_at_mount_time_is_shown() {
     daemon.says(sync(&records));
     fs::write(to.join("rootfs/there"), "").unwrap();
     let shown = mounted.rootfs("moves").join("there");
-    wait_until("the machine to be elsewhere", DEADLINE, || shown.exists());
+    wait_until("the machine to be elsewhere", || shown.exists());
     assert!(fs::read(mounted.tar("moves")).is_ok());
     assert!(fs::read(mounted.tar("demo")).is_ok(), "the other machine");
 }

@@ -409,7 +409,7 @@ fn the_user_gets_nothing_out_of_the_server_or_the_host() {
     }
     // As the uid is the user's, the user may end the server. Then it is gone, and the host unmounts.
     assert!(user(&format!("kill(9, {}) or exit 1", mounted.server())));
-    common::wait_until("the end of the mount", common::DEADLINE, || {
+    common::wait_until("the end of the mount", || {
         common::mounted::mounts_on(mounted.point()).is_empty()
     });
 }

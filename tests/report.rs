@@ -143,7 +143,7 @@ fn owners_have_the_names_that_the_machine_gives_them() {
     sorted.silent();
     // A further owner, and the file has it in the tar and in the tree.
     std::os::unix::fs::chown(place.rootfs.join("srv/c"), Some(301), None).unwrap();
-    common::wait_until("the new owner", common::DEADLINE, || {
+    common::wait_until("the new owner", || {
         fs::read_to_string(&at).unwrap().contains("user ? 301\n")
     });
     let tar = fixture.path().join("m.tar");

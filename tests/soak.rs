@@ -97,7 +97,7 @@ fn hundreds_of_mounts_leave_nothing_behind() {
         }
         assert!(mounts_on(&point).is_empty(), "round {round}");
     }
-    wait_until("the last process to end", DEADLINE, || left(&fixture) == (0, 0));
+    wait_until("the last process to end", || left(&fixture) == (0, 0));
     assert_eq!(own(), before);
 }
 
@@ -113,13 +113,13 @@ fn one_mount_takes_no_more_after_many_rounds_of_everything() {
         fs::write(fixture.place("m").home.join(format!("new-{round}")), "new").unwrap();
         let place = fixture.empty("guest");
         mounted.signal(rustix::process::Signal::HUP);
-        wait_until("the guest", DEADLINE, || mounted.tar("guest").exists());
+        wait_until("the guest", || mounted.tar("guest").exists());
         let copy = fixture.path().join("copy");
         run(common::program("cp", [mounted.tar("m"), copy.clone()])).silent();
         run(common::program("tar", ["-cf", "/dev/null", "-C"]).arg(mounted.rootfs("m")).arg("."))
             .ok();
         fs::remove_dir_all(place.config).unwrap();
-        wait_until("the guest to be gone", DEADLINE, || !mounted.point().join("guest").exists());
+        wait_until("the guest to be gone", || !mounted.point().join("guest").exists());
         // Half of the rounds fill whatever has a bound of its own.
         if round == rounds / 2 {
             settled = Some(taken(&mounted));
@@ -127,7 +127,7 @@ fn one_mount_takes_no_more_after_many_rounds_of_everything() {
         }
     }
     let settled = settled.unwrap();
-    wait_until("what was taken to be given back", DEADLINE, || {
+    wait_until("what was taken to be given back", || {
         taken(&mounted).iter().all(|(what, count)| *count <= settled[what] + 2)
     });
     let now = resident(mounted.host()) + resident(mounted.server());

@@ -7,7 +7,7 @@ use common::fixture::Fixture;
 use common::lxd::{HOME, LXD, Server, plant, shifted};
 use common::mounted::Mounted;
 use common::processes::{call, make};
-use common::{DEADLINE, program, run, wait_until};
+use common::{program, run, wait_until};
 use rustix::io::Errno;
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -58,9 +58,9 @@ fn panic_at(pid: u32, function: &str, mut meanwhile: impl FnMut()) {
         .spawn()
         .unwrap();
     let said = || fs::read_to_string(log.path()).unwrap();
-    wait_until("the breakpoint", DEADLINE, || said().contains("Breakpoint 1 at"));
+    wait_until("the breakpoint", || said().contains("Breakpoint 1 at"));
     meanwhile();
-    wait_until("gdb to end", DEADLINE, || gdb.try_wait().unwrap().is_some());
+    wait_until("gdb to end", || gdb.try_wait().unwrap().is_some());
     assert!(said().contains("Breakpoint 1,"), "{}", said());
 }
 
@@ -107,34 +107,32 @@ fn machines_of_a_real_lxd_come_go_and_change_their_names_under_a_mount() {
 
     server.create("added");
     plant(&server.host.home("added"), HOME, shifted);
-    wait_until("the machine that was added", DEADLINE, || reads("added"));
+    wait_until("the machine that was added", || reads("added"));
 
     let (from, to) = ("codchi-added", "codchi-renamed");
     server.client(&["rename", from, to]).ok();
     rename_state(&server, "added", "renamed");
     let source = format!("source={}", server.host.home("renamed").display());
     server.client(&["config", "device", "set", to, "home/codchi", &source]).ok();
-    wait_until("the new name", DEADLINE, || {
-        reads("renamed") && !mounted.point().join("added").exists()
-    });
+    wait_until("the new name", || reads("renamed") && !mounted.point().join("added").exists());
 
     // The daemon goes and comes back; what it last said stands on the disk.
     server.kill_daemon();
-    wait_until("the machines without the daemon", DEADLINE, || {
+    wait_until("the machines without the daemon", || {
         reads("demo") && reads("renamed") && server.host.row("demo")["state"] == "ready"
     });
     server.start_daemon();
-    wait_until("the machines with the daemon", DEADLINE, || {
+    wait_until("the machines with the daemon", || {
         reads("demo") && server.host.row("demo")["state"] == "stopped"
     });
 
     server.client(&["delete", "-f", to]).ok();
-    wait_until("the deleted instance", DEADLINE, || {
+    wait_until("the deleted instance", || {
         mounted.report("renamed")["state"] == "not installed" && !mounted.tar("renamed").exists()
     });
     server.client(&["delete", "-f", "codchi-demo"]).ok();
     fs::remove_dir_all(server.host.config().join("machine/demo")).unwrap();
-    wait_until("the end of the machine", DEADLINE, || !mounted.point().join("demo").exists());
+    wait_until("the end of the machine", || !mounted.point().join("demo").exists());
     // A file that somebody has open outlives its name, here as anywhere.
     let mut text = [0; 11];
     open.read_exact_at(&mut text, 0).unwrap();

@@ -12,7 +12,6 @@ use common::{Done, program, run, wait_until};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::time::Duration;
 
 const PAGE: u64 = 4096;
 /// What is left of the file that shrinks.
@@ -66,7 +65,7 @@ impl Machine {
         Maker::new(&self.fixture.place("m").home).file("m-torn", &self.files[1].1);
         let all: u64 = self.files.iter().map(|(_, content)| content.len() as u64).sum();
         let mut found = (0, 0);
-        wait_until("a scan of the whole machine", Duration::from_secs(40), || {
+        wait_until("a scan of the whole machine", || {
             let stat = rustix::fs::lstat(self.mounted.tar("m")).unwrap();
             assert_ne!(stat.st_ino, torn, "the torn export is still there");
             found = (stat.st_ino, stat.st_size as u64);
@@ -194,7 +193,7 @@ fn every_program_is_told_when_another_reader_met_the_tear() {
         let done = stopper.run(command, || {
             machine.shrink();
             read_all(&first, last_page);
-            wait_until("the last page is refused", Duration::from_secs(20), || {
+            wait_until("the last page is refused", || {
                 first.read_at(&mut [0; PAGE as usize], last_page).is_err()
             });
         });

@@ -8,7 +8,6 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
 use tempfile::TempDir;
 
 /// One daemon at a time: two would share the names of cgroups.
@@ -400,7 +399,7 @@ impl Drop for Server {
         if let Some(mut daemon) = self.daemon.take() {
             let mut ended = false;
             if !std::thread::panicking() {
-                wait_until("the end of the daemon", Duration::from_secs(20), || {
+                wait_until("the end of the daemon", || {
                     ended = daemon.try_wait().unwrap().is_some();
                     ended
                 });

@@ -8,10 +8,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
-
-/// For a mount to appear, to answer, to go.
-const LIMIT: Duration = Duration::from_secs(20);
 
 /// One line of /proc/self/mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,14 +69,14 @@ impl Mounted {
 
     fn ready(self) -> Self {
         let mut mounted = self;
-        wait_until("the mount", LIMIT, || {
+        wait_until("the mount", || {
             if let Some(status) = mounted.child.try_wait().unwrap() {
                 panic!("codchifs mount ended: {status}\n{}", mounted.log());
             }
             mounts_on(&mounted.point).iter().any(|entry| entry.kind.starts_with("fuse"))
         });
         let point = mounted.point.clone();
-        within("stat of the mount point", LIMIT, move || fs::symlink_metadata(point)).unwrap();
+        within("stat of the mount point", move || fs::symlink_metadata(point)).unwrap();
         mounted
     }
 
@@ -117,7 +113,7 @@ impl Mounted {
 
     pub(crate) fn report(&self, machine: &str) -> serde_json::Value {
         let path = self.point.join(machine).join("report.json");
-        let text = within("report.json", LIMIT, move || fs::read(path)).unwrap();
+        let text = within("report.json", move || fs::read(path)).unwrap();
         serde_json::from_slice(&text).expect("report.json is JSON")
     }
 
@@ -150,7 +146,7 @@ impl Mounted {
     /// Waits for the process to end.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut status = None;
-        wait_until("the end of codchifs mount", LIMIT, || {
+        wait_until("the end of codchifs mount", || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });

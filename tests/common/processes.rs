@@ -1,6 +1,6 @@
 //! Processes as /proc shows them, and calls that they are made to make.
 
-use super::{DEADLINE, program, run, wait_until};
+use super::{program, run, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs;
@@ -69,7 +69,7 @@ impl Idle {
     pub(crate) fn new(mut before: Command) -> Self {
         let child = before.args(["sleep", "1000"]).stdin(Stdio::null()).spawn().unwrap();
         let idle = Self(child);
-        wait_until("the process", DEADLINE, || {
+        wait_until("the process", || {
             fs::read_to_string(format!("/proc/{}/comm", idle.pid())).unwrap() == "sleep\n"
         });
         idle

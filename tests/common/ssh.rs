@@ -6,7 +6,6 @@ use std::fs::{self, File};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 /// Where Debian has it.
 const SFTP_SERVER: &str = "/usr/lib/openssh/sftp-server";
@@ -71,7 +70,7 @@ impl Sshd {
             .spawn()
             .unwrap();
         let mut sshd = Self { child, directory: directory.into(), port };
-        wait_until("sshd", Duration::from_secs(20), || {
+        wait_until("sshd", || {
             assert!(sshd.child.try_wait().unwrap().is_none(), "sshd ended: {}", sshd.log());
             TcpStream::connect(("127.0.0.1", port)).is_ok()
         });

@@ -8,7 +8,6 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 /// `$AT/sbin` stands in for /sbin: it has links to all that was there. `c` runs a command and keeps what it did.
 const STAGE: &str = r#"
@@ -111,7 +110,7 @@ impl Stage {
         command.env("AT", at).env("M", self.fixture.mount_point());
         command.env("O", self.options()).env("U", &self.user);
         run(command).ok();
-        wait_until("the end of every server", Duration::from_secs(20), || {
+        wait_until("the end of every server", || {
             command_lines().iter().all(|(_, line)| !line.contains(at.to_str().unwrap()))
         });
         let mut all = Vec::new();

@@ -6,7 +6,7 @@ use crate::common::fixture::Fixture;
 use crate::common::mounted::Mounted;
 use crate::common::played::{MAP, played, pretend, record, sync};
 use crate::common::processes::{is_alive, kill};
-use crate::common::{DEADLINE, program, run, wait_until};
+use crate::common::{program, run, wait_until};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -157,10 +157,10 @@ fn shrink(file: &Path) {
 fn abandon(mounted: &Mounted) {
     let (host, server) = (mounted.host(), mounted.server());
     kill(host, Signal::KILL);
-    wait_until("the end of both", DEADLINE, || !is_alive(host) && !is_alive(server));
+    wait_until("the end of both", || !is_alive(host) && !is_alive(server));
     // A process that has ended for /proc may have the device for a moment yet.
     let gone = Some(Errno::NOTCONN.raw_os_error());
-    wait_until("the end of the connection", DEADLINE, || {
+    wait_until("the end of the connection", || {
         fs::read_dir(mounted.point()).is_err_and(|why| why.raw_os_error() == gone)
     });
 }
