@@ -128,7 +128,14 @@ fn reported(mounted: &Mounted) -> BTreeMap<String, Changes> {
     [generation]
         .iter()
         .chain(&earlier)
-        .filter_map(|g| Some((g["id"].as_str()?.to_owned(), changes(g))))
+        .filter_map(|g| {
+            let mut told = changes(g);
+            // A directory that became a link under the scan: no copy may pass for whole, and no reader met a change.
+            if g["complete"] == false {
+                told.insert("what the scan could not read".into(), true);
+            }
+            Some((g["id"].as_str()?.to_owned(), told))
+        })
         .collect()
 }
 
