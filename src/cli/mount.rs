@@ -33,10 +33,6 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     if !mount.foreground && !global.background_child && !mount.fake {
         return in_background(mount);
     }
-    if global.background_child {
-        // Out of the terminal's session: closing the terminal must not end the mount.
-        rustix::process::setsid()?;
-    }
     let context = Context::new(global)?;
     let options = options(mount, context.user, mount.mountpoint.clone());
     // Before anything is mounted: what cannot be used or opened must end this with an error that somebody reads.
@@ -101,6 +97,11 @@ fn name_missing(machines: &Machines, mount: &Mount) {
 
 fn let_go(outputs: Option<Outputs>) {
     let Some(outputs) = outputs else { return };
+    // Closing the terminal must not end the mount. Not before it is mounted: until then autofs lets nobody on the mount point
+    // but the process group of the mount that it started (autofs_oz_mode() in fs/autofs), and whoever else comes waits for that.
+    if let Err(why) = rustix::process::setsid() {
+        tracing::debug!(%why, "stays in the session that started it");
+    }
     let let_go =
         std::env::set_current_dir("/").map_err(Failure::from).and_then(|()| outputs.let_go());
     if let Err(why) = let_go {
