@@ -4,7 +4,7 @@
 mod common;
 
 use common::fixture::{Fixture, Maker};
-use common::mounted::Mounted;
+use common::mounted::{Mounted, unmount_unused};
 use common::readers::Reader;
 use common::{program, run};
 use std::fs::{self, File};
@@ -52,7 +52,7 @@ impl Disk {
 
     /// Changes every block of the image that `change` says it changed, while nobody uses it.
     fn damage(&self, size: usize, change: impl Fn(&mut [u8]) -> bool) -> usize {
-        run(program("umount", [self.fixture.rootfs_dir()])).ok();
+        unmount_unused(&self.fixture.rootfs_dir());
         let image = File::options().read(true).write(true).open(&self.image).unwrap();
         let mut damaged = 0;
         let mut block = vec![0; size];

@@ -5,13 +5,12 @@ mod common;
 
 use common::fixture::Fixture;
 use common::lxd::Host;
-use common::mounted::{Mounted, mounts_on};
+use common::mounted::{Mounted, mounts_on, unmount_unused};
 use common::played::played;
 use common::processes::{children, command_lines, is_alive, kill, status};
 use common::{program, run, wait_until, within};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -406,7 +405,7 @@ fn another_mount_that_got_the_numbers_of_one_that_is_gone_stays() {
         let wanted = numbers(&point);
         let server = mounted.server();
         kill(server, Signal::STOP);
-        rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
+        unmount_unused(&point);
         let others: Vec<_> = (0..8).map(|number| fixture.path().join(number.to_string())).collect();
         for other in &others {
             fs::create_dir_all(other).unwrap();
@@ -419,7 +418,7 @@ fn another_mount_that_got_the_numbers_of_one_that_is_gone_stays() {
         assert_eq!(mounted.wait().code(), Some(0));
         for other in others {
             assert_eq!(mounts_on(&other).len(), 1, "somebody else's");
-            rustix::mount::unmount(&other, UnmountFlags::empty()).unwrap();
+            unmount_unused(&other);
         }
         found
     });

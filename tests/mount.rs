@@ -6,7 +6,7 @@ mod common;
 use common::fixture::{Fixture, Maker};
 use common::mounted::{Mounted, mounts_on};
 use common::readers::Reader;
-use common::{program, run, wait_until, within};
+use common::{program, run, run_while, wait_until, within};
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::process::Child;
 
 #[test]
 fn the_mount_table_says_fuse_codchifs_read_only() {
@@ -221,6 +222,37 @@ fn mount_returns_when_ready_and_unmount_ends_it() {
 }
 
 #[test]
+fn a_program_that_looks_at_the_mount_for_a_moment_does_not_keep_it() {
+    let fixture = Fixture::new();
+    fixture.sample("m");
+    let point = fixture.mount_point();
+    let text = point.to_str().unwrap();
+    fixture.run(["mount", text]).ok();
+    let _guard = Detach(point.clone());
+    // Closed as soon as unmounting has failed for the first time.
+    let mut busy = Some(File::open(point.join("m/report.json")).unwrap());
+    let log = fixture.path().join("calls");
+    let unmount = fixture.command(["unmount", text]);
+    let mut strace = program("strace", ["-f", "--trace=umount2", "-o"]);
+    strace.arg(&log).arg(unmount.get_program()).args(unmount.get_args());
+    run_while(strace, || {
+        if fs::read_to_string(&log).is_ok_and(|calls| calls.contains("EBUSY")) {
+            busy = None;
+        }
+    })
+    .silent();
+    assert!(busy.is_none() && mounts_on(&point).is_empty());
+
+    // As often as they can.
+    let looks = r#"while :; do df "$0"; ls "$0"; done >/dev/null 2>&1"#;
+    let _looking = Ended(program("sh", ["-c", looks]).arg(&point).spawn().unwrap());
+    for _ in 0..10 {
+        fixture.run(["mount", text]).ok();
+        fixture.run(["unmount", text]).silent();
+    }
+}
+
+#[test]
 fn lazy_unmount_leaves_open_files_readable() {
     let fixture = Fixture::new();
     fixture.sample("m");
@@ -231,6 +263,16 @@ fn lazy_unmount_leaves_open_files_readable() {
     let mut block = [0; 512];
     file.read_exact_at(&mut block, 0).unwrap();
     assert_eq!(&block[257..262], b"ustar");
+}
+
+/// Ends the process.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Detaches what is mounted there.

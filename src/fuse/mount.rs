@@ -13,6 +13,12 @@ use signal_hook::iterator::{Handle, Signals};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// How long unmounting is tried again while the mount is in use. Programs that look at every mount (df, systemd, a desktop)
+/// hold each of them for a moment.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Read-ahead in KiB that makes a sequential read of `export.tar` as fast as it gets. What the
 /// kernel offers a FUSE file system by itself is 128.
@@ -191,8 +197,18 @@ pub fn check(options: &MountOptions) -> Result<(), MountError> {
 }
 
 /// Unmounts the codchifs at `path`. `lazy` takes it out of sight at once and ends it when its last
-/// user lets go.
+/// user lets go. Without it, a mount that is in use is tried again for [`BUSY_TIMEOUT`].
 pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountError> {
+    let end = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match unmount_now(path, lazy) {
+            Err(MountError::Busy { .. }) if Instant::now() < end => std::thread::sleep(BUSY_PAUSE),
+            done => return done,
+        }
+    }
+}
+
+fn unmount_now(path: &Path, lazy: bool) -> Result<(), MountError> {
     let path = resolve(path)?;
     match mounted_at(&path)? {
         Some(mounted) if mounted.fstype == TYPE => unmount_at(&path, lazy),

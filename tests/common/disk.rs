@@ -2,7 +2,6 @@
 
 use super::{program, run};
 use rustix::mount::{UnmountFlags, unmount};
-use std::path::Path;
 use tempfile::TempDir;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,10 +73,9 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let point: &Path = &self.path();
-        if let Err(error) = unmount(point, UnmountFlags::empty()) {
-            eprintln!("{}: {error}", point.display());
-            let _ = unmount(point, UnmountFlags::DETACH);
+        // Its last user may be a program that looks at all mounts for a moment.
+        if let Err(error) = unmount(&self.path(), UnmountFlags::DETACH) {
+            eprintln!("{}: {error}", self.path().display());
         }
     }
 }

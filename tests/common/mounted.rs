@@ -3,6 +3,7 @@
 use super::fixture::Fixture;
 use super::processes::children;
 use super::{wait_until, within};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
@@ -41,6 +42,17 @@ pub(crate) fn mounts_below(top: &Path) -> Vec<PathBuf> {
     points.sort();
     points.reverse();
     points
+}
+
+/// Unmounts as umount(8) does. Whoever looks at all mounts (df, the desktop of this host) holds each of them for a moment.
+#[track_caller]
+pub(crate) fn unmount_unused(point: &Path) {
+    let mut result = Ok(());
+    wait_until(&format!("nobody uses {}", point.display()), || {
+        result = unmount(point, UnmountFlags::empty());
+        result != Err(Errno::BUSY)
+    });
+    result.unwrap();
 }
 
 /// Unmounts and ends the process when dropped.
@@ -155,7 +167,7 @@ impl Mounted {
 
     /// Unmounts and expects a clean end.
     pub(crate) fn unmount(mut self) {
-        unmount(&self.point, UnmountFlags::empty()).unwrap();
+        unmount_unused(&self.point);
         let status = self.wait();
         assert!(status.success(), "after umount: {status}\n{}", self.log());
     }
