@@ -386,17 +386,19 @@ fn each_shell_completes_the_name_of_a_machine() {
         let line = format!("{start} {command}");
         terminals.tmux(&["new-session", "-d", "-s", shell, "-x", "150", "-y", "24", &line]).ok();
         let screen = || terminals.tmux(&["capture-pane", "-p", "-J", "-t", shell]).out();
-        wait_until(&format!("{shell}'s prompt"), || screen().contains("ready>"));
         for (typed, completed) in [
             ("codchifs export wo".to_owned(), "codchifs export workbench"),
             ("codchifs mount --machine wo".to_owned(), "--machine workbench"),
             (format!("codchifs --config-dir {} migrate el", config.display()), "migrate elsewhere"),
             ("codchifs mani".to_owned(), "codchifs manifest"),
         ] {
+            // An empty line after its prompt: whatever was typed before that may be lost.
+            wait_until(&format!("{shell}'s prompt"), || screen().trim_end() == "ready>");
             terminals.tmux(&["send-keys", "-t", shell, "-l", &typed]).ok();
             terminals.tmux(&["send-keys", "-t", shell, "Tab"]).ok();
             wait_until(&format!("{shell}: {typed}"), || screen().contains(completed));
-            terminals.tmux(&["send-keys", "-t", shell, "C-c"]).ok();
+            // A new prompt on a clean screen: the shell empties the line itself, and no signal is in the way.
+            terminals.tmux(&["send-keys", "-t", shell, "C-u"]).ok();
             terminals.tmux(&["send-keys", "-t", shell, "C-l"]).ok();
         }
     }

@@ -1,17 +1,14 @@
 //! A real LXD or Incus with one code machine as Codchi makes it, in a temporary directory, without a network.
 
 use super::mounted::{Mounted, mounts_below};
-use super::{Done, program, require_root, run, wait_until, without_variables};
+use super::{Done, host_lock, program, require_root, run, wait_until, without_variables};
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::OnceLock;
 use tempfile::TempDir;
-
-/// One daemon at a time: two would share the names of cgroups.
-static TURN: Mutex<()> = Mutex::new(());
 
 /// The host user whose machines they are.
 pub(crate) const UID: u32 = 1000;
@@ -47,15 +44,36 @@ pub(crate) fn shifted(id: u32) -> u32 {
 
 /// The name of the user with [`UID`], who is made if there is none.
 pub(crate) fn user() -> String {
+    static NAME: OnceLock<String> = OnceLock::new();
     let find = || {
         let passwd = fs::read_to_string("/etc/passwd").unwrap();
         let mut lines = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
         lines.find(|f| f.get(2) == Some(&"1000")).map(|f| f[0].to_owned())
     };
-    find().unwrap_or_else(|| {
-        run(program("useradd", ["--uid", "1000", "--no-create-home", "codchi-tester"])).ok();
-        find().unwrap()
-    })
+    let find_or_make = || {
+        let _alone = host_lock("users");
+        find().unwrap_or_else(|| {
+            run(program("useradd", ["--uid", "1000", "--no-create-home", "codchi-tester"])).ok();
+            find().unwrap()
+        })
+    };
+    NAME.get_or_init(find_or_make).clone()
+}
+
+/// newuidmap refuses Codchi's raw.idmap unless root may map the user.
+fn allow_user_map() {
+    let _alone = host_lock("users");
+    for path in ["/etc/subuid", "/etc/subgid"] {
+        let mut text = fs::read_to_string(path).unwrap_or_default();
+        if text.lines().any(|line| line == "root:1000:1") {
+            continue;
+        }
+        text.push_str("root:1000:1\n");
+        // Whoever reads it meanwhile finds one of both, whole.
+        let new = format!("{path}.codchifs");
+        fs::write(&new, text).unwrap();
+        fs::rename(new, path).unwrap();
+    }
 }
 
 /// Codchi's state of one user, and a mount point, without any daemon.
@@ -259,23 +277,16 @@ pub(crate) struct Server {
     pub(crate) host: Host,
     pub(crate) kind: &'static Kind,
     daemon: Option<Child>,
-    // The last to be dropped.
-    _turn: MutexGuard<'static, ()>,
+    // One daemon at a time: two would share the names of cgroups. The last to be dropped.
+    _turn: File,
 }
 
 impl Server {
     /// With a pool of this driver.
     pub(crate) fn new(kind: &'static Kind, driver: &str) -> Self {
-        let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let turn = host_lock("daemon");
         let host = Host::new();
-        // newuidmap refuses Codchi's raw.idmap otherwise.
-        for path in ["/etc/subuid", "/etc/subgid"] {
-            let mut text = fs::read_to_string(path).unwrap_or_default();
-            if !text.lines().any(|line| line == "root:1000:1") {
-                text.push_str("root:1000:1\n");
-                fs::write(path, text).unwrap();
-            }
-        }
+        allow_user_map();
         let mut server = Self { host, kind, daemon: None, _turn: turn };
         fs::create_dir_all(server.base()).unwrap();
         server.start_daemon();

@@ -209,6 +209,14 @@ fn read_back(file: &mut File) -> Vec<u8> {
     bytes
 }
 
+/// Keeps something of this host to one test at a time, of whatever checkout, until it is dropped.
+pub(crate) fn host_lock(name: &str) -> File {
+    let path = Path::new("/run/lock").join(format!("codchifs-tests-{name}"));
+    let lock = File::create(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    lock
+}
+
 /// A directory that `make` filled, in this run or in an earlier one; `cargo clean` removes it.
 pub(crate) fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
     let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
