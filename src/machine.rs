@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 /// How long what was found of a machine is believed: a change of Codchi's state shows within a second.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// How many paths of `--include` are looked for: each is opened, and a line for it stands in the report.
+const MAX_CHECKED: usize = 1000;
+
 /// What the user wants of every export.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -351,7 +354,7 @@ impl Machine {
         self.facts.lock().clone()
     }
 
-    /// Paths of `--include` that the machine has not: most likely misspelt.
+    /// Paths of `--include` that the machine has not, among the first [`MAX_CHECKED`]: most likely misspelt.
     pub fn missing_includes(&self) -> Vec<&str> {
         let Ok(tree) = &self.tree else { return Vec::new() };
         let missing = |path: &&String| {
@@ -360,6 +363,6 @@ impl Machine {
             };
             report::walk(tree, parent).is_none_or(|dir| tree.lookup(&dir, name.as_bytes()).is_err())
         };
-        self.includes.iter().filter(missing).map(String::as_str).collect()
+        self.includes.iter().take(MAX_CHECKED).filter(missing).map(String::as_str).collect()
     }
 }

@@ -228,7 +228,7 @@ impl Tree {
         self.rules.children(dir.0.rule).for_each(&mut each);
         let Some(fd) = dir.0.fd.as_ref().filter(|_| !dir.0.hidden) else { return Ok(()) };
         let each = |name: &[u8]| {
-            if !self.rules.children(dir.0.rule).any(|special| special == name) {
+            if self.rules.rule_of(dir.0.rule, name).is_none() {
                 each(name);
             }
         };
@@ -392,17 +392,18 @@ impl Tree {
                 newest = newest.max(st.stx_ctime.into());
             }
         }
-        for path in self.rules.directories() {
+        self.rules.directories(|path| {
             let (layer, below) = match (path.strip_prefix(HOME.as_bytes()), &self.home) {
                 (Some(rest), Some(home)) => (home, rest),
-                _ => (&self.rootfs, &*path),
+                _ => (&self.rootfs, path),
             };
             let below = below.strip_prefix(b"/").unwrap_or(below);
             let below = if below.is_empty() { b"." } else { below };
             if let Ok(fd) = layer::open_dir(layer.root(), below) {
                 newest = newest.max(layer::stat_fd(&fd)?.stx_ctime.into());
             }
-        }
+            Ok::<_, Errno>(())
+        })?;
         Ok(newest)
     }
 

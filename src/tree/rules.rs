@@ -7,9 +7,15 @@
 use super::LeftOut;
 use super::generated::GeneratedFile;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+/// Paths that have a rule or lead to one. Each takes some 100 bytes, and those that are directories are opened by every scan.
+const MAX_RULES: usize = 1 << 17;
+/// The longest path that a system call takes: nothing is found by a longer one.
+const MAX_PATH: usize = 4095;
 
 /// What is never exported: the target has its own, or gets them from the rebuild (docs/SEMANTICS.md).
 pub const BUILT_IN_EXCLUDES: [&str; 25] = [
@@ -76,6 +82,14 @@ pub enum RuleError {
         "--include {0}: not an absolute path in the machine (no '.', '..' or empty components)"
     )]
     Path(String),
+    /// Longer than any path that can be opened.
+    #[error("--include {}...: longer than {MAX_PATH} bytes; name a directory above it", .0.chars().take(60).collect::<String>())]
+    Long(String),
+    /// More than can be kept.
+    #[error(
+        "too many --include: their paths have more than {MAX_RULES} names; include the directories above them"
+    )]
+    Many,
 }
 
 /// The special thing about a path.
@@ -93,11 +107,11 @@ pub(super) enum Action {
 
 /// A path that has a rule, or leads to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RuleId(u16);
+pub(super) struct RuleId(u32);
 
 #[derive(Debug)]
 struct Node {
-    children: Vec<(Box<[u8]>, RuleId)>,
+    children: BTreeMap<Box<[u8]>, RuleId>,
     action: Action,
     /// A generated file lies below: the directory exists whatever the disk has.
     generated_below: bool,
@@ -150,7 +164,7 @@ impl Rules {
     ) -> Result<Self, RuleError> {
         let mut rules = Self { nodes: vec![Node::new()], patterns: None };
         for path in BUILT_IN_EXCLUDES {
-            rules.add(path.as_bytes(), Action::Exclude);
+            rules.add(path.as_bytes(), Action::Exclude)?;
         }
         for path in &selection.include {
             let inner = path.strip_prefix('/').ok_or_else(|| RuleError::Path(path.clone()))?;
@@ -158,13 +172,16 @@ impl Rules {
             if inner.split('/').any(|c| matches!(c, "" | "." | "..")) || inner.contains('\0') {
                 return Err(RuleError::Path(path.clone()));
             }
-            rules.add(inner.as_bytes(), Action::Include);
+            if inner.len() > MAX_PATH {
+                return Err(RuleError::Long(path.clone()));
+            }
+            rules.add(inner.as_bytes(), Action::Include)?;
         }
         if home {
-            rules.add(HOME.as_bytes(), Action::Graft);
+            rules.add(HOME.as_bytes(), Action::Graft)?;
         }
         for (i, file) in generated.iter().enumerate() {
-            rules.add(file.path, Action::Generated(i));
+            rules.add(file.path, Action::Generated(i))?;
         }
         if !selection.exclude.is_empty() {
             let mut builder = GitignoreBuilder::new("/");
@@ -189,63 +206,69 @@ impl Rules {
         Ok(rules)
     }
 
-    fn add(&mut self, path: &[u8], action: Action) {
+    fn add(&mut self, path: &[u8], action: Action) -> Result<(), RuleError> {
         let mut at = Self::ROOT;
         for name in path.split(|b| *b == b'/').filter(|c| !c.is_empty()) {
-            if let Some(node) = self.nodes.get_mut(usize::from(at.0)) {
-                match action {
-                    Action::Generated(_) => node.generated_below = true,
-                    Action::Graft => node.graft_below = true,
-                    Action::Include => node.include_below = true,
-                    Action::Exclude | Action::Way => {}
-                }
+            let next = self.nodes.len();
+            let Some(node) = self.nodes.get_mut(at.0 as usize) else { return Err(RuleError::Many) };
+            match action {
+                Action::Generated(_) => node.generated_below = true,
+                Action::Graft => node.graft_below = true,
+                Action::Include => node.include_below = true,
+                Action::Exclude | Action::Way => {}
             }
-            at = match self.child(at, name) {
-                Some(child) => child,
-                None => {
-                    // At most a few dozen built-in paths and what fits on a command line.
-                    let child = RuleId(u16::try_from(self.nodes.len()).unwrap_or(u16::MAX));
-                    self.nodes.push(Node::new());
-                    if let Some(node) = self.nodes.get_mut(usize::from(at.0)) {
-                        node.children.push((name.into(), child));
-                    }
-                    child
-                }
-            };
+            if let Some(child) = node.children.get(name) {
+                at = *child;
+                continue;
+            }
+            let child = u32::try_from(next).ok().filter(|_| next < MAX_RULES);
+            let child = RuleId(child.ok_or(RuleError::Many)?);
+            node.children.insert(name.into(), child);
+            self.nodes.push(Node::new());
+            at = child;
         }
-        if let Some(node) = self.nodes.get_mut(usize::from(at.0)) {
+        if let Some(node) = self.nodes.get_mut(at.0 as usize) {
             node.action = action;
         }
+        Ok(())
     }
 
     fn node(&self, id: RuleId) -> Option<&Node> {
-        self.nodes.get(usize::from(id.0))
+        self.nodes.get(id.0 as usize)
     }
 
     fn child(&self, at: RuleId, name: &[u8]) -> Option<RuleId> {
-        self.node(at)?.children.iter().find(|(n, _)| **n == *name).map(|(_, id)| *id)
+        self.node(at)?.children.get(name).copied()
     }
 
     /// Names with rules below `at`.
     pub(super) fn children(&self, at: Option<RuleId>) -> impl Iterator<Item = &[u8]> {
-        at.and_then(|at| self.node(at)).into_iter().flat_map(|n| n.children.iter().map(|c| &*c.0))
+        at.and_then(|at| self.node(at)).into_iter().flat_map(|n| n.children.keys().map(|c| &**c))
     }
 
-    /// Paths (absolute, without a slash at the end) of all directories that have rules for what is in them: the root's is
-    /// empty.
-    pub(super) fn directories(&self) -> Vec<Vec<u8>> {
-        let mut found = Vec::new();
-        let mut pending = vec![(Vec::new(), Self::ROOT)];
-        while let Some((path, rule)) = pending.pop() {
+    /// Calls `each` with the path (absolute, without a slash at the end) of every directory that has rules for what is in it:
+    /// the root's is empty.
+    pub(super) fn directories<E>(
+        &self,
+        mut each: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // One path at a time: all of them together may take gigabytes.
+        let mut path = Vec::new();
+        let mut pending = vec![(0, [].as_slice(), Self::ROOT)];
+        while let Some((parent, name, rule)) = pending.pop() {
             let Some(node) = self.node(rule).filter(|node| !node.children.is_empty()) else {
                 continue;
             };
-            for (name, child) in &node.children {
-                pending.push(([&path, b"/".as_slice(), name].concat(), *child));
+            path.truncate(parent);
+            if rule != Self::ROOT {
+                path.push(b'/');
+                path.extend_from_slice(name);
             }
-            found.push(path);
+            each(&path)?;
+            let children = node.children.iter();
+            pending.extend(children.map(|(name, child)| (path.len(), &**name, *child)));
         }
-        found
+        Ok(())
     }
 
     /// The rule of `name` below `at`.
@@ -303,7 +326,7 @@ impl Rules {
 impl Node {
     fn new() -> Self {
         Self {
-            children: Vec::new(),
+            children: BTreeMap::new(),
             action: Action::Way,
             generated_below: false,
             graft_below: false,
