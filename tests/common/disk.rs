@@ -74,7 +74,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         // Its last user may be a program that looks at all mounts for a moment.
-        if let Err(error) = unmount(&self.path(), UnmountFlags::DETACH) {
+        if let Err(error) = unmount(self.path(), UnmountFlags::DETACH) {
             eprintln!("{}: {error}", self.path().display());
         }
     }
