@@ -31,6 +31,7 @@ pub mod fuse;
 pub mod idmap;
 pub mod machine;
 mod mountinfo;
+pub mod nar;
 pub mod opener;
 pub mod sandbox;
 mod sys;

@@ -14,6 +14,7 @@ const RANKS: &[(&str, u32)] = &[
     ("credentials", 1),
     ("sandbox", 2),
     ("codchi", 2),
+    ("nar", 2),
     ("tar", 2),
     ("backend", 3),
     ("tree", 3),
@@ -41,8 +42,9 @@ const FORBIDDEN: &[(&str, &str)] = &[
 const RESERVED: &[(&str, &[&str])] = &[("fuser", &["fuse", "sys"]), ("clap", &["cli"])];
 
 /// Sans-IO: none of these in that module.
-const PURE: &[(&str, &[&str])] =
-    &[("tar", &["rustix", "std::fs", "std::net", "std::process", "libc"])];
+const PURE: &[(&str, &[&str])] = &[("tar", IO), ("nar", IO)];
+
+const IO: &[&str] = &["rustix", "std::fs", "std::net", "std::process", "libc"];
 
 fn sources(directory: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
