@@ -43,8 +43,14 @@ fn the_tree_is_the_machine() {
     let mut etc = tree.paths();
     etc.retain(|path| is_at_or_below(path, b"etc"));
     let etc: Vec<_> = etc.iter().map(|path| show(path)).collect();
-    let generated =
-        ["etc", "etc/codchi-env", "etc/nixos", "etc/nixos/codchi-owners", "etc/nixos/flake.nix"];
+    let generated = [
+        "etc",
+        "etc/codchi-env",
+        "etc/codchi-members",
+        "etc/nixos",
+        "etc/nixos/codchi-owners",
+        "etc/nixos/flake.nix",
+    ];
     assert_eq!(etc, generated);
     for (path, mode) in [("etc", 0o755), ("etc/nixos", 0o755), ("etc/nixos/flake.nix", 0o644)] {
         let node = &tree.nodes[path.as_bytes()];

@@ -6,6 +6,7 @@ mod common;
 use common::fixture::{Fixture, Maker};
 use common::mounted::{Mounted, unmount_unused};
 use common::snapshot::Snapshot;
+use common::xattr;
 use common::{contains, program, run, within};
 use rustix::fs::{CWD, RenameFlags};
 use std::fs;
@@ -180,6 +181,81 @@ fn sockets_are_left_out_with_a_line_in_the_report() {
     fs::symlink_metadata(mounted.tar("m")).unwrap();
     let report = mounted.report("m").to_string();
     assert!(report.contains("srv/kinds/socket"), "{report}");
+}
+
+#[test]
+fn an_attribute_whose_name_has_control_characters_is_left_out_everywhere() {
+    let fixture = Fixture::new();
+    let place = fixture.empty("m");
+    Maker::new(&place.rootfs).file("srv/a", b"x\n").file("srv/b", b"x\n").dir("srv/dir");
+    Maker::new(&place.home).file("c", b"x\n");
+    let left_out: [&[u8]; 6] = [
+        b"user.\n-rw------- 0/0 0 2026-01-01 00:00 ./root/forged\n",
+        b"user.\x1b]0;forged\x07",
+        b"user.forged\r",
+        b"user.forged\x7f",
+        b"user.forged\xc2\x9b2J",
+        b"trusted.\tforged",
+    ];
+    let kept: [&[u8]; 4] =
+        [b"user.\xff\xfe", b"user. \"'\\", "user.\u{202e}".as_bytes(), b"user.a"];
+    let paths = ["srv/a", "srv/dir", "home/codchi/c"];
+    let on_disk = |path: &str| match path.strip_prefix("home/codchi/") {
+        Some(below) => place.home.join(below),
+        None => place.rootfs.join(path),
+    };
+    for path in paths {
+        for name in left_out.iter().chain(&kept) {
+            xattr::set(&on_disk(path), name, b"value").unwrap();
+        }
+    }
+    let only_kept = |path: &Path, what: &str| {
+        let names: Vec<_> = xattr::read(path).unwrap().into_keys().collect();
+        let mut expected = kept.map(<[u8]>::to_vec);
+        expected.sort();
+        assert_eq!(names, expected, "{what}: {}", path.display());
+    };
+    let mounted = Mounted::new(&fixture);
+    for path in paths {
+        only_kept(&mounted.rootfs("m").join(path), "rootfs/");
+        for name in left_out {
+            let got = rustix::fs::lgetxattr(mounted.rootfs("m").join(path), name, &mut [0_u8; 8]);
+            assert_eq!(got, Err(rustix::io::Errno::NODATA));
+        }
+    }
+    let tar = fixture.path().join("m.tar");
+    run(program("cp", [&mounted.tar("m"), &tar])).silent();
+    let exported = fixture.path().join("exported.tar");
+    fixture.run(["export", "m", "-q", "-o", exported.to_str().unwrap()]).ok();
+    for (number, archive) in [&tar, &exported].into_iter().enumerate() {
+        let bytes = fs::read(archive).unwrap();
+        assert!(!contains(&bytes, b"forged"), "{}", archive.display());
+        for (reader, args) in
+            [("tar", &["--xattrs", "--xattrs-include=*", "-xpf"][..]), ("bsdtar", &["-xpf"][..])]
+        {
+            let to = fixture.scratch(&format!("{reader}{number}"));
+            run(program(reader, args).arg(archive).arg("-C").arg(&to)).ok();
+            paths.iter().for_each(|path| only_kept(&to.join(path), reader));
+        }
+    }
+    let list = fixture.run(["manifest", "m"]).ok();
+    assert!(!contains(&list.stdout, b"forged"), "{}", list.out());
+    // One line for all of them, beside that for trusted attributes, which a mount does not see.
+    let report = mounted.report("m");
+    let lines = report["left_out"]["lines"].as_array().unwrap().iter();
+    let lines: Vec<_> = lines.filter(|line| line["text"].to_string().contains("control")).collect();
+    assert_eq!(lines.len(), 1, "{report}");
+    assert_eq!(
+        (&lines[0]["reason"], &lines[0]["path"]),
+        (&"attribute".into(), &"/home/codchi/c".into())
+    );
+    // No process behind a mount sees trusted attributes.
+    assert_eq!(lines[0]["files"], 3 * (left_out.len() - 1));
+    mounted.unmount();
+    for path in paths {
+        let had = xattr::read(&on_disk(path)).unwrap();
+        assert_eq!(had.len(), left_out.len() + kept.len(), "the machine lost an attribute");
+    }
 }
 
 #[test]

@@ -9,9 +9,11 @@ use common::lxd::{Host, LXD, Server, UID};
 use common::mounted::Mounted;
 use common::snapshot::{Node, Snapshot};
 use common::target::Target;
-use common::xattr::ACCESS;
+use common::xattr::{self, ACCESS};
 use common::{Done, program, run, wait_until};
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
@@ -151,7 +153,7 @@ fn settle(target: &Target, page: &[Block]) {
     std::os::unix::fs::chown(&own, Some(71), Some(302)).unwrap();
     let after = page.iter().position(|block| block.heading.starts_with("6.")).unwrap();
     let steps = page[after..].iter().filter(|block| block.place.starts_with("On the target"));
-    for block in steps.filter(|block| !block.commands.starts_with("rm -f")) {
+    for block in steps.filter(|block| !block.commands.starts_with("rm -rf")) {
         let done = target.paste(&block.commands).ok();
         assert!(!done.err().contains("left as it is"), "{}", done.err());
     }
@@ -240,7 +242,7 @@ fn a_machine_moves_by_the_commands_of_its_page() {
             "/var/lib/postgresql/15/base/1: content (damaged in the copy)"
         ]
     );
-    target.paste(command("rm -f /root/codchi-export.tar")).ok();
+    target.paste(command("rm -rf /root/codchi-export.tar")).ok();
     assert!(!copy.exists());
 
     // Without a file on the target.
@@ -298,4 +300,109 @@ fn renumbering_leaves_alone_what_the_target_has_made_of_a_member() {
     let owners = ["plain", "given away", "replaced", "../../../srv/elsewhere/file", "of a ghost"]
         .map(|name| target.at("var/lib/web").join(name).metadata().unwrap().uid());
     assert_eq!(owners, [71, 5, 302, 302, 303]);
+}
+
+/// Lines that forge a member and its ACL where names are printed as they are, and records of codchi-members.
+const FORGED: [&str; 3] = [
+    "\n-rw------- 302/302 2 2026-01-01 00:00 \"./root/victim\"\n  a: user::rw-,user:302:rwx,group::r--,mask::rwx,other::rw-\n",
+    "\n-rw-------+ 302/302 2 2026-01-01 00:00 ./root/victim\n",
+    "\nf 302 302\n/root/victim\nuser::rw-,user:302:rwx,mask::rwx,other::rw-\n\n",
+];
+/// Names that a shell, a list or a terminal may take for more than a name; each is owned by the service.
+const NAMES: [&[u8]; 16] = [
+    b"-rf",
+    b"--",
+    b" ",
+    b"a \n",
+    b"f 302 302",
+    b"a -> ..",
+    b"'\"`touch PWNED`$(touch PWNED)\\",
+    b"\\0302\\n\\x2f",
+    b"*?[a-z]{a,b}",
+    b"~",
+    b"\xff\x9b\x80",
+    b"\x1b]0;x\x07\x1b[2J\r",
+    b"\xe2\x80\xae\xc2\x9b",
+    b"end\n\n",
+    b"...",
+    b"|reboot;#",
+];
+
+#[test]
+fn no_name_in_a_machine_decides_what_is_renumbered() {
+    let fixture = Fixture::new();
+    let place = fixture.empty("m");
+    let passwd = b"web:x:302:302::/:\n$(touch /PWNED):x:303:0::/:\n-h:x:304:0::/:\na b:x:305:0::/:\n?:x:306:0::/:\n\
+        *:x:307:0::/:\n\xff:x:308:0::/:\n:x:309:0::/:\nroot[$(touch /PWNED)]:x:310:0::/:\nx:x:311+x[$(touch /PWNED)]:0::/:\n";
+    let root = Maker::new(&place.rootfs);
+    root.file("etc/passwd", passwd).file("etc/group", passwd);
+    let top = place.rootfs.join("srv/web");
+    let forged = FORGED.map(|text| text.replace('/', "|"));
+    let names = NAMES.iter().copied().chain(forged.iter().map(|text| text.as_bytes()));
+    let names: Vec<_> = names.map(OsStr::from_bytes).collect();
+    for (number, name) in names.iter().enumerate() {
+        let dir = top.join(name);
+        fs::create_dir_all(&dir).unwrap();
+        let file = dir.join(name);
+        fs::write(&file, "x\n").unwrap();
+        std::os::unix::fs::symlink(FORGED[0], dir.join("link")).unwrap();
+        fs::hard_link(&file, dir.join("other")).unwrap();
+        for attribute in FORGED.map(|text| format!("user.{text}")) {
+            xattr::set(&file, attribute.as_bytes(), FORGED[0].as_bytes()).unwrap();
+        }
+        for odd in [&b"user.\xff\xfe"[..], b"user. \"'\\", b"user.=%3D"] {
+            xattr::set(&dir, odd, FORGED[0].as_bytes()).unwrap();
+        }
+        let acl = xattr::acl(&[('U', 0, 6), ('u', 302, 4), ('G', 0, 0), ('m', 0, 4), ('o', 0, 0)]);
+        xattr::set(&file, ACCESS, &acl).unwrap();
+        for path in [&dir, &file, &dir.join("link")] {
+            std::os::unix::fs::lchown(path, Some(302), Some(0)).unwrap();
+        }
+        let mode = if number % 2 == 0 { 0o4750 } else { 0o640 };
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    // Another machine's user may own it, if no name says whose it is.
+    for uid in 303..=311 {
+        let path = format!("srv/of {uid}");
+        root.file(&path, b"x\n").own(&path, uid, 0);
+    }
+
+    let page = of_text(&fixture.run(["migrate", "m"]).ok().out());
+    let target = Target::new(&fixture.path().join("target"));
+    let copy = target.at("root/codchi-export.tar");
+    fixture.run(["export", "m", "-q", "-o", copy.to_str().unwrap()]).ok();
+    for victim in ["root/victim", "root/own", "etc/own"] {
+        fs::write(target.at(victim), "x\n").unwrap();
+        fs::set_permissions(target.at(victim), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    // Owned as the forged lines have it, so that nothing but the list keeps it from being given away.
+    std::os::unix::fs::chown(target.at("root/victim"), Some(302), Some(302)).unwrap();
+    // What tar prints has one line for each thing that is there.
+    let listed = run(program("tar", ["--xattrs", "--acls", "-tvvvf"]).arg(&copy)).ok().out();
+    assert!(!listed.lines().any(|line| line.ends_with("/root/victim")), "{listed}");
+
+    let extract = page.iter().find(|block| block.heading.starts_with("5.")).unwrap();
+    target.paste(&extract.commands).ok();
+    target.paste("cat /root/users >>/etc/passwd").ok();
+    let renumber = with(&page, "codchi-renumber <<");
+    let check = || {
+        let victim = Snapshot::full(&target.at("root"));
+        let victim = &victim.nodes[b"victim".as_slice()];
+        assert_eq!((victim.uid, victim.gid, victim.mode), (302, 302, 0o600));
+        assert!(victim.xattrs.is_empty(), "{:?}", victim.xattrs);
+        let here = seen(&place.rootfs.join("srv")).map(|path, node| {
+            node.xattrs.retain(|name, _| !name.contains(&b'\n'));
+            swap(path, node);
+        });
+        here.assert_same(&seen(&target.at("srv")), "what the service owns");
+        for dir in ["", "root", "srv", "srv/web"] {
+            assert!(!target.at(dir).join("PWNED").exists(), "a name was executed in /{dir}");
+        }
+    };
+    let done = target.paste(&renumber.commands).ok();
+    assert_eq!(done.err().matches("stays as it is").count(), 9, "{}", done.err());
+    check();
+    // Whoever pastes it twice changes nothing.
+    target.paste(&renumber.commands).ok();
+    check();
 }

@@ -1,10 +1,11 @@
 //! From listed directories to a layout: members in archive order, each as soon as all before it are there.
 
-use super::OWNERS;
 use super::known::Bare;
+use super::members::Members;
 use super::records::records;
 use super::report::{LeftOutLine, Note};
 use super::scan::{LARGEST_PAX, Listed, ScanError, is_linked};
+use super::scan_file::ScanFile;
 use super::tag::{Tag, layer_of};
 use crate::tar::{self, Extent, Layout, LayoutBuilder, LayoutError, Link, Member, MemberId};
 use crate::tree::{
@@ -12,7 +13,6 @@ use crate::tree::{
 };
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::Arc;
 
 /// Files with further names: under a thousand names they have the same attributes and holes, which are read once.
 #[derive(Debug, Default)]
@@ -81,15 +81,13 @@ struct Frame {
 /// A layout in the making.
 pub(super) struct Assembly<'a> {
     tree: &'a Tree,
+    options: tar::Options,
     builder: LayoutBuilder<Tag>,
     frames: Vec<Frame>,
     /// The directory whose entries come next.
     next: Option<(u32, Option<MemberId>)>,
-    /// The text of codchi-owners, once it is known.
-    owners: Option<Arc<[u8]>>,
-    owners_id: ObjectId,
-    /// codchi-owners itself, pushed before its text was known.
-    owners_member: Option<(MemberId, Attr)>,
+    /// What only a scan knows, pushed before it was known.
+    scan_files: Vec<(ScanFile, MemberId, Attr)>,
     newest: Time,
     left_out: Note,
     bare: Bare,
@@ -98,6 +96,7 @@ pub(super) struct Assembly<'a> {
 /// What is left in the end.
 pub(super) struct Assembled {
     pub(super) layout: Layout<Tag>,
+    pub(super) members: Members,
     pub(super) newest: Time,
     pub(super) left_out: Note,
     pub(super) bare: Bare,
@@ -105,14 +104,19 @@ pub(super) struct Assembled {
 
 impl<'a> Assembly<'a> {
     pub(super) fn new(tree: &'a Tree, options: tar::Options) -> Self {
+        // What is known in the end only would move what was aligned before: that is done at the end. Until then times are
+        // kept whole, as an aligned member may show them.
+        let now = match options.align {
+            Some(_) => tar::Options { mtime_ns: true, align: None },
+            None => options,
+        };
         Self {
             tree,
-            builder: LayoutBuilder::new(options),
+            options,
+            builder: LayoutBuilder::new(now),
             frames: Vec::new(),
             next: Some((0, None)),
-            owners: None,
-            owners_id: ObjectId::generated(OWNERS.as_bytes()),
-            owners_member: None,
+            scan_files: Vec::new(),
             newest: Time { sec: i64::MIN, nsec: 0 },
             left_out: Note::default(),
             bare: Bare::default(),
@@ -128,22 +132,29 @@ impl<'a> Assembly<'a> {
         self.push_all(listed, links, true)
     }
 
-    /// Pushes all that is left, with the text of codchi-owners.
+    /// Pushes all that is left, and fills in what only now is known.
     pub(super) fn finish(
         mut self,
         listed: &Mutex<HashMap<u32, Listed>>,
         links: &Links,
-        owners: &Arc<[u8]>,
+        owners: &[u8],
     ) -> Result<Assembled, ScanError> {
-        self.owners = Some(Arc::clone(owners));
         self.push_all(listed, links, false)?;
-        if let Some((member, attr)) = self.owners_member {
-            let attr = attr.with_content(owners);
-            self.builder.replace(member, attr.size, tag(self.tree, &attr))?;
+        let members = Members::of(self.builder.layout());
+        for (file, member, attr) in &self.scan_files {
+            let attr = match file {
+                ScanFile::Owners => attr.with_content(owners),
+                ScanFile::Members => attr.with_digest(members.size(), members.digest()),
+            };
+            self.builder.replace(*member, attr.size, tag(self.tree, &attr))?;
         }
         self.bare.shrink();
-        let Self { builder, newest, left_out, bare, .. } = self;
-        Ok(Assembled { layout: builder.finish(), newest, left_out, bare })
+        let Self { options, builder, newest, left_out, bare, .. } = self;
+        let builder = match options.align {
+            Some(_) => builder.with_options(options)?,
+            None => builder,
+        };
+        Ok(Assembled { layout: builder.finish(), members, newest, left_out, bare })
     }
 
     fn push_all(
@@ -200,14 +211,10 @@ impl<'a> Assembly<'a> {
         let directory = attr.kind == Kind::Directory;
         let child = frame.child;
         frame.child += u32::from(directory);
-        let owners_text = attr.id == self.owners_id;
         match attr.id {
             ObjectId::Disk { .. } => self.newest = self.newest.max(attr.ctime),
             // Its sources have the times that count.
             ObjectId::Generated(_) => {}
-        }
-        if let Some(owners) = self.owners.as_ref().filter(|_| owners_text) {
-            attr = attr.with_content(owners);
         }
         let (kind, link) = match (first, attr.kind) {
             (Some(first), _) => (tar::Kind::HardLink, Link::Hard(first)),
@@ -278,8 +285,8 @@ impl<'a> Assembly<'a> {
         if entry.bare {
             self.bare.add(id);
         }
-        if owners_text && self.owners.is_none() {
-            self.owners_member = Some((id, attr));
+        if let Some(file) = ScanFile::of(attr.id) {
+            self.scan_files.push((file, id, attr));
         }
         if directory {
             self.next = Some((child, Some(id)));

@@ -4,8 +4,10 @@ mod body;
 
 use super::Options;
 use super::manifest::Manifest;
+use super::members::Members;
 use super::report::{Change, Changes, Note};
 use super::scan::Scan;
+use super::scan_file::ScanFile;
 use super::tag::Tag;
 use crate::tar::{self, Layout, MemberId};
 use crate::tree::{Dir, Stamp, Time, Tree};
@@ -32,7 +34,9 @@ pub struct Generation {
     status: Arc<Status>,
     mtime: Time,
     /// The text of codchi-owners.
-    owners: Arc<[u8]>,
+    pub(super) owners: Arc<[u8]>,
+    /// The list of codchi-members.
+    pub(super) member_list: Members,
     left_out: Mutex<Arc<Note>>,
     incomplete: bool,
     extracted: OnceLock<u64>,
@@ -112,7 +116,12 @@ impl Generation {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         hash.update(&digest.to_le_bytes());
         for file in tree.generated() {
-            let content = file.content.as_ref().unwrap_or(&scan.owners);
+            let content = match (&file.content, ScanFile::of(file.id())) {
+                (Some(content), _) => content,
+                (None, Some(ScanFile::Owners)) => &scan.owners,
+                // It is made of the layout, which is in the digest.
+                (None, _) => continue,
+            };
             hash.update(file.path);
             hash.update(&(content.len() as u64).to_le_bytes());
             hash.update(content);
@@ -141,6 +150,7 @@ impl Generation {
             status: Arc::new(status),
             mtime,
             owners: scan.owners,
+            member_list: scan.members,
             left_out: Mutex::new(Arc::new(scan.left_out)),
             incomplete: scan.incomplete,
             extracted: OnceLock::new(),
@@ -172,17 +182,14 @@ impl Generation {
 
     /// Bytes of memory that it takes, whoever reads.
     pub fn heap_bytes(&self) -> usize {
-        self.layout.heap_bytes() + self.served.len() * size_of::<AtomicU64>()
+        self.layout.heap_bytes()
+            + self.member_list.heap_bytes()
+            + self.served.len() * size_of::<AtomicU64>()
     }
 
     /// Whether large files lie where their blocks can be shared.
     pub(super) fn is_aligned(&self) -> bool {
         self.options.align
-    }
-
-    /// The text of codchi-owners.
-    pub fn owners(&self) -> &Arc<[u8]> {
-        &self.owners
     }
 
     /// Number of members.

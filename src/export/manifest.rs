@@ -8,6 +8,7 @@
 
 use super::entry::Entry;
 use super::generation::Generation;
+use super::members::copy_part;
 use crate::tar::{Kind, MemberId};
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -74,18 +75,7 @@ impl Manifest {
     /// one of them was not as it was scanned: no list may pass for that of a whole export.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         let end = offset.saturating_add(buf.len() as u64).min(self.size);
-        let mut put = |at: u64, text: &[u8]| {
-            let (from, to) = (at.max(offset), (at + text.len() as u64).min(end));
-            if from < to
-                && let (Some(target), Some(source)) = (
-                    buf.get_mut((from - offset) as usize..(to - offset) as usize),
-                    text.get((from - at) as usize..(to - at) as usize),
-                )
-            {
-                target.copy_from_slice(source);
-            }
-        };
-        put(0, &self.head);
+        copy_part(buf, offset..end, 0, &self.head);
         let step = self.starts.partition_point(|start| *start <= offset).saturating_sub(1);
         let mut at = self.starts.get(step).copied().unwrap_or(self.size);
         for member in self.generation.ids_from(step.saturating_mul(STEP)) {
@@ -98,7 +88,7 @@ impl Manifest {
             if let Some(content) = content.filter(|_| after > offset) {
                 text = line(&self.generation, member, Some(&self.digest(content)?));
             }
-            put(at, &text);
+            copy_part(buf, offset..end, at, &text);
             at = after;
         }
         if end == self.size && self.generation.torn() {

@@ -13,16 +13,19 @@ mod generation;
 mod history;
 mod known;
 mod manifest;
+mod members;
 mod owners;
 mod records;
 mod report;
 mod scan;
+mod scan_file;
 mod stream;
 mod tag;
 #[cfg(test)]
 mod tests;
 
-pub use entry::{Entry, Record, pax_records};
+pub use crate::tar::{Record, pax_records};
+pub use entry::Entry;
 pub use exports::{Exports, HOLD};
 pub use generation::{Generation, Status};
 pub use history::{History, Hold};
@@ -30,10 +33,8 @@ pub use manifest::{Digest, Manifest, hash_zeros, sum_line, unvis};
 pub use records::records;
 pub use report::{Change, ChangeLine, Changes, LeftOutLine, Note, printable};
 pub use scan::ScanError;
+pub use scan_file::{MEMBERS, OWNERS, ScanFile};
 pub use stream::{Sink, StreamError, write_all};
-
-/// Where the names of the owners are. Only a scan knows what is in it.
-pub const OWNERS: &str = "/etc/nixos/codchi-owners";
 
 /// Choices about an export that the user has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

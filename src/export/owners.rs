@@ -8,6 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Ids that mean the same in every NixOS machine of Codchi: root, the group `users`, the user `codchi`, nobody.
 const FIXED: [u32; 4] = [0, 100, 1000, crate::idmap::NOBODY];
 
+/// Whether an id means the same in the machine and on every other NixOS.
+pub(super) fn is_fixed(id: u32) -> bool {
+    FIXED.contains(&id)
+}
+
 /// Who owns the members of an archive.
 #[derive(Debug, Default)]
 pub(super) struct Ids {
@@ -32,7 +37,7 @@ impl Ids {
         let mut lines = BTreeSet::new();
         for (kind, ids, file) in [("user", &self.users, passwd), ("group", &self.groups, group)] {
             let names = names(file);
-            for id in ids.iter().filter(|id| !FIXED.contains(id)) {
+            for id in ids.iter().filter(|id| !is_fixed(**id)) {
                 lines.insert(format!("{kind} {} {id}\n", names.get(id).unwrap_or(&"?")));
             }
         }

@@ -5,6 +5,7 @@
 
 use super::assemble::{Assembly, Links};
 use super::known::{Bare, Known};
+use super::members::Members;
 use super::owners::Ids;
 use super::report::{LeftOutLine, Note};
 use super::tag::Tag;
@@ -68,6 +69,8 @@ pub(super) struct Scan {
     pub(super) incomplete: bool,
     /// The text of codchi-owners.
     pub(super) owners: Arc<[u8]>,
+    /// The list of codchi-members.
+    pub(super) members: Members,
     /// Members without extended attributes, for the next scan.
     pub(super) bare: Bare,
 }
@@ -115,8 +118,6 @@ struct Walk<'a> {
     open: Mutex<LruCache<u32, Dir>>,
     listed: Mutex<HashMap<u32, Listed>>,
     assembly: Mutex<Assembly<'a>>,
-    /// Members can be pushed before all ids are known that own one.
-    early: bool,
 }
 
 /// Scans `tree` on `threads` threads; `known` is what an earlier scan of the very same one found, `now` the time on the
@@ -153,7 +154,6 @@ pub(super) fn scan(
         open: Mutex::new(LruCache::new(OPEN_DIRS)),
         listed: Mutex::default(),
         assembly: Mutex::new(Assembly::new(tree, tar_options)),
-        early: align.is_none(),
     };
     std::thread::scope(|scope| {
         for _ in 1..threads.max(1) {
@@ -181,7 +181,8 @@ pub(super) fn scan(
     let newest_ctime = tree.newest_root_ctime().map_err(ScanError::Root)?.max(done.newest);
     let incomplete = left_out.incomplete;
     left_out.finish();
-    Ok(Scan { layout: done.layout, newest_ctime, left_out, incomplete, owners, bare: done.bare })
+    let (layout, members, bare) = (done.layout, done.members, done.bare);
+    Ok(Scan { layout, newest_ctime, left_out, incomplete, owners, members, bare })
 }
 
 /// The text of codchi-owners for everything that was found.
@@ -228,7 +229,7 @@ impl Walk<'_> {
 
     /// Pushes what can be pushed, unless somebody else is at it.
     fn push(&self) -> Result<(), ScanError> {
-        match self.early.then(|| self.assembly.try_lock()).flatten() {
+        match self.assembly.try_lock() {
             Some(mut assembly) => assembly.advance(&self.listed, &self.links),
             None => Ok(()),
         }

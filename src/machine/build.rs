@@ -2,7 +2,7 @@
 
 use super::Machines;
 use crate::codchi::{self, MachineConfig, MachineName, flake};
-use crate::export::{Exports, History, OWNERS};
+use crate::export::{Exports, History, MEMBERS, OWNERS};
 use crate::idmap::IdMap;
 use crate::opener::{Located, Opener, Roots};
 use crate::tree::{self, GeneratedFile, Owners, Source, Time, Tree};
@@ -88,6 +88,8 @@ fn generated(
         files.push(file("/etc/nixos/flake.lock", Some(lock), perm, gid));
     }
     files.push(file(OWNERS, None, 0o644, 0));
+    // It has names of private directories.
+    files.push(file(MEMBERS, None, 0o600, 0));
     const ENV: &str = "/etc/codchi-env";
     // Services of any user source it; the machine's own mode says who may.
     let perm = tree::file_perm(rootfs, ENV).unwrap_or(0o644);

@@ -6,7 +6,7 @@ mod quote;
 use super::lately::Lately;
 use super::{Machine, Redacted, export_name};
 use crate::backend::{Driver, Power};
-use crate::export::{Exports, Generation};
+use crate::export::{Exports, Generation, MEMBERS};
 use crate::tree::{HOME, Tree};
 use found::{Found, Programs};
 use quote::{code, word, words};
@@ -17,16 +17,13 @@ use std::sync::Arc;
 
 /// Where the copy lies on the target, whatever the machine is called.
 const COPY: &str = "/root/codchi-export.tar";
-/// What tar says of each member as it extracts it.
-const MEMBERS: &str = "/root/codchi-members";
 const RENUMBER: &str = include_str!("guide/renumber.sh");
-/// Everything that an export holds arrives with these; the listing is what the owners are put right by.
+/// Everything that an export holds arrives with these.
 ///
 /// The target's own directories stay as they are, but not those of an extraction that was cut off: tar gives a directory
-/// its owner and mode when it is done with what is in it. That there was one is told by its listing.
-const EXTRACT: &str = "tar $([ -e /root/codchi-members ] && echo --overwrite-dir || echo --no-overwrite-dir) \
-     --numeric-owner --xattrs --xattrs-include='*' --acls -S -xvvvpf COPY -C / --quoting-style=c \
-     --index-file=/root/codchi-members";
+/// its owner and mode when it is done with what is in it. A mark tells that there was one.
+const EXTRACT: &str = "tar $(mkdir /root/codchi-extracting 2>/dev/null && echo --no-overwrite-dir || \
+     echo --overwrite-dir) --numeric-owner --xattrs --xattrs-include='*' --acls -S -xpf COPY -C /";
 
 /// How whoever reads the page has come to it, and so what its commands must say.
 #[derive(Clone, Debug, Default)]
@@ -214,8 +211,6 @@ impl Page<'_> {
     fn copy(&mut self) {
         let machine = self.machine;
         self.heading("4. Copy: one of these");
-        let members = format!("cat >{MEMBERS}");
-        let list = "tar --numeric-owner --quoting-style=c --xattrs --acls -tvvvf";
         match &machine.guide.shown.mount {
             Some(mount) => {
                 let dir = mount.join(&*machine.name);
@@ -233,12 +228,10 @@ impl Page<'_> {
                 self.say(
                     "The tree, by rsync, which resumes as well and sends a second time only what changed. Never with \
                      `--delete`: it would delete the target. Never `scp -r`: it follows the machine's links into this \
-                     host. The filter keeps ACLs on a target with XFS.\n\n\
-                     The second command writes the list that step 8 needs, which tar writes elsewhere."
+                     host. The filter keeps ACLs on a target with XFS."
                 );
                 self.here(&format!(
-                    "rsync -aHAXS --numeric-ids --filter='-x trusted.SGI_ACL_*' -- {tree} \"$TARGET\":/\n\
-                     {list} {tar} | ssh \"$TARGET\" '{members}'"
+                    "rsync -aHAXS --numeric-ids --filter='-x trusted.SGI_ACL_*' -- {tree} \"$TARGET\":/"
                 ));
             }
             None => {
@@ -281,7 +274,7 @@ impl Page<'_> {
             "**The rebuild sets the password of the user `codchi` to `codchi` and lets that user become root without one.** \
              Make another one, and put these lines into `configuration.nix` before sshd lets anybody in:",
         );
-        self.there("(umask 077; mkpasswd >/root/codchi-password)");
+        self.there("(umask 077; rm -f /root/codchi-password; mkpasswd >/root/codchi-password)");
         self.say(
             "```nix\nusers.users.codchi.hashedPasswordFile = \"/root/codchi-password\";\n\
              services.openssh.settings.PasswordAuthentication = false;\n```",
@@ -360,7 +353,7 @@ impl Page<'_> {
              the members of the export, and nothing else, go to the owners of the same name:",
         );
         self.there(&format!(
-            "cat >/root/codchi-renumber <<'END OF SCRIPT'\n{}\nEND OF SCRIPT\nbash /root/codchi-renumber",
+            "rm -f /root/codchi-renumber\ncat >/root/codchi-renumber <<'END OF SCRIPT'\n{}\nEND OF SCRIPT\nbash /root/codchi-renumber",
             RENUMBER.trim_end()
         ));
         self.say("Then start everything on its own files:");
@@ -409,7 +402,9 @@ impl Page<'_> {
              checksums (`mtree -e -f manifest.mtree -p /`). What step 7 made anew differs afterwards, and so do the ids that \
              step 8 changed.",
         );
-        self.there(&format!("rm -f {COPY} {MEMBERS} /root/codchi-renumber"));
+        self.there(&format!(
+            "rm -rf {COPY} {MEMBERS} /root/codchi-renumber /root/codchi-extracting"
+        ));
     }
 
     fn left_behind(&mut self) -> Written {

@@ -20,7 +20,7 @@ const PREFIX: usize = 155;
 /// Largest value of an 8 byte octal field, seven digits: ids.
 const OCTAL_7: u64 = (1 << 21) - 1;
 /// Largest value of a 12 byte octal field, eleven digits: sizes and times.
-const OCTAL_11: u64 = (1 << 33) - 1;
+pub(super) const OCTAL_11: u64 = (1 << 33) - 1;
 
 /// Names of the helper records. They are constants, so that the same tree gives the same bytes.
 const LONG_NAME: &[u8] = b"././@LongLink";

@@ -56,6 +56,7 @@
 mod header;
 mod layout;
 mod reader;
+mod records;
 mod sparse;
 
 pub use header::PaxRecord;
@@ -63,6 +64,7 @@ pub use layout::{
     Details, Layout, LayoutBuilder, LayoutError, MAX_RECORDS, MemberId, Options, Part, Run, Segment,
 };
 pub use reader::{Source, read_at};
+pub use records::{Record, pax_records};
 pub use sparse::Extent;
 
 /// What a member is.

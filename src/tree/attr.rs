@@ -159,7 +159,7 @@ impl Attr {
     /// its nanoseconds, one content from another: config.json may be older than both.
     pub(super) fn made(path: &[u8], kind: Kind, perm: u16, content: &[u8], time: Time) -> Self {
         let size = content.len() as u64;
-        let changed = Time { nsec: content_nsec(content), ..time };
+        let changed = Time { nsec: digest_nsec(xxhash_rust::xxh3::xxh3_64(content)), ..time };
         Self {
             id: ObjectId::generated(path),
             kind,
@@ -179,15 +179,21 @@ impl Attr {
 
     /// The same with another content.
     #[must_use]
-    pub fn with_content(mut self, content: &[u8]) -> Self {
-        self.size = content.len() as u64;
+    pub fn with_content(self, content: &[u8]) -> Self {
+        self.with_digest(content.len() as u64, xxhash_rust::xxh3::xxh3_64(content))
+    }
+
+    /// The same with another content of `size` bytes, which `digest` tells from others.
+    #[must_use]
+    pub fn with_digest(mut self, size: u64, digest: u64) -> Self {
+        self.size = size;
         self.blocks = self.size.div_ceil(512);
-        self.ctime.nsec = content_nsec(content);
+        self.ctime.nsec = digest_nsec(digest);
         self
     }
 }
 
-fn content_nsec(content: &[u8]) -> u32 {
+fn digest_nsec(digest: u64) -> u32 {
     // Below 10^9, which fits.
-    (xxhash_rust::xxh3::xxh3_64(content) % 1_000_000_000) as u32
+    (digest % 1_000_000_000) as u32
 }

@@ -39,6 +39,11 @@ pub(super) enum Fate {
 /// The kinds of attributes that are left out. The last is for what no rule names.
 pub(super) fn fate(name: &[u8]) -> Fate {
     match name {
+        // GNU tar prints names of attributes as they are. A name with a newline would forge lines of its listings, and an
+        // escape sequence would reach a terminal. Bytes that are not UTF-8 are no such sequence, and every reader takes them.
+        name if name.utf8_chunks().any(|chunk| chunk.valid().contains(char::is_control)) => {
+            Fate::Drop("with control characters in their names")
+        }
         ACL_ACCESS | ACL_DEFAULT => Fate::Acl,
         CAPABILITY => Fate::Capability,
         b"security.NTACL" => Fate::Keep,
@@ -209,6 +214,7 @@ mod tests {
 
     #[test]
     fn each_name_has_its_fate() {
+        const CONTROL: Fate = Fate::Drop("with control characters in their names");
         for (name, expected) in [
             (&b"user.a"[..], Fate::Keep),
             (b"trusted.overlay.opaque", Fate::Keep),
@@ -219,6 +225,12 @@ mod tests {
             (b"system.nfs4_acl", Fate::Drop("system.*")),
             (b"security.apparmor", Fate::Drop("security.*")),
             (b"os2.x", Fate::Drop("other")),
+            (b"user.a\n", CONTROL),
+            (b"user.\x1b[2J\xff", CONTROL),
+            ("user.\u{9b}2J".as_bytes(), CONTROL),
+            (b"trusted.\x7f", CONTROL),
+            (b"user.a b\xff\x9b\"'", Fate::Keep),
+            ("user.\u{fc}".as_bytes(), Fate::Keep),
         ] {
             assert_eq!(fate(name), expected, "{name:?}");
         }

@@ -7,7 +7,7 @@ use super::namespace::now;
 use super::number::{Key, Object};
 use super::transfers::Progress;
 use super::{Attr, Cache, Notice, Opened, Vfs, moved};
-use crate::export::Generation;
+use crate::export::{Generation, ScanFile};
 use crate::tree::{self, File};
 use rustix::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{SeekFrom, StatVfsMountFlags};
@@ -130,18 +130,21 @@ impl Vfs {
                 })
             }
             File::Generated(bytes) => {
-                let (bytes, attr) = match bytes {
-                    Some(bytes) => (bytes, attr),
+                let handle = match bytes {
+                    Some(bytes) => {
+                        let attr = Attr::of(node.ino, &attr);
+                        Handle::Bytes { node, bytes, attr }
+                    }
                     None => {
-                        let last = self.exports(&node.key.machine)?.last();
-                        let owners = Arc::clone(last.ok_or(Errno::STALE)?.owners());
-                        let attr = attr.with_content(&owners);
-                        (owners, attr)
+                        let file = ScanFile::of(attr.id).ok_or(Errno::STALE)?;
+                        let exports = self.exports(&node.key.machine)?;
+                        let generation = exports.last().ok_or(Errno::STALE)?;
+                        let attr = Attr::of(node.ino, &generation.settled(attr));
+                        let hold = exports.history().open(&generation);
+                        Handle::Scanned { node, hold, file, attr }
                     }
                 };
-                let attr = Attr::of(node.ino, &attr);
-                let handle = self.handles.add(Handle::Bytes { node, bytes, attr });
-                Ok(Opened::past_the_cache(handle, false))
+                Ok(Opened::past_the_cache(self.handles.add(handle), false))
             }
         }
     }
@@ -247,6 +250,9 @@ impl Vfs {
                 Ok(count)
             }
             Handle::Manifest { manifest, .. } => manifest.read_at(offset, buf),
+            Handle::Scanned { hold, file, .. } => {
+                Ok(hold.generation().read_scanned(*file, offset, buf))
+            }
             Handle::Export { .. } | Handle::Directory { .. } => Err(Errno::ISDIR),
         }
     }
@@ -305,7 +311,7 @@ impl Vfs {
                 let found = rustix::fs::seek(file, to)?;
                 return i64::try_from(found).map_err(|_| Errno::OVERFLOW);
             }
-            Handle::Bytes { attr, .. } => attr.size,
+            Handle::Bytes { attr, .. } | Handle::Scanned { attr, .. } => attr.size,
             Handle::Export { hold, .. } => hold.generation().size(),
             Handle::Manifest { manifest, .. } => manifest.size(),
             Handle::Directory { .. } => return Err(Errno::ISDIR),

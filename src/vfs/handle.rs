@@ -4,7 +4,7 @@ use super::ahead::{Ahead, Reader};
 use super::inode::Node;
 use super::number::Key;
 use super::transfers::Progress;
-use crate::export::{Generation, Hold, Manifest};
+use crate::export::{Generation, Hold, Manifest, ScanFile};
 use crate::tree::{self, Kind, Tree};
 use parking_lot::{Mutex, RwLock};
 use rustix::fd::OwnedFd;
@@ -21,6 +21,8 @@ pub(super) enum Handle {
     Disk { node: Arc<Node>, tree: Arc<Tree>, file: OwnedFd, attr: tree::Attr },
     /// Bytes fixed at open: a generated file or the report.
     Bytes { node: Arc<Node>, bytes: Arc<[u8]>, attr: super::Attr },
+    /// A generated file that only a scan knows.
+    Scanned { node: Arc<Node>, hold: Hold, file: ScanFile, attr: super::Attr },
     /// A `manifest.mtree`.
     Manifest { node: Arc<Node>, manifest: Arc<Manifest>, hold: Hold },
     /// An `export.tar`. `next` is where its reader goes on if it goes on.
@@ -35,6 +37,7 @@ impl fmt::Debug for Handle {
         let mut shown = f.debug_struct(match self {
             Self::Disk { .. } => "Disk",
             Self::Bytes { .. } => "Bytes",
+            Self::Scanned { .. } => "Scanned",
             Self::Manifest { .. } => "Manifest",
             Self::Export { .. } => "Export",
             Self::Directory { .. } => "Directory",
@@ -51,6 +54,7 @@ impl Handle {
         match self {
             Self::Disk { node, .. }
             | Self::Bytes { node, .. }
+            | Self::Scanned { node, .. }
             | Self::Manifest { node, .. }
             | Self::Export { node, .. }
             | Self::Directory { node, .. } => node,

@@ -4,7 +4,7 @@ use super::handle::Handle;
 use super::inode::{Found, Node};
 use super::number::{Key, Object};
 use super::{Attr, BLOCK, BRIEF, EXPORT_BLOCK, Entry, LASTING, NAME_MAX, Vfs, moved};
-use crate::export::{Exports, Generation};
+use crate::export::{Exports, Generation, ScanFile};
 use crate::machine::Machine;
 use crate::tree::{self, Kind, Time, Tree};
 use rustix::io::Errno;
@@ -45,13 +45,13 @@ impl Vfs {
                 exports.fresh().filter(|generation| generation.manifest_is_sized())?;
                 Some(self.lookup_in(&node, name))
             }
-            Object::Tree(_) if name == OWNERS_NAME && self.would_scan(&node) => None,
+            Object::Tree(_) if ScanFile::may_be(name) && self.would_scan(&node) => None,
             _ => Some(self.lookup_in(&node, name)),
         }
     }
 
-    /// Whether the scan that codchi-owners needs has yet to be done. Its name alone says little, and elsewhere a thread
-    /// of its own costs little.
+    /// Whether the scan that a [`ScanFile`] needs has yet to be done. Its name alone says little, and elsewhere a thread of
+    /// its own costs little.
     fn would_scan(&self, node: &Node) -> bool {
         self.exports(&node.key.machine).is_ok_and(|exports| exports.fresh().is_none())
     }
@@ -93,7 +93,7 @@ impl Vfs {
                 let mut attr = tree.lookup(&dir, name)?;
                 if is_late(&tree, &attr) {
                     let generation = self.exports(&parent.key.machine)?.lookup()?;
-                    attr = attr.with_content(generation.owners());
+                    attr = generation.settled(attr);
                 }
                 self.insert_entry(parent, name, &attr)
             }
@@ -208,7 +208,7 @@ impl Vfs {
                 if is_late(&tree, &attr) {
                     // No scan here. Without one, the kernel looks the name up.
                     let last = self.exports(&node.key.machine)?.last();
-                    attr = attr.with_content(last.ok_or(Errno::STALE)?.owners());
+                    attr = last.ok_or(Errno::STALE)?.settled(attr);
                 }
                 self.notice_rewrite(node, &attr);
                 Ok(self.entry(Attr::of(node.ino, &attr), BRIEF))
@@ -238,7 +238,9 @@ impl Vfs {
                 self.notice_rewrite(node, &attr);
                 Ok(self.entry(Attr::of(node.ino, &attr), BRIEF))
             }
-            Handle::Bytes { attr, .. } => Ok(self.entry(*attr, BRIEF)),
+            Handle::Bytes { attr, .. } | Handle::Scanned { attr, .. } => {
+                Ok(self.entry(*attr, BRIEF))
+            }
             Handle::Export { node, hold, .. } => {
                 Ok(self.entry(self.attr_of_generation(node.ino, hold.generation()), LASTING))
             }
@@ -332,9 +334,6 @@ impl Vfs {
         }
     }
 }
-
-/// The last component of codchi-owners' path.
-const OWNERS_NAME: &[u8] = b"codchi-owners";
 
 /// Whether an entry is the generated file whose content only a scan knows.
 pub(super) fn is_late(tree: &Tree, attr: &tree::Attr) -> bool {

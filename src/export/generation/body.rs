@@ -2,6 +2,7 @@
 
 use super::Generation;
 use crate::export::report::{Change, ChangeLine, printable};
+use crate::export::scan_file::ScanFile;
 use crate::export::tag::{GENERATED, Tag};
 use crate::tar::{self, Layout, MemberId, Run};
 use crate::tree::{DataRun, Dir, File, Stamp, Time, is_hole_outside, read_full, stamp};
@@ -247,8 +248,13 @@ impl tar::Source<Tag> for Generation {
         if tag.layer == GENERATED {
             let file = usize::try_from(tag.ino).ok().and_then(|i| self.tree.generated().get(i));
             let from = usize::try_from(offset).ok();
-            let content = file.map(|file| file.content.as_ref().unwrap_or(&self.owners));
-            let bytes = content.zip(from).and_then(|(c, at)| c.get(at..at.checked_add(buf.len())?));
+            let file = file.ok_or(Errno::IO)?;
+            let Some(content) = &file.content else {
+                let file = ScanFile::of(file.id()).ok_or(Errno::IO)?;
+                let whole = self.read_scanned(file, offset, buf) == buf.len();
+                return whole.then_some(()).ok_or(Errno::IO);
+            };
+            let bytes = from.and_then(|at| content.get(at..at.checked_add(buf.len())?));
             buf.copy_from_slice(bytes.ok_or(Errno::IO)?);
             return Ok(());
         }

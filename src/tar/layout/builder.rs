@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::tar::header::{self, BLOCK, Fields};
-use crate::tar::{Kind, Link, Member, sparse};
+use crate::tar::{Kind, Link, Member, pax_records, sparse};
 
 use super::record::{Perm, ROOT, Record, file_len};
 use super::{Layout, LayoutError, MemberId, PAGE, Piece, Sparse};
@@ -221,8 +221,8 @@ impl<T: Copy> LayoutBuilder<T> {
         Ok(MemberId(id))
     }
 
-    /// Gives a plain file that was pushed before another size, and another tag; both sizes are below 8 GiB. All members after
-    /// it move, so that not even [`Options::align`] may be set.
+    /// Gives a plain file that was pushed before another size, and another tag. A size of 8 GiB or more is refused, as it
+    /// takes a longer header. All members after it move, so [`Options::align`] must not be set.
     pub fn replace(&mut self, member: MemberId, size: u64, tag: T) -> Result<(), LayoutError> {
         let index = member.0 as usize;
         let name = || String::from_utf8_lossy(self.layout.name(member)).escape_debug().to_string();
@@ -231,7 +231,7 @@ impl<T: Copy> LayoutBuilder<T> {
         let (old, new) = (file_len(&record).next_multiple_of(BLOCK), size.next_multiple_of(BLOCK));
         let moved = |at: u64| at.saturating_sub(old).saturating_add(new);
         let end = moved(self.layout.members_end);
-        if archive_size(end).is_none_or(|whole| whole > MAX_SIZE) {
+        if size > header::OCTAL_11 || archive_size(end).is_none_or(|whole| whole > MAX_SIZE) {
             return Err(too_large());
         }
         let is_last = index.saturating_add(1) == self.layout.records.len();
@@ -255,6 +255,45 @@ impl<T: Copy> LayoutBuilder<T> {
             }
         }
         Ok(())
+    }
+
+    /// The members so far.
+    pub fn layout(&self) -> &Layout<T> {
+        &self.layout
+    }
+
+    /// The same members, laid out with other options. `self` must not have been made with [`Options::align`], and with
+    /// [`Options::mtime_ns`] where the new options may show nanoseconds.
+    pub fn with_options(self, options: Options) -> Result<Self, LayoutError> {
+        let layout = self.layout;
+        let mut builder = Self::new(options);
+        for member in layout.iter() {
+            let Some(tag) = layout.tag(member) else { continue };
+            let details = layout.details(member);
+            let records = pax_records(details.records).unwrap_or_default();
+            let records: Vec<_> = records.iter().map(|(key, value)| (&**key, &**value)).collect();
+            let kind = layout.kind(member);
+            builder.push(&Member {
+                parent: layout.parent(member),
+                name: layout.name(member),
+                kind,
+                perm: details.perm,
+                uid: details.uid,
+                gid: details.gid,
+                size: layout.size_of(member),
+                extents: layout.extents(member).as_deref(),
+                records: &records,
+                mtime: details.mtime,
+                link: match details.first {
+                    Some(first) => Link::Hard(first),
+                    None if kind == Kind::Symlink => Link::Symlink(details.target),
+                    None => Link::None,
+                },
+                rdev: details.rdev,
+                tag: *tag,
+            })?;
+        }
+        Ok(builder)
     }
 
     /// Bytes of a member's path with `./` in front and without a `/` at the end.
