@@ -182,3 +182,131 @@ fn wrong_arguments_are_usage_errors() {
     let done = fixture.run(["export", "unknown", "-o", "-"]).exits(1);
     assert!(done.err().starts_with("codchifs: "), "{}", done.err());
 }
+
+/// Bytes of memory that a command may take for what a user has written.
+const MEMORY: u64 = 192 << 20;
+
+fn with_little_memory(fixture: &Fixture, arguments: &[&str]) -> Done {
+    let command = fixture.command(arguments);
+    let mut limited = program("prlimit", [format!("--data={MEMORY}")]);
+    limited.arg(command.get_program()).args(command.get_args());
+    run(limited)
+}
+
+#[test]
+fn what_a_user_has_written_is_bounded_before_it_is_parsed() {
+    // Of each file, the most that is read.
+    const LIMITS: [(&str, usize, &str); 3] = [
+        ("config.json", 2 << 20, "2 MiB"),
+        ("flake.nix", 512 << 10, "512 KiB"),
+        ("flake.lock", 2 << 20, "2 MiB"),
+    ];
+    let filled = |start: &str, unit: &dyn Fn(usize) -> String, end: &str, size: usize| {
+        let mut text = start.to_owned();
+        for number in 0.. {
+            let unit = unit(number);
+            if text.len() + unit.len() + end.len() > size {
+                break;
+            }
+            text += &unit;
+        }
+        text + end
+    };
+    // What takes the most memory for its bytes.
+    let lock = |list: &str| {
+        format!(
+            r#"{{"version":7,"root":"r","nodes":{{"r":{{"inputs":{{"codchi_driver":"d"}}}},"d":{{"x":{list}"#
+        )
+    };
+    let dense: [(&str, &str, String); 9] = [
+        (
+            "secrets",
+            "config.json",
+            filled(r#"{"secrets":{"":"""#, &|n| format!(",\"{n}\":\"\""), "}}", LIMITS[0].1),
+        ),
+        ("unknown", "config.json", filled(r#"{"x":[0"#, &|_| ",0".into(), "]}", LIMITS[0].1)),
+        (
+            "modules",
+            "config.json",
+            filled(r#"{"modules":{"":"""#, &|n| format!(",\"{n}\":\"file://\""), "}}", LIMITS[0].1)
+                .replace(r#""":"","#, ""),
+        ),
+        ("tokens", "flake.nix", "{".repeat(LIMITS[1].1)),
+        ("strings", "flake.nix", "\"\"".repeat(LIMITS[1].1 / 2)),
+        ("list", "flake.lock", filled(&lock("[0"), &|_| ",0".into(), "]}}}", LIMITS[2].1)),
+        ("objects", "flake.lock", filled(&lock("[{}"), &|_| ",{}".into(), "]}}}", LIMITS[2].1)),
+        (
+            "nodes",
+            "flake.lock",
+            filled(
+                r#"{"version":7,"root":"r","nodes":{"r":{"inputs":{}}"#,
+                &|n| format!(",\"{n}\":{{}}"),
+                "}}",
+                LIMITS[2].1,
+            ),
+        ),
+        (
+            "deep",
+            "flake.lock",
+            filled(
+                &lock(&("[".repeat(100) + "0")),
+                &|_| ",0".into(),
+                &("]".repeat(100) + "}}}"),
+                LIMITS[2].1,
+            ),
+        ),
+    ];
+    for (name, file, text) in &dense {
+        let fixture = Fixture::new();
+        fs::write(fixture.empty("m").config.join(file), text).unwrap();
+        let done = with_little_memory(&fixture, &["list"]).ok();
+        let broken = done.out().contains("broken");
+        assert_eq!(broken, *name == "deep", "{name}: {}", done.out());
+        if !broken {
+            drop(with_little_memory(&fixture, &["export", "m", "-q", "-o", "-"]).ok());
+        }
+    }
+    for (file, limit, words) in LIMITS {
+        for surplus in [1, 64 << 20] {
+            let fixture = Fixture::new();
+            let place = fixture.empty("m");
+            let file = fs::File::create(place.config.join(file)).map(|f| (f, file)).unwrap();
+            file.0.set_len((limit + surplus) as u64).unwrap();
+            let done = with_little_memory(&fixture, &["list"]).ok();
+            // Lines are wrapped.
+            let said = done.out().split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(said.contains(&format!("/{}", file.1)), "{said}");
+            assert!(said.contains(&format!("larger than {words}")), "{said}");
+        }
+    }
+}
+
+#[test]
+fn settings_of_codchi_are_bounded_before_they_are_parsed() {
+    let limit = 64 << 10;
+    let fixture = Fixture::new();
+    fixture.empty("m");
+    let settings = fixture.config().join("config.toml");
+    let list = || {
+        let mut command = program("prlimit", [format!("--data={MEMORY}")]);
+        common::without_variables(&mut command);
+        command.arg(env!("CARGO_BIN_EXE_codchifs")).arg("--config-dir").arg(fixture.config());
+        command.args(["--driver", "dir", "--rootfs-dir"]).arg(fixture.rootfs_dir()).arg("list");
+        run(command.env("XDG_DATA_HOME", fixture.data()))
+    };
+    let tables: String = (0..limit).map(|n| format!("[{n}]\n")).collect();
+    let numbers = format!("a=[{}]", "0,".repeat((limit - 4) / 2));
+    for text in [&tables[..limit].rsplit_once('[').unwrap().0, &*numbers] {
+        fs::write(&settings, text).unwrap();
+        list().ok();
+    }
+    // 13 MB of it took 1.4 GB.
+    for text in [numbers + " ", "[x]\n".repeat(3 << 20)] {
+        fs::write(&settings, text).unwrap();
+        let said = list().exits(1).err();
+        assert!(said.contains("config.toml") && said.contains("larger than 64 KiB"), "{said}");
+    }
+    fs::write(&settings, "").unwrap();
+    fs::File::options().write(true).open(&settings).unwrap().set_len(1 << 40).unwrap();
+    assert!(list().exits(1).err().contains("larger than 64 KiB"));
+}

@@ -40,7 +40,8 @@ pub enum Error {
     },
     /// A machine's file is larger than anything Codchi writes.
     #[error(
-        "cannot read {} of machine {machine}: it is larger than 16 MiB; restore it from a backup",
+        "cannot read {} of machine {machine}: it is larger than {limit}, the most that is read of it; \
+         restore it from a backup",
         path.display()
     )]
     TooLarge {
@@ -48,6 +49,8 @@ pub enum Error {
         machine: MachineName,
         /// What was read.
         path: PathBuf,
+        /// The limit, with its unit.
+        limit: String,
     },
     /// A machine's file is not UTF-8 text.
     #[error(

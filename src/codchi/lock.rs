@@ -11,6 +11,7 @@ use super::url::{Source, decode, is_url, strip_host, strip_login, strip_secrets}
 use super::{Error, MachineConfig, ModuleUrl};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
 
 type Object = Map<String, Value>;
 
@@ -57,10 +58,32 @@ pub fn rewrite(config: &MachineConfig) -> Result<Option<String>, Error> {
         lock.retain(|key, _| ["nodes", "root", "version"].contains(&key.as_str()));
     }
 
-    let mut text = serde_json::to_string_pretty(&sorted(lock.into()))
-        .map_err(|fault| json_error(&config.name, path(), &fault))?;
-    text.push('\n');
-    Ok(Some(text))
+    let mut text = Bounded(Vec::new());
+    let written = serde_json::to_writer_pretty(&mut text, &sorted(lock.into()));
+    written.map_err(|_| fail("it is nested deeper than nix writes any"))?;
+    text.0.push(b'\n');
+    String::from_utf8(text.0).map(Some).map_err(|_| fail("it is no text"))
+}
+
+/// Bytes of a lock that is written anew. Indentation makes the same values longer, and where they are nested deeply, a
+/// hundred times.
+const MAX_TEXT: usize = 16 << 20;
+
+/// A text that may not become longer than that.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_TEXT {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Makes a module's node fit its URL. False where it has to go.

@@ -11,8 +11,29 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The largest file that is read, in bytes. Codchi's are some kilobytes.
-const SIZE_MAX: u64 = 16 << 20;
+/// Bytes of each file that are read at most. Codchi's are a few kilobytes; a parser takes up to a hundred times the memory
+/// of its text, in a process that may be root's.
+const MAX_CONFIG: u64 = 2 << 20;
+const MAX_FLAKE: u64 = 512 << 10;
+const MAX_LOCK: u64 = 2 << 20;
+const MAX_SETTINGS: u64 = 64 << 10;
+
+fn max_size(name: &str) -> u64 {
+    match name {
+        "flake.nix" => MAX_FLAKE,
+        "flake.lock" => MAX_LOCK,
+        _ => MAX_CONFIG,
+    }
+}
+
+/// A limit as people read it.
+fn in_words(limit: u64) -> String {
+    match limit >> 20 {
+        0 => format!("{} KiB", limit >> 10),
+        mib => format!("{mib} MiB"),
+    }
+}
+
 /// How long a writer may hold the lock before the file is read without it.
 const LOCK_DEADLINE: Duration = Duration::from_millis(500);
 /// How often the lock is tried.
@@ -75,10 +96,10 @@ impl<'a> MachineDir<'a> {
         self.check(name, &stat)?;
         let mut bytes = Vec::new();
         File::from(fd)
-            .take(SIZE_MAX + 1)
+            .take(max_size(name) + 1)
             .read_to_end(&mut bytes)
             .map_err(|cause| self.fail(name, cause))?;
-        if bytes.len() as u64 > SIZE_MAX {
+        if bytes.len() as u64 > max_size(name) {
             return Err(self.too_large(name));
         }
         let content = String::from_utf8(bytes)
@@ -113,7 +134,7 @@ impl<'a> MachineDir<'a> {
             let (machine, path) = (self.machine.clone(), self.path(name));
             return Err(Error::NotAFile { machine, path });
         }
-        if u64::try_from(stat.st_size).is_ok_and(|size| size > SIZE_MAX) {
+        if u64::try_from(stat.st_size).is_ok_and(|size| size > max_size(name)) {
             return Err(self.too_large(name));
         }
         Ok(())
@@ -124,7 +145,8 @@ impl<'a> MachineDir<'a> {
     }
 
     fn too_large(&self, name: &str) -> Error {
-        Error::TooLarge { machine: self.machine.clone(), path: self.path(name) }
+        let (machine, path) = (self.machine.clone(), self.path(name));
+        Error::TooLarge { machine, path, limit: in_words(max_size(name)) }
     }
 }
 
@@ -149,9 +171,17 @@ pub(super) fn settings(path: &Path) -> Result<Option<String>, Error> {
     let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|cause| fail(cause.into()))?;
     check(&rustix::fs::fstat(&fd).map_err(|cause| fail(cause.into()))?)?;
     let mut text = String::new();
-    File::from(fd).take(SIZE_MAX + 1).read_to_string(&mut text).map_err(fail)?;
-    if text.len() as u64 > SIZE_MAX {
-        return Err(fail(io::Error::other("it is larger than 16 MiB")));
+    let too_large = || {
+        let limit = in_words(MAX_SETTINGS);
+        fail(io::Error::other(format!("it is larger than {limit}, the most that is read of it")))
+    };
+    // Before the read: whether the bytes are text is of no interest then.
+    if u64::try_from(stat.st_size).is_ok_and(|size| size > MAX_SETTINGS) {
+        return Err(too_large());
+    }
+    File::from(fd).take(MAX_SETTINGS + 1).read_to_string(&mut text).map_err(fail)?;
+    if text.len() as u64 > MAX_SETTINGS {
+        return Err(too_large());
     }
     Ok(Some(text))
 }

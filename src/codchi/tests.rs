@@ -167,8 +167,8 @@ fn broken_machines() {
         ),
         (
             "large",
-            "cannot read C/machine/large/config.json of machine large: it is larger than 16 MiB; \
-             restore it from a backup"
+            "cannot read C/machine/large/config.json of machine large: it is larger than 2 MiB, the \
+             most that is read of it; restore it from a backup"
                 .to_owned(),
         ),
         (
