@@ -86,6 +86,8 @@ pub struct Machine {
     includes: Vec<String>,
     /// Without the secrets that Codchi knows; their names are what the receiver must fill in.
     pub redacted: Option<Redacted>,
+    /// What of its configuration whoever moves it must know.
+    warnings: Vec<String>,
     /// How fresh what the daemon said is, at the last look.
     facts: Mutex<Facts>,
     guide: Guide,
@@ -195,6 +197,12 @@ impl Machines {
         }
     }
 
+    /// Drops a machine that was looked at for the last time: a user may have any number of them.
+    pub fn forget(&self, name: &MachineName) {
+        self.known.lock().remove(name);
+        self.histories.lock().remove(name);
+    }
+
     /// Drops what nobody has asked for within an hour. To be called now and then.
     pub fn tidy(&self) {
         let machines: Vec<_> =
@@ -273,6 +281,7 @@ impl Machines {
                 location: located.map(|located| located.location),
                 redacted: None,
                 includes: Vec::new(),
+                warnings: Vec::new(),
                 facts: Mutex::new(facts.clone()),
                 guide: Guide::default(),
             };
@@ -324,9 +333,7 @@ impl Machines {
             modules: config.inputs_with_token(),
             inside: Credentials::default(),
         });
-        let modules = config.modules.values().filter_map(|url| url.local_path());
-        let modules = modules.map(str::to_owned).collect();
-        let guide = Guide::new(self.settings.shown.clone(), modules);
+        let guide = Guide::new(self.settings.shown.clone(), &config);
         match self.build(&config, name, &origin.located, history) {
             Ok((tree, exports)) => {
                 let machine = Machine {
@@ -338,6 +345,7 @@ impl Machines {
                     location: located.map(|located| located.location),
                     redacted,
                     includes: self.settings.selection.include.clone(),
+                    warnings: config.warnings(),
                     facts: Mutex::new(facts.clone()),
                     guide,
                 };
@@ -352,6 +360,11 @@ impl Machine {
     /// How fresh what the daemon said is, at the last look.
     pub fn facts(&self) -> Facts {
         self.facts.lock().clone()
+    }
+
+    /// What of its configuration whoever moves it must know: it can be exported all the same.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Paths of `--include` that the machine has not, among the first [`MAX_CHECKED`]: most likely misspelt.

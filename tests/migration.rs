@@ -160,7 +160,7 @@ fn settle(target: &Target, page: &[Block]) {
     let meta = own.metadata().unwrap();
     assert_eq!((meta.uid(), meta.gid()), (71, 302), "what is the target's own was renumbered");
     let configuration = fs::read_to_string(target.at("etc/nixos/configuration.nix")).unwrap();
-    assert!(configuration.contains("stateVersion = \"23.11\""), "{configuration}");
+    assert!(configuration.contains("content = \"23.11\""), "{configuration}");
     let evaluated = fs::read_to_string(target.at("root/evaluated")).unwrap();
     let evaluated: serde_json::Value = serde_json::from_str(&evaluated).unwrap();
     let expected = serde_json::json!({"marks": ["project"], "driver": "none", "host": "moved"});

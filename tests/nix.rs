@@ -1,10 +1,15 @@
-//! The real nix judges the generated flake.nix and flake.lock.
+//! The real nix judges the generated flake.nix and flake.lock, and what MIGRATE.md has people do to them.
 
 // Clippy knows `#[test]` functions, not what they call.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+mod common;
+
 use codchifs::codchi::flake::{self, System};
 use codchifs::codchi::{MachineConfig, MachineName, Secret, lock};
+use common::fixture::{Fixture, Maker};
+use common::guide::{Block, of_text, with};
+use common::mounted::Mounted;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -76,6 +81,13 @@ fn every_kind_of_module_evaluates() {
         format!("https://h:8443/o/r.git?token=u:t${{x}}&commit={REV}&ref=a@b#nixosModules.default"),
         "http://h/o/r?#nixosModules.default".to_owned(),
         "ssh://git@h/o/r?ref=main#nixosModules.default".to_owned(),
+        "ssh://h/o/r?token=git&ref=main#nixosModules.default".to_owned(),
+        // What nix takes for no commit, and what Codchi knows nothing of.
+        "https://h/o/r?commit=0123456&ref=main#nixosModules.default".to_owned(),
+        format!("github://github.com/o/r?commit={REV}{}#nixosModules.default", &REV[..24]),
+        "gitlab://gitlab.com/o/r?commit=v1.2&ref=feat/x#nixosModules.default".to_owned(),
+        format!("sourcehut://git.sr.ht/~o/r?commit={}#nixosModules.default", REV.to_uppercase()),
+        "file://a%20b/%C3%BC?dir=sub&submodules=1&shallow&rev=x#nixosModules.default".to_owned(),
     ];
     let names: Vec<String> = (0..urls.len()).map(|n| format!("m{n}")).collect();
     let modules: serde_json::Map<_, _> =
@@ -96,6 +108,61 @@ fn every_kind_of_module_evaluates() {
     for driver in ["old", "new"] {
         assert_eq!(eval(dir.path(), driver, &names)["host"], "moved");
     }
+}
+
+#[test]
+fn every_name_that_a_module_can_have_evaluates() {
+    let names = [
+        "nixpkgs",
+        "let",
+        "in",
+        "rec",
+        "with",
+        "inherit",
+        "if",
+        "or",
+        "true",
+        "inputs",
+        "outputs",
+        "url",
+        "follows",
+        "lib",
+        "root",
+        "a.b",
+        ".",
+        "..",
+        "a b",
+        "1a",
+        "-",
+        "a'b",
+        "\u{fc}",
+        "a\"b",
+        "${x}",
+        "$",
+        "a\\b",
+        "#",
+        "__functor",
+        "_module",
+        "codchi_driver2",
+        "a\nb",
+        "/",
+        "a/b",
+        "=",
+        ";",
+        "Self",
+    ];
+    let modules: serde_json::Map<_, _> = names
+        .iter()
+        .map(|name| ((*name).to_owned(), "file://x?#nixosModules.default".into()))
+        .collect();
+    let json = serde_json::json!({ "nixpkgs_from": "nixpkgs", "modules": modules }).to_string();
+    let nix = Nix::new();
+    nix.stub("module", "home/x");
+    nix.stub("driver-new", "driver");
+    let flake = flake::render(&config(&json), System::X86_64);
+    fs::write(nix.path("export/flake.nix"), nix.with_own_inputs(&flake)).unwrap();
+    let marks = nix.config("marks");
+    assert_eq!(marks.as_array().unwrap().len(), names.len());
 }
 
 #[test]
@@ -177,6 +244,45 @@ impl Nix {
     fn assert_accepted(&self) {
         let out = self.judge();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+
+    /// One of the stubs as a git repository, with the stub of nixpkgs.
+    fn stub(&self, name: &str, path: &str) {
+        let from = here("nix-stubs").join(name);
+        fs::create_dir_all(self.path(path)).unwrap();
+        for file in fs::read_dir(&from).unwrap().map(|entry| entry.unwrap()) {
+            fs::copy(file.path(), self.path(path).join(file.file_name())).unwrap();
+        }
+        let nixpkgs = format!("path:{}", here("nix-stubs/nixpkgs").display());
+        let flake = fs::read_to_string(from.join("flake.nix")).unwrap();
+        self.repository(path, &flake.replace("github:NixOS/nixpkgs/nixos-24.11", &nixpkgs));
+    }
+
+    /// A generated flake.nix with what is here in place of what it takes from elsewhere.
+    fn with_own_inputs(&self, flake: &str) -> String {
+        let top = self.dir.path().display();
+        flake
+            .replace("git+file:///home/codchi", &format!("git+file://{top}/home"))
+            .replace("github:aformatik/codchi/master", &format!("git+file://{top}/driver"))
+    }
+
+    /// What the exported flake says of this option, where its inputs can be had.
+    fn config(&self, option: &str) -> serde_json::Value {
+        serde_json::from_str(&succeed(&mut self.config_command(option))).unwrap()
+    }
+
+    fn evaluates(&self, option: &str) -> bool {
+        run(&mut self.config_command(option)).status.success()
+    }
+
+    fn config_command(&self, option: &str) -> Command {
+        let export = self.path("export");
+        let flake = format!("path:{}#nixosConfigurations.nixos.config", export.display());
+        let apply = format!("config: config.{option}");
+        let mut nix = self.command("nix");
+        nix.args(["eval", "--offline", "--no-write-lock-file", "--json", &flake]);
+        nix.args(["--apply", &apply]);
+        nix
     }
 
     /// The flake.lock that nix makes in Codchi's config, for Codchi's way to write these inputs.
@@ -327,6 +433,53 @@ fn a_lock_never_pins_another_source() {
 }
 
 #[test]
+fn a_commit_that_nix_cannot_take_is_ignored_and_the_lock_keeps_what_the_machine_runs() {
+    let nix = Nix::new();
+    let top = nix.dir.path().display().to_string();
+    let module = "{ outputs = _: { nixosModules.default = { }; }; }";
+    nix.repository("driver", module);
+    let first = nix.repository("home/x", module);
+    // Codchi's nix has locked the branch, whatever the commit was said to be; and the branch went on.
+    let odd =
+        ["0123456", "v1.2", &"0123456789abcdef".repeat(4), "%20x", "HEAD", &first.to_uppercase()];
+    let names: Vec<String> = (0..odd.len()).map(|n| format!("m{n}")).collect();
+    let inputs: String = odd
+        .iter()
+        .zip(&names)
+        .map(|(commit, name)| {
+            format!("{name}.url = \"git+file://{top}/home/x?commit={commit}\";\n")
+        })
+        .collect();
+    let codchi =
+        nix.codchi_lock(&format!("codchi_driver.url = \"git+file://{top}/driver\";\n{inputs}"));
+    nix.repository("home/x", "{ outputs = _: { other = 1; }; }");
+    let modules: serde_json::Map<_, _> = odd
+        .iter()
+        .zip(&names)
+        .map(|(commit, name)| (name.clone(), format!("file://x?commit={commit}#").into()))
+        .collect();
+    let mut config = config(&serde_json::json!({ "modules": modules }).to_string());
+    config.flake_nix =
+        Some(Secret::new(format!("{{ inputs.codchi_driver.url = \"git+file://{top}/driver\"; }}")));
+    config.flake_lock = Some(Secret::new(codchi));
+    let text: serde_json::Value = serde_json::from_str(&nix.write(&config)).unwrap();
+    for name in &names {
+        assert_eq!(text["nodes"][name]["locked"]["rev"], first, "{name}");
+    }
+    nix.assert_accepted();
+    // A full one in capitals is one; of the others there is a warning each.
+    assert_eq!(config.warnings().len(), odd.len() - 1);
+    // The judge does judge: nix takes none of them as a revision.
+    let flake = fs::read_to_string(nix.path("export/flake.nix")).unwrap();
+    for commit in &odd[..5] {
+        let taken =
+            flake.replacen("/home/codchi/x\"", &format!("/home/codchi/x?rev={commit}\""), 1);
+        fs::write(nix.path("export/flake.nix"), taken).unwrap();
+        assert!(!nix.judge().status.success(), "{commit}");
+    }
+}
+
+#[test]
 fn writes_a_lock_as_nix_does() {
     let nix = Nix::new();
     let top = nix.dir.path().display().to_string();
@@ -339,4 +492,138 @@ fn writes_a_lock_as_nix_does() {
     let mut config = config("{}");
     config.flake_lock = Some(Secret::new(&codchi));
     assert_eq!(lock::rewrite(&config).unwrap().unwrap(), codchi);
+}
+
+/// The commands of the page's block with `part`, on the files in `nixos` instead of those of the target.
+fn paste(page: &[Block], part: &str, nixos: &Path) -> String {
+    let commands = with(page, part).commands.replace("/etc/nixos", &nixos.display().to_string());
+    succeed(Command::new("bash").args(["-euc", &commands]))
+}
+
+const OLD: i64 = 1_737_620_840;
+
+/// A lock of Codchi's own module, from a commit of that time.
+fn driver_lock(made: i64) -> String {
+    let locked = serde_json::json!({ "type": "github", "owner": "aformatik", "repo": "codchi", "rev": REV,
+        "narHash": "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "lastModified": made });
+    let original =
+        serde_json::json!({ "type": "github", "owner": "aformatik", "repo": "codchi", "rev": REV });
+    serde_json::json!({ "version": 7, "root": "root", "nodes": {
+        "root": { "inputs": { "codchi_driver": "codchi_driver" } },
+        "codchi_driver": { "locked": locked, "original": original } } })
+    .to_string()
+}
+
+#[test]
+fn a_machine_with_an_old_codchi_is_told_what_to_pin_and_then_evaluates() {
+    let fixture = Fixture::new();
+    let driver = format!("{{ inputs.codchi_driver.url = \"github:aformatik/codchi/{REV}\"; }}");
+    let module = r#"{"nixpkgs_from":"m","modules":{"m":"file://x?#nixosModules.default"}}"#;
+    for (name, json, made) in
+        [("old", "{}", OLD), ("own", module, OLD), ("new", "{}", 1_738_573_990)]
+    {
+        let place = fixture.configured(name, json);
+        fs::write(place.config.join("flake.nix"), &driver).unwrap();
+        fs::write(place.config.join("flake.lock"), driver_lock(made)).unwrap();
+    }
+    // Codchi's nixpkgs comes with it, a module's own does not.
+    let words = "codchi_driver is older than Codchi 0.3.1.5";
+    let list = fixture.run(["list"]).ok().out();
+    assert_eq!(list.matches(words).count(), 2, "{list}");
+    assert_eq!(list.matches(flake::NEW_DRIVER_URL).count(), 2, "{list}");
+    let list: serde_json::Value =
+        serde_json::from_slice(&fixture.run(["list", "--json"]).ok().stdout).unwrap();
+    for machine in list.as_array().unwrap() {
+        let warnings = machine["warnings"].as_array().unwrap();
+        assert_eq!(warnings.len(), usize::from(machine["name"] != "new"), "{machine}");
+        assert_eq!(machine["state"], "ready", "it can be exported all the same");
+    }
+    let mounted = Mounted::new(&fixture);
+    let page =
+        |name: &str| fs::read_to_string(mounted.point().join(name).join("MIGRATE.md")).unwrap();
+    assert!(mounted.report("old")["warnings"].to_string().contains(words));
+    assert!(mounted.report("new")["warnings"].is_null());
+    assert!(!page("new").contains("0.3.1.5"));
+    assert!(page("old").contains("becomes NixOS 24.11"));
+    assert!(page("own").contains("comes with a module of its own"));
+
+    // What the page has them do, with a driver of the new kind where the page takes it from.
+    let nix = Nix::new();
+    nix.stub("driver-new", "driver");
+    // An old one refuses the flake.
+    let no_none = "{ outputs = _: { nixosModules.default = { config, ... }: { nix.driver =
+        if config.codchi.driver.name == \"none\" then throw \"not one of wsl, lxd\" else 1; }; }; }";
+    nix.repository("old", no_none);
+    let exported = mounted.rootfs("old").join("etc/nixos");
+    for name in ["flake.nix", "flake.lock"] {
+        fs::copy(exported.join(name), nix.path("export").join(name)).unwrap();
+    }
+    let page = of_text(&page("old"));
+    let shown = paste(&page, "codchi_driver", &nix.path("export"));
+    assert_eq!(shown.trim(), format!("codchi_driver.url = \"{}\";", flake::NEW_DRIVER_URL));
+    let own = |flake: String| {
+        let top = nix.dir.path().display();
+        flake.replace(flake::NEW_DRIVER_URL, &format!("git+file://{top}/driver"))
+    };
+    let at = nix.path("export/flake.nix");
+    let pinned = own(fs::read_to_string(&at).unwrap());
+    assert!(!pinned.contains("github:"), "{pinned}");
+    fs::write(&at, pinned).unwrap();
+    // The lock is still that of the old one: nix locks the one input anew.
+    assert_eq!(nix.config("nix.driver"), "none");
+}
+
+#[test]
+fn the_state_version_of_a_module_wins_and_else_the_release_of_the_machine_stays() {
+    let fixture = Fixture::new();
+    let nix = Nix::new();
+    nix.stub("driver-new", "driver");
+    let driver = "{ inputs.nixpkgs.url = \"NIXPKGS\"; outputs = _: { nixosModules.default = { codchi.x = 1; }; }; }";
+    let nixpkgs = format!("path:{}", here("nix-stubs/nixpkgs").display());
+    nix.repository("driver", &driver.replace("NIXPKGS", &nixpkgs));
+    let sets = "{ outputs = _: { nixosModules.default = { system.stateVersion = \"23.05\"; }; }; }";
+    let leaves = "{ outputs = _: { nixosModules.default = { other = 1; }; }; }";
+    nix.repository("home/sets", sets);
+    nix.repository("home/leaves", leaves);
+    let config = |name: &str| format!(r#"{{"modules":{{"m":"file://{name}?#"}}}}"#);
+    let release = |place: &common::fixture::Place| {
+        let system = "/nix/store/h-nixos-system-m-24.05.20240601.abc";
+        Maker::new(&place.rootfs).symlink(system, "nix/var/nix/profiles/system");
+    };
+    release(&fixture.configured("sets", config("sets")));
+    release(&fixture.configured("leaves", config("leaves")));
+    // Of these nobody knows the release.
+    fixture.configured("sets-unknown", config("sets"));
+    fixture.configured("leaves-unknown", config("leaves"));
+    // As nixos-generate-config writes it, and as people do.
+    let generated = "{ config, lib, pkgs, ... }:\n\n{\n  boot.x = 1;\n  system.stateVersion = \"24.11\"; # Did you read the comment?\n}\n";
+    let older = "{ config, pkgs, ... }:\n{\n  # system.stateVersion = \"1\";\n\tsystem.stateVersion=\"24.11\";networking.hostName = \"x\";\n}\n";
+    let nested = "{ ... }: { system.stateVersion = \"24.11\"; }\n";
+    for configuration in [generated, older, nested] {
+        for (name, expected) in [
+            ("sets", Some("23.05")),
+            ("leaves", Some("24.05")),
+            ("sets-unknown", Some("23.05")),
+            ("leaves-unknown", None),
+        ] {
+            let page = of_text(&fixture.run(["migrate", name]).ok().out());
+            let export = nix.path("export");
+            let rendered = fixture.run(["export", name, "-q", "-o", "-"]).ok().stdout;
+            fs::write(nix.path("copy.tar"), rendered).unwrap();
+            let mut tar = Command::new("tar");
+            tar.arg("-xf").arg(nix.path("copy.tar")).arg("-C").arg(&export);
+            succeed(tar.args(["--strip-components=3", "./etc/nixos"]));
+            let flake = fs::read_to_string(export.join("flake.nix")).unwrap();
+            fs::write(export.join("flake.nix"), nix.with_own_inputs(&flake)).unwrap();
+            fs::write(export.join("configuration.nix"), configuration).unwrap();
+            // Where a module sets it, the target's line is a contradiction.
+            let option = "system.stateVersion or null";
+            if name.starts_with("sets") {
+                assert!(!nix.evaluates(option), "{name}: the stub judges nothing");
+            }
+            paste(&page, "stateVersion", &export);
+            let found = nix.config(option);
+            assert_eq!(found.as_str(), expected, "{name}: {configuration}");
+        }
+    }
 }

@@ -16,6 +16,7 @@ struct Row {
     home: Option<String>,
     size: Option<u64>,
     reason: Option<String>,
+    warnings: Vec<String>,
     facts: Facts,
 }
 
@@ -70,7 +71,9 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
                     facts: machine.facts(),
                     home: Some(machine.home.display().to_string()),
                     reason: machine.tree.as_ref().err().cloned(),
+                    warnings: machine.warnings().to_vec(),
                 });
+                machines.forget(&name);
             }
             Found::Invalid { name, reason } => rows.push(Row {
                 name: name.to_string_lossy().escape_debug().to_string(),
@@ -79,6 +82,7 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
                 home: None,
                 size: None,
                 facts: Facts::default(),
+                warnings: Vec::new(),
                 reason: Some(reason.to_string()),
             }),
         }
@@ -91,6 +95,7 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
                 json!({
                     "name": r.name, "state": r.state, "driver": r.driver(), "pool": r.pool(), "shifted": r.shifted(), "size": r.size,
                     "rootfs": r.rootfs(), "facts": r.stale(), "home": r.home, "reason": r.reason,
+                    "warnings": r.warnings,
                 })
             })
             .collect();
@@ -149,7 +154,7 @@ fn table(
             writeln!(out, "{}", row.trim_end())?;
         }
         let path = path.filter(|_| !fits);
-        for text in path.iter().chain(&r.reason).chain(&r.stale()) {
+        for text in path.iter().chain(&r.reason).chain(&r.warnings).chain(&r.stale()) {
             let room = columns.map_or(usize::MAX, |columns| columns.saturating_sub(name_width + 2));
             for line in wrapped(&printable(text), room) {
                 writeln!(out, "{:name_width$}  {line}", "")?;

@@ -1,7 +1,8 @@
 //! A machine's `config.json`: the model, its parser, and how it is read beside a running Codchi.
 
+use super::flake::DRIVER;
 use super::read::MachineDir;
-use super::{Error, MachineName, ModuleUrl, flake, url};
+use super::{Error, MachineName, ModuleUrl, age, flake, url};
 use serde::Deserialize;
 use serde_json::error::Category;
 use std::collections::BTreeMap;
@@ -125,8 +126,11 @@ impl MachineConfig {
                 module: module.clone(),
                 fault,
             };
-            if module == flake::DRIVER {
+            if module == DRIVER {
                 return Err(refuse("the name is reserved for codchi's own module"));
+            }
+            if module == flake::SELF {
+                return Err(refuse("nix keeps the name for the flake itself"));
             }
             if module.is_empty() || module.contains('\0') {
                 return Err(refuse("nix allows no such name"));
@@ -160,7 +164,7 @@ impl MachineConfig {
     /// The inputs of the generated flake.nix whose URL [`Self::redacted`] makes shorter, sorted.
     pub fn inputs_with_token(&self) -> Vec<String> {
         let driver = self.driver_url();
-        let driver = (url::strip_secrets(&driver) != driver).then(|| flake::DRIVER.to_owned());
+        let driver = (url::strip_secrets(&driver) != driver).then(|| DRIVER.to_owned());
         let modules = self.modules.iter().filter(|(_, url)| url.has_token());
         let mut inputs: Vec<String> = modules.map(|(name, _)| name.clone()).chain(driver).collect();
         inputs.sort();
@@ -176,6 +180,45 @@ impl MachineConfig {
             Some(found) => found,
             None => flake::DEFAULT_DRIVER_URL.to_owned(),
         }
+    }
+
+    /// Whether nix needs git to fetch the inputs of the generated flake.nix.
+    pub fn needs_git(&self) -> bool {
+        let driver = self.driver_url();
+        driver.starts_with("git:")
+            || driver.starts_with("git+")
+            || self.modules.values().any(ModuleUrl::needs_git)
+    }
+
+    /// The module that gives the machine its nixpkgs; `None` for Codchi's own. One that the machine no longer has would not
+    /// evaluate.
+    pub fn nixpkgs_module(&self) -> Option<&str> {
+        self.nixpkgs_from.as_deref().filter(|name| self.modules.contains_key(*name))
+    }
+
+    /// Whether [`Self::driver_url`], as it is locked, makes no NixOS that starts outside of Codchi.
+    pub fn has_old_driver(&self) -> bool {
+        age::is_too_old(self)
+    }
+
+    /// What whoever moves this machine must know, while it can be exported.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.has_old_driver() {
+            warnings.push(format!(
+                "its {DRIVER} is older than Codchi {}: the flake gives no NixOS that starts outside of Codchi; once it is \
+                 moved, set {DRIVER}.url = \"{}\" in /etc/nixos/flake.nix, as MIGRATE.md says",
+                age::VM_EXPORT_VERSION,
+                flake::NEW_DRIVER_URL,
+            ));
+        }
+        for (name, _) in self.modules.iter().filter(|(_, url)| url.has_ignored_commit()) {
+            warnings.push(format!(
+                "the commit of module {name:?} is no full commit id, so nix ignores it, in Codchi as well: flake.lock says \
+                 which commit the machine runs; to pin one, run `codchi module set` with all 40 digits of it"
+            ));
+        }
+        warnings
     }
 
     /// The same machine for an export that is handed to somebody else: secrets keep their names and

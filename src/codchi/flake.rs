@@ -10,6 +10,10 @@ use super::{MachineConfig, ModuleUrl};
 
 /// The input that is Codchi's own module. No module of a machine has this name.
 pub(super) const DRIVER: &str = "codchi_driver";
+/// The input that is the flake itself, which nix puts over any other of this name.
+pub(super) const SELF: &str = "self";
+/// A version of Codchi's own module that makes a NixOS outside of Codchi, for machines that have an older one.
+pub const NEW_DRIVER_URL: &str = "github:aformatik/codchi/v0.3.1.7";
 /// Codchi's own module where a machine's flake.nix does not name it.
 pub const DEFAULT_DRIVER_URL: &str = "github:aformatik/codchi/master";
 
@@ -49,8 +53,7 @@ pub fn render(config: &MachineConfig, system: System) -> String {
         inputs.push_str(&format!("\n    {name}{};", input(url)));
         modules.push_str(&format!("\n        inputs.{name}.{}", attribute_path(url)));
     }
-    let nixpkgs_from = config.nixpkgs_from.as_ref();
-    let nixpkgs = match nixpkgs_from.filter(|name| config.modules.contains_key(*name)) {
+    let nixpkgs = match config.nixpkgs_module() {
         Some(name) => format!("inputs.{}.inputs.nixpkgs", quote(name)),
         None => format!("inputs.{DRIVER}.inputs.nixpkgs"),
     };

@@ -7,6 +7,7 @@
 //! This state is under the user's control. Nothing here raises or drops rights: callers with more
 //! rights than the user must drop them first.
 
+mod age;
 pub mod config;
 pub mod dirs;
 pub mod env;

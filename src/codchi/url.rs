@@ -4,6 +4,19 @@
 //! `file`, and `HOST/REPOSITORY` for all others. As in Codchi, the text is cut at the first `#`, then
 //! at the first `?`; `token`, `commit` and `ref` are known, other keys are ignored. Codchi always
 //! writes `?` and `#`; without them all is default.
+//!
+//! # Commits
+//!
+//! Codchi hands `commit=` to nix under that name, which nix does not know: the machine runs what its lock names. A full
+//! commit id becomes nix's `rev=`; anything else (a short id, a tag, an id of SHA-256) is one that nix refuses there, and so
+//! stays ignored, with a warning.
+//!
+//! # Credentials
+//!
+//! A login in front of the host is one if it has a password (`user:PASSWORD@`), and under HTTP also without, since a token
+//! is often the whole of it. A mere name is none where it cannot be a token: `git` everywhere, and any name of an ssh user
+//! that does not look like a token. Codchi's `token=` is such a login; forges do not get it. In URLs of flakes and locks,
+//! every query parameter that nix does not know is one, since it goes to the server as it is.
 
 use std::fmt;
 use std::str::FromStr;
@@ -28,7 +41,7 @@ pub struct ModuleUrl {
 /// The place a URL names, as written.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Source {
-    /// A git repository below `/home/codchi`, without slashes around.
+    /// A git repository below `/home/codchi`, without slashes around and without escapes.
     Local { path: String },
     /// A forge that nix knows by itself.
     Forge { forge: &'static str, host: String, owner: Vec<String>, repo: String },
@@ -60,6 +73,9 @@ pub enum UrlError {
     /// A local module outside of the home.
     #[error("its URL must be a path below /home/codchi, without '..', as in file://PROJECT")]
     LeavesHome,
+    /// A branch or tag that no repository of git can have.
+    #[error("its URL names a branch or tag that git allows no such name for (ref=)")]
+    Ref,
     /// What follows the `#` is no attribute path.
     #[error("its URL must end in an attribute path, as in #nixosModules.default")]
     Attribute,
@@ -87,6 +103,10 @@ impl FromStr for ModuleUrl {
             "ssh" => git("ssh", place)?,
             other => return Err(unknown(other)),
         };
+        // Nix refuses the whole flake for it.
+        if branch.as_deref().is_some_and(|name| !is_ref_name(&decode(name))) {
+            return Err(UrlError::Ref);
+        }
         Ok(Self { source, token, branch, commit, attr: attribute_path(attr)? })
     }
 }
@@ -101,14 +121,27 @@ fn unknown(scheme: &str) -> UrlError {
     }
 }
 
-/// A path below the login user's home. Codchi makes it one by joining, so `..` would name something that neither the
-/// machine nor its export has.
+/// A path below the login user's home. Codchi makes it a URL by joining, so that nix undoes the escapes in it, and `..`
+/// would name something that neither the machine nor its export has.
 fn local(place: &str) -> Result<Source, UrlError> {
+    let place = decode(place);
     let path = place.trim_matches('/');
-    if path.split('/').any(|part| part == "..") {
+    if path.contains('\0') || path.split('/').any(|part| part == "..") {
         return Err(UrlError::LeavesHome);
     }
     Ok(Source::Local { path: path.to_owned() })
+}
+
+/// Whether git allows a branch or tag of this name (git-check-ref-format(1)). Nix takes no other.
+fn is_ref_name(name: &str) -> bool {
+    let part = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
+    let odd = |c: char| c.is_ascii_control() || " ~^:?*[\\".contains(c);
+    name.split('/').all(part)
+        && !name.contains(odd)
+        && !name.contains("..")
+        && !name.contains("@{")
+        && !name.ends_with('.')
+        && name != "@"
 }
 
 fn forge(
@@ -177,15 +210,18 @@ fn attribute_path(text: &str) -> Result<Vec<String>, UrlError> {
 }
 
 impl ModuleUrl {
-    /// Whether the URL carries a credential: a `token`, or a login that is more than a user's name.
+    /// Whether the generated flake has a credential of this URL.
     pub fn has_token(&self) -> bool {
-        self.token.is_some() || self.login_is_secret()
+        self.token_is_secret() || self.login_is_secret()
     }
 
     /// The same URL without its credentials.
     pub fn without_token(&self) -> Self {
         let mut url = self.clone();
-        url.token = None;
+        // That of a forge goes nowhere, and stays nowhere.
+        if self.token_is_secret() || matches!(self.source, Source::Forge { .. }) {
+            url.token = None;
+        }
         if let Source::Git { login, .. } = &mut url.source
             && self.login_is_secret()
         {
@@ -194,10 +230,16 @@ impl ModuleUrl {
         url
     }
 
-    /// Whether what stands before the `@` is more than the name of an ssh user.
+    /// Of `token=`, only that of a repository behind a URL gets into the flake. Where it is called a token, no other name is
+    /// believed to be harmless.
+    fn token_is_secret(&self) -> bool {
+        let token = self.token.as_deref().filter(|token| decode(token) != HARMLESS_LOGIN);
+        matches!(self.source, Source::Git { .. }) && token.is_some()
+    }
+
     fn login_is_secret(&self) -> bool {
         matches!(&self.source, Source::Git { scheme, login: Some(login), .. }
-            if *scheme != "ssh" || login.contains(':'))
+            if is_credential(scheme, login))
     }
 
     /// The attributes below the flake that lead to the NixOS module. Never empty.
@@ -213,15 +255,27 @@ impl ModuleUrl {
         }
     }
 
-    /// The commit it is pinned to.
+    /// Whether nix needs git to fetch it.
+    pub fn needs_git(&self) -> bool {
+        !matches!(self.source, Source::Forge { .. })
+    }
+
+    /// The commit it is pinned to, as nix takes it: in full, in small letters.
     pub(super) fn rev(&self) -> Option<String> {
-        self.commit.as_deref().map(decode)
+        let commit = decode(self.commit.as_deref()?);
+        let full = commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+        full.then(|| commit.to_ascii_lowercase())
+    }
+
+    /// Whether its `commit=` is no full commit id, which nix ignores.
+    pub fn has_ignored_commit(&self) -> bool {
+        self.commit.is_some() && self.rev().is_none()
     }
 
     /// The branch or tag that nix is to be told. Forges take no branch beside a commit.
     pub(super) fn branch(&self) -> Option<String> {
         let forge = matches!(self.source, Source::Forge { .. });
-        self.branch.as_deref().filter(|_| !(forge && self.commit.is_some())).map(decode)
+        self.branch.as_deref().filter(|_| !(forge && self.rev().is_some())).map(decode)
     }
 
     /// A forge's owner and repository as nix keeps them. A subgroup's slash is escaped.
@@ -252,7 +306,7 @@ impl ModuleUrl {
 impl fmt::Display for ModuleUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
-            Source::Local { path } => write!(f, "file://{path}?")?,
+            Source::Local { path } => write!(f, "file://{}?", path.replace('%', "%25"))?,
             Source::Forge { forge, host, owner, repo } => {
                 write!(f, "{forge}://{host}/{}/{repo}?", owner.join("/"))?;
             }
@@ -391,13 +445,42 @@ pub(super) fn strip_login(url: &str) -> String {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     match authority.rsplit_once('@') {
-        Some((login, host))
-            if scheme.to_ascii_lowercase().contains("http") || decode(login).contains(':') =>
-        {
-            format!("{scheme}://{host}{path}")
-        }
+        Some((login, host)) if is_credential(scheme, login) => format!("{scheme}://{host}{path}"),
         _ => url.to_owned(),
     }
+}
+
+/// The name that everybody logs in with where git is served.
+const HARMLESS_LOGIN: &str = "git";
+/// Bytes of the longest name of a user (useradd(8)). Most tokens are longer.
+const MAX_USER_NAME: usize = 32;
+/// What tokens of forges begin with.
+const TOKENS: [&str; 11] = [
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "glpat-",
+    "gldt-",
+    "glrt-",
+    "glcbt-",
+    "atbb",
+];
+
+/// Whether what stands before the `@` may be a credential.
+fn is_credential(scheme: &str, login: &str) -> bool {
+    let login = decode(login);
+    let http = scheme.to_ascii_lowercase().contains("http");
+    if login == HARMLESS_LOGIN {
+        return false;
+    }
+    let part = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    let name = login.len() <= MAX_USER_NAME && login.chars().all(part);
+    let lower = login.to_ascii_lowercase();
+    let token = TOKENS.iter().any(|start| lower.starts_with(start));
+    http || !name || token
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod quote;
 use super::lately::Lately;
 use super::{Machine, Redacted, export_name};
 use crate::backend::{Driver, Power};
+use crate::codchi::{MachineConfig, flake};
 use crate::export::{Exports, Generation, MEMBERS};
 use crate::tree::{HOME, Tree};
 use found::{Found, Programs};
@@ -42,12 +43,33 @@ pub(super) struct Guide {
     shown: Shown,
     /// Paths below the home of modules that are the machine's own.
     modules: Vec<String>,
+    /// Nix needs git to fetch the flake's inputs.
+    git: bool,
+    /// The flake's input of Codchi is too old: what the new one changes besides.
+    old_driver: Option<Nixpkgs>,
     found: Lately<Arc<Found>>,
 }
 
+/// Where a machine's nixpkgs comes from.
+#[derive(Clone, Copy, Debug)]
+enum Nixpkgs {
+    /// With Codchi's own module.
+    Codchis,
+    /// With a module of the machine.
+    Modules,
+}
+
 impl Guide {
-    pub(super) fn new(shown: Shown, modules: Vec<String>) -> Self {
-        Self { shown, modules, found: Lately::default() }
+    pub(super) fn new(shown: Shown, config: &MachineConfig) -> Self {
+        let modules = config.modules.values().filter_map(|url| url.local_path());
+        let nixpkgs = config.nixpkgs_module().map_or(Nixpkgs::Codchis, |_| Nixpkgs::Modules);
+        Self {
+            shown,
+            modules: modules.map(str::to_owned).collect(),
+            git: config.needs_git(),
+            old_driver: config.has_old_driver().then_some(nixpkgs),
+            found: Lately::default(),
+        }
     }
 }
 
@@ -279,24 +301,8 @@ impl Page<'_> {
             "```nix\nusers.users.codchi.hashedPasswordFile = \"/root/codchi-password\";\n\
              services.openssh.settings.PasswordAuthentication = false;\n```",
         );
-        match &found.release {
-            Some(release) => {
-                self.say(&format!(
-                    "`system.stateVersion` must be the machine's, {release}, or services start with newer formats beside \
-                     the old data:"
-                ));
-                self.there(&format!(
-                    "sed -i -E 's/(system\\.stateVersion *= *\")[0-9.]+/\\1{release}/' /etc/nixos/configuration.nix\n\
-                     grep stateVersion /etc/nixos/configuration.nix"
-                ));
-            }
-            None => {
-                self.say(
-                    "`system.stateVersion` must be the release that the machine was made with (`nixos-version` in the machine \
-                     says it), or services start with newer formats beside the old data.",
-                );
-            }
-        }
+        self.old_driver();
+        self.state_version(found.release.as_deref());
         if !found.postgresql.is_empty() {
             let list: Vec<_> =
                 found.postgresql.iter().map(|v| code(format!("/var/lib/postgresql/{v}"))).collect();
@@ -310,10 +316,13 @@ impl Page<'_> {
         self.there(
             "cd /etc/nixos && if git rev-parse --git-dir >/dev/null 2>&1; then git add -N .; fi",
         );
-        let modules = &self.machine.guide.modules;
+        let Guide { modules, git, .. } = &self.machine.guide;
+        if *git {
+            self.say("Nix calls git to fetch modules of this machine:");
+            self.there("command -v git || echo 'git is missing: run nix-shell -p git, and the rebuild in it'");
+        }
         if !modules.is_empty() {
-            let mut commands =
-                String::from("command -v git || echo 'git is missing: nix-shell -p git'\n");
+            let mut commands = String::new();
             for module in modules {
                 let path = word(format!("{HOME}/{module}").as_bytes());
                 let _ = writeln!(commands, "git config --global --add safe.directory {path}");
@@ -324,6 +333,58 @@ impl Page<'_> {
             );
             self.there(&commands);
         }
+    }
+
+    /// The flake of an old Codchi does not evaluate on the target, or does not start there.
+    fn old_driver(&mut self) {
+        let Some(nixpkgs) = self.machine.guide.old_driver else { return };
+        self.say(
+            "**This machine is locked to a Codchi from before 0.3.1.5, which makes nothing but containers:** the rebuild \
+             would fail, or give a system that does not start. Take a newer one; the rebuild locks it:",
+        );
+        let url = flake::NEW_DRIVER_URL;
+        self.there(&format!(
+            "sed -i -E 's|^( *codchi_driver\\.url = ).*|\\1\"{url}\";|' /etc/nixos/flake.nix\n\
+             grep -F 'codchi_driver.url' /etc/nixos/flake.nix"
+        ));
+        self.say(match nixpkgs {
+            Nixpkgs::Codchis => {
+                "The machine's nixpkgs comes with Codchi: it becomes NixOS 24.11. `system.stateVersion` below stays as it is."
+            }
+            Nixpkgs::Modules => "The machine's nixpkgs comes with a module of its own, and stays as it is.",
+        });
+    }
+
+    /// What a module of the machine says counts; else NixOS takes the release, and that of the machine must stay.
+    ///
+    /// Two definitions that differ are an error in NixOS, so that of the target gives way: its priority is below `mkDefault`
+    /// and above the option's own default. It is written out, since `lib` need not be an argument of the file.
+    fn state_version(&mut self, release: Option<&str>) {
+        self.say(
+            "`system.stateVersion` must stay what it is in the machine, or services start with newer formats beside the old \
+             data. Where a module of the machine sets it, the line in `configuration.nix` would contradict it.",
+        );
+        let to = match release {
+            Some(release) => {
+                self.say(&format!(
+                    "The machine runs {release}, which is its `stateVersion` unless a module says otherwise. This line lets \
+                     the module win (it is `lib.mkOverride 1400 \"{release}\"`):"
+                ));
+                format!(
+                    r#"\1system.stateVersion = {{ _type = "override"; priority = 1400; content = "{release}"; }};"#
+                )
+            }
+            None => {
+                self.say(
+                    "With that line made a comment, what the machine's modules and its nixpkgs say counts, as in the machine:",
+                );
+                r"\1\/* system.stateVersion =\2 *\/".to_owned()
+            }
+        };
+        self.there(&format!(
+            "sed -i -E 's/^([^#]*)system\\.stateVersion *=([^;]*;)/{to}/' /etc/nixos/configuration.nix\n\
+             grep stateVersion /etc/nixos/configuration.nix"
+        ));
     }
 
     fn fill_in(&mut self, redacted: &Redacted) {

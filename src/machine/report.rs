@@ -63,7 +63,7 @@ impl Machine {
             place: self.location.as_ref().map(place),
             daemon: daemon(self.facts()),
             reason: self.tree.as_ref().err().map(String::as_str),
-            warnings: Vec::new(),
+            warnings: self.warnings().to_vec(),
             note: None,
             redacted: None,
             generation: None,

@@ -69,8 +69,7 @@ impl Target {
         write(&format!("{STAND_IN}/nixos-rebuild")[1..], REBUILD, 0o755);
         // There is nothing that runs.
         write(&format!("{STAND_IN}/reboot")[1..], "#!/bin/sh\n", 0o755);
-        let configuration =
-            "{ ... }: { networking.hostName = \"moved\"; }\n# system.stateVersion = \"22.05\";\n";
+        let configuration = "{ ... }: {\n  networking.hostName = \"moved\";\n  system.stateVersion = \"22.05\";\n}\n";
         write("etc/nixos/configuration.nix", configuration, 0o644);
         write("etc/nixos/hardware-configuration.nix", "{ ... }: { }\n", 0o644);
         let passwd = root.join("etc/passwd");

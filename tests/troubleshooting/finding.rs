@@ -34,6 +34,17 @@ pub(crate) const CASES: &[Case] = &[
         works(&host);
         said
     }),
+    ("older than Codchi", || {
+        let fixture = Fixture::new();
+        let flake = r#"{ inputs.codchi_driver.url = "github:aformatik/codchi/v0.3.1.4"; }"#;
+        fs::write(fixture.empty("m").config.join("flake.nix"), flake).unwrap();
+        fixture.run(["list"]).ok().out()
+    }),
+    ("is no full commit id", || {
+        let fixture = Fixture::new();
+        fixture.configured("m", r#"{"modules": {"x": "https://h/r?commit=0123456#a"}}"#);
+        fixture.run(["list"]).ok().out()
+    }),
     ("there are N instances", || {
         let host = played();
         on_disk(&host, &host.incus, "demo", "[]", |id| id);

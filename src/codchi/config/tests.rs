@@ -92,6 +92,10 @@ fn refuses_in_words_without_secrets() {
             r#"{"modules": {"codchi_driver": "file://x"}}"#,
             module("codchi_driver", "the name is reserved for codchi's own module", rename),
         ),
+        (
+            r#"{"modules": {"self": "file://hunter2"}}"#,
+            module("self", "nix keeps the name for the flake itself", rename),
+        ),
         (r#"{"modules": {"": "file://hunter2"}}"#, module("", "nix allows no such name", rename)),
     ] {
         let fault = parse(text).unwrap_err();

@@ -25,8 +25,8 @@ fn inputs_by_kind() {
             format!(r#".url = "github:o/r?rev={rev}&host=github.com""#),
         ),
         (
-            "github://ghe.corp/o/r?ref=feat/x y&token=T#".to_owned(),
-            r#".url = "github:o/r?ref=feat/x%20y&host=ghe.corp""#.to_owned(),
+            "github://ghe.corp/o/r?ref=feat/x%C3%BC&token=T&dir=sub&submodules=1&x#".to_owned(),
+            r#".url = "github:o/r?ref=feat/x%C3%BC&host=ghe.corp""#.to_owned(),
         ),
         (
             "github://github.com/o/r/feat/x".to_owned(),
@@ -54,8 +54,54 @@ fn inputs_by_kind() {
             "https://h/r?token=u:t&ref=${x}\"#".to_owned(),
             r#".url = "git+https://u:t@h/r?ref=%24%7Bx%7D%22""#.to_owned(),
         ),
+        // Escapes are undone by nix, in Codchi as here.
+        (
+            "file://a%20b/100%25/%C3%BC#".to_owned(),
+            r#".url = "git+file:///home/codchi/a%20b/100%25/%C3%BC""#.to_owned(),
+        ),
     ] {
         assert_eq!(input_of(&url), expected, "{url}");
+    }
+}
+
+#[test]
+fn only_a_full_commit_id_is_a_revision() {
+    let full = "0123456789ABCDEF0123456789abcdef01234567";
+    let small = full.to_ascii_lowercase();
+    let sha256 = "0123456789abcdef".repeat(4);
+    for (commit, rev) in [
+        (full, Some(&*small)),
+        (&full.replace('0', "%30"), Some(&*small)),
+        ("0123456", None),
+        (&sha256, None),
+        ("v1.2", None),
+        ("main", None),
+        ("", None),
+        ("%20", None),
+        (&full.replace('f', "g"), None),
+        (&format!("sha1:{full}"), None),
+        (&format!("{full}%0a"), None),
+    ] {
+        let rev = rev.map(|rev| format!("rev={rev}")).unwrap_or_default();
+        let both = |other: &str| match rev.is_empty() {
+            true => other.to_owned(),
+            false => format!("{other}&{rev}"),
+        };
+        // A forge takes no branch beside a commit.
+        let forge = if rev.is_empty() { "ref=b" } else { &*rev };
+        for (place, expected) in [
+            ("https://h/r", format!("git+https://h/r?{}", both("ref=b"))),
+            ("ssh://git@h/r", format!("git+ssh://git@h/r?{}", both("ref=b"))),
+            ("file://r", format!("git+file:///home/codchi/r?{}", both("ref=b"))),
+            ("github://github.com/o/r", format!("github:o/r?{forge}&host=github.com")),
+            ("sourcehut://git.sr.ht/~o/r", format!("sourcehut:~o/r?{forge}&host=git.sr.ht")),
+        ] {
+            let url = format!("{place}?commit={commit}&ref=b#a");
+            assert_eq!(input_of(&url), format!(".url = \"{expected}\""), "{url}");
+        }
+        let found = config(&format!(r#"{{"modules": {{"m": "https://h/r?commit={commit}#a"}}}}"#));
+        let warned = found.warnings().iter().any(|text| text.contains("module \"m\""));
+        assert_eq!(warned, rev.is_empty() && !commit.is_empty(), "{commit}");
     }
 }
 

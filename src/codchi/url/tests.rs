@@ -28,6 +28,20 @@ fn knows_its_token() {
         ("ssh://git:T@h/r?#a", true),
         ("https://h/r?token=#a", false),
         ("file://x?#a", false),
+        // A name that everybody has is no credential, and a forge gets none at all.
+        ("ssh://h/r?token=git#a", false),
+        ("ssh://h/r?token=%67it#a", false),
+        ("https://git@h/r?#a", false),
+        ("https://h/r?token=git#a", false),
+        ("github://h/o/r?token=T#a", false),
+        ("ssh://alice-1@h/r?#a", false),
+        ("ssh://h/r?token=git:T#a", true),
+        ("ssh://h/r?token=alice#a", true),
+        ("ssh://ghp_0123456789abcdef@h/r?#a", true),
+        ("ssh://glpat-0123456789abcdefghij@h/r?#a", true),
+        ("ssh://0123456789abcdef0123456789abcdef01234567@h/r?#a", true),
+        ("ssh://git%3AT@h/r?#a", true),
+        ("ssh://@h/r?#a", false),
     ] {
         let url = parse(text);
         assert_eq!(url.has_token(), token, "{text}");
@@ -40,6 +54,7 @@ fn knows_its_token() {
 fn git_urls() {
     for (text, url) in [
         ("file:///a b/ü%?#x", "file:///home/codchi/a%20b/%C3%BC%25"),
+        ("file:///a%20b/%C3%BC%25?#x", "file:///home/codchi/a%20b/%C3%BC%25"),
         ("https://h:8/r/s.git?token=a/b@c%40#x", "https://a%2Fb%40c%40@h:8/r/s.git"),
         ("ssh://git@h/a \"b\"#x", "ssh://git@h/a%20%22b%22"),
         ("http://h/r%20s?#x", "http://h/r%20s"),
@@ -76,6 +91,14 @@ fn refuses_in_words_without_the_text() {
             "its URL names a branch twice, in its path and in its query",
         ),
         (
+            "https://h/r?ref=hunter2 x#a",
+            "its URL names a branch or tag that git allows no such name for (ref=)",
+        ),
+        (
+            "file://%2e%2e/hunter2#a",
+            "its URL must be a path below /home/codchi, without '..', as in file://PROJECT",
+        ),
+        (
             "file://x?#hunter2..b",
             "its URL must end in an attribute path, as in #nixosModules.default",
         ),
@@ -96,6 +119,23 @@ fn attribute_paths() {
     ] {
         assert_eq!(parse(text).attribute_path(), path);
     }
+}
+
+#[test]
+fn names_of_branches() {
+    for name in
+        ["main", "feat/x", "a@b", "@a", "ü", "a.b-_", "refs/tags/v1", "${x}\"", "-a", "100%"]
+    {
+        assert!(is_ref_name(name), "{name}");
+    }
+    for name in [
+        "", "a b", "/a", "a/", "a//b", ".a", "a/.b", "a..b", "a.", "a.lock", "a.lock/b", "a~1",
+        "a^", "a:b", "a?", "a*", "[a", "a\\b", "a@{1}", "@", "a\tb", "a\n", "a\0", "a\u{7f}",
+    ] {
+        assert!(!is_ref_name(name), "{name:?}");
+    }
+    assert!("github://h/o/r?ref=a%20b#".parse::<ModuleUrl>().is_err());
+    assert!("github://h/o/r/a b#".parse::<ModuleUrl>().is_err());
 }
 
 #[test]
@@ -124,6 +164,9 @@ fn keeps_of_a_url_only_what_is_no_credential() {
         ("HTTPS://T@h/x", "HTTPS://h/x"),
         ("ssh://u%3AT@h/x", "ssh://h/x"),
         ("git+ssh://git@h/x?ref=a?token", "git+ssh://git@h/x?ref=a?token"),
+        ("git+https://git@h/x", "git+https://git@h/x"),
+        ("git+ssh://ghp_T0123456789@h/x", "git+ssh://h/x"),
+        ("git://T:T@h/x", "git://h/x"),
         ("https://h/x?", "https://h/x?"),
         (&format!("git+https://h/x{narrow}"), &format!("git+https://h/x{narrow}")),
         ("github:a/b/c", "github:a/b/c"),
