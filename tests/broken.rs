@@ -296,7 +296,7 @@ fn settings_of_codchi_are_bounded_before_they_are_parsed() {
     };
     let tables: String = (0..limit).map(|n| format!("[{n}]\n")).collect();
     let numbers = format!("a=[{}]", "0,".repeat((limit - 4) / 2));
-    for text in [&tables[..limit].rsplit_once('[').unwrap().0, &*numbers] {
+    for text in [tables[..limit].rsplit_once('[').unwrap().0, &*numbers] {
         fs::write(&settings, text).unwrap();
         list().ok();
     }
