@@ -19,6 +19,8 @@ struct XattrArgs {
     flags: u32,
 }
 
+const _: () = assert!(size_of::<XattrArgs>() == 16);
+
 /// listxattrat(2) of `name` in `dir`, never following it: the bytes written to `names`, each name with its NUL.
 ///
 /// Since Linux 6.13; ENOSYS before.
@@ -80,6 +82,8 @@ struct MountAttr {
     propagation: u64,
     user_namespace: u64,
 }
+
+const _: () = assert!(size_of::<MountAttr>() == 32);
 
 /// mount_setattr(2), on the same ones.
 const MOUNT_SETATTR: libc::c_long = 442;
@@ -151,6 +155,9 @@ struct Fiemap {
     extents: [FiemapExtent; EXTENTS],
 }
 
+const _: () = assert!(size_of::<FiemapExtent>() == 56);
+const _: () = assert!(size_of::<Fiemap>() == FIEMAP_BYTES + EXTENTS * 56);
+
 /// Bytes of `struct fiemap` alone, which the number of the call is made of.
 const FIEMAP_BYTES: usize = 32;
 
@@ -214,6 +221,8 @@ struct BackingMap {
     flags: u32,
     padding: u64,
 }
+
+const _: () = assert!(size_of::<BackingMap>() == 16);
 
 /// Has the kernel answer reads of a FUSE mount from `file` wherever an open names the number that this returns.
 ///

@@ -38,6 +38,21 @@ fn every_promise_names_tests_that_exist() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+#[test]
+fn every_function_with_unsafe_code_is_reviewed() {
+    let page = read("docs/SECURITY.md");
+    let table = page.split_once("\n### Unsafe code\n").unwrap().1;
+    let source = read("src/sys.rs");
+    let source = source.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let mut reviewed = 0;
+    for function in source.split("fn ").skip(1).filter(|text| text.contains("unsafe {")) {
+        let name = function.split(['(', '<']).next().unwrap();
+        assert!(table.contains(&format!("`{name}`")), "SECURITY.md does not review {name}");
+        reviewed += 1;
+    }
+    assert!(reviewed > 5);
+}
+
 /// An option as `--help` has it, or the page.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Described {

@@ -8,6 +8,7 @@ mod export;
 mod generate;
 mod help;
 mod list;
+mod log;
 mod manifest;
 mod migrate;
 mod mount;
@@ -20,7 +21,7 @@ mod verify;
 
 use args::{Command, Driver, Global};
 use clap::error::ErrorKind;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -62,7 +63,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    start_logging(&args.global);
+    log::start(args.global.verbose);
     let result = match &args.command {
         Command::Mount(mount) => mount::run(&args.global, mount),
         Command::Unmount(unmount) => mount::unmount(unmount),
@@ -76,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Status(status) => status::run(status),
         Command::Generate(wanted) => generate::run(wanted),
     };
+    log::flush();
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Incomplete) => ExitCode::FAILURE,
@@ -96,24 +98,6 @@ fn is_broken_pipe(why: &(dyn std::error::Error + 'static)) -> bool {
 /// One line on stderr in the program's name.
 fn complain(text: &str) {
     let _ = writeln!(std::io::stderr(), "codchifs: {text}");
-}
-
-fn start_logging(global: &Global) {
-    let level = match global.verbose {
-        0 => "warn",
-        1 => "codchifs=info,warn",
-        2 => "codchifs=debug,info",
-        _ => "trace",
-    };
-    let filter = std::env::var("CODCHIFS_LOG")
-        .ok()
-        .and_then(|text| tracing_subscriber::EnvFilter::try_new(text).ok())
-        .unwrap_or_else(|| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
 }
 
 /// Whose machines, and where.

@@ -1,9 +1,11 @@
 //! `codchifs mount` and `codchifs unmount`.
 
 mod host;
+mod relay;
 mod server;
 
 use super::args::{Global, Mount, MountWord, Passthrough, Unmount};
+use super::log;
 use super::notify::{self, Manager};
 use super::{Context, Failure, Outcome, complain};
 use crate::credentials::User;
@@ -46,7 +48,7 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         fuse::check(&options).map_err(|why| failed(&why))?;
         return Ok(Outcome::Done);
     }
-    let log = outputs.as_ref().map(|outputs| outputs.log.try_clone()).transpose()?;
+    log::start_queue()?;
     let socket = if mount.foreground { std::env::var_os("NOTIFY_SOCKET") } else { None };
     let manager = Manager::new(socket);
     let is_root = rustix::process::geteuid().is_root();
@@ -63,7 +65,7 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         let_go(outputs);
     };
     let served = if is_root {
-        host::run(context, &options, log, ready)
+        host::run(context, &options, ready)
     } else {
         let machines = Arc::new(context.machines(settings, mount.machine.clone())?);
         name_missing(&machines, mount);
@@ -165,6 +167,7 @@ impl Outputs {
 
     /// Tells the waiting parent, and gives up every descriptor of the terminal.
     fn let_go(self) -> Result<(), Failure> {
+        log::flush();
         let mut out = std::io::stdout().lock();
         writeln!(out, "{READY}")?;
         out.flush()?;

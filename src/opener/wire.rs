@@ -114,8 +114,6 @@ pub struct Greeting {
     /// What is left of the ways to Codchi's directory of machines, from the directories that come along.
     #[serde(with = "bytes::list")]
     pub ways: Vec<PathBuf>,
-    /// Whether there is a file to log to.
-    pub log: bool,
 }
 
 /// What the server may use, in the order in which it is sent.
@@ -125,8 +123,6 @@ pub struct Greeted {
     pub device: OwnedFd,
     /// For the [`super::Client`].
     pub sockets: Vec<OwnedFd>,
-    /// What it logs to once nobody looks at its stderr.
-    pub log: Option<OwnedFd>,
     /// Where the ways begin.
     pub ways: Vec<OwnedFd>,
 }
@@ -176,8 +172,7 @@ pub fn receive_greeting(from: &UnixStream) -> io::Result<(Greeting, Greeted)> {
     let mut fds = fds.into_iter();
     let device = fds.next().ok_or_else(missing)?;
     let sockets = fds.by_ref().take(greeting.sockets).collect();
-    let log = if greeting.log { Some(fds.next().ok_or_else(missing)?) } else { None };
-    Ok((greeting, Greeted { device, sockets, log, ways: fds.collect() }))
+    Ok((greeting, Greeted { device, sockets, ways: fds.collect() }))
 }
 
 fn missing() -> io::Error {
@@ -261,14 +256,12 @@ mod tests {
             sockets: 4,
             apart: Apart::Whole,
             ways: vec![path.into()],
-            log: true,
         };
         let sent = std::thread::scope(|scope| {
             let sender = scope.spawn(|| send_greeting(&host, &greeting, &fds));
             let (told, got) = receive_greeting(&server).unwrap();
             assert_eq!((told.uid, told.gid, &*told.config_dir), (7, 8, Path::new(path)));
-            assert_eq!((got.sockets.len(), got.log.is_some()), (4, true));
-            assert_eq!(got.ways.len(), fds.len() - 6);
+            assert_eq!((got.sockets.len(), got.ways.len()), (4, fds.len() - 5));
             sender.join().unwrap()
         });
         sent.unwrap();

@@ -7,6 +7,7 @@ writes no register but the general ones (gdb writes all, which fails where it do
 import ctypes
 import os
 import re
+import struct
 import sys
 
 # sys/ptrace.h; x86-64 alone, as the registers are.
@@ -14,10 +15,22 @@ SEIZE, INTERRUPT, STEP, DETACH, GETREGS, SETREGS = 0x4206, 0x4207, 9, 17, 12, 13
 NAMES = """r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base
 ds es fs gs""".split()
 WALL = 0x40000000
-MMAP, PAGE = 9, 4096
+MMAP, PAGE, AT_ENTRY = 9, 4096, 9
 # syscall; and for a child that goes on from there: exit(0).
 CODE = bytes.fromhex("0f05 b83c000000 31ff 0f05")
-TEXT = 64
+TEXT, FIRST, SLOT = 0, 1024, 64
+# What lies in the page for calls that take a pointer. struct open_how begins with its flags, in eight bytes.
+PREPARED = {
+    "$read": bytes(8),
+    "$write": os.O_WRONLY.to_bytes(8, "little"),
+    "$both": os.O_RDWR.to_bytes(8, "little"),
+    "$append": (os.O_WRONLY | os.O_APPEND).to_bytes(8, "little"),
+    "$truncate": os.O_TRUNC.to_bytes(8, "little"),
+    # struct f_owner_ex, of nobody.
+    "$owner": bytes(8),
+    "$one": (1).to_bytes(8, "little"),
+    "$newline": b"\n",
+}
 
 
 class Registers(ctypes.Structure):
@@ -60,7 +73,8 @@ def call(code, number, arguments):
 def words(arguments, page):
     """The values of C expressions; texts, and what starts with $, lie in the page."""
     at = TEXT
-    places = {"$read": 1024, "$write": 1088, "$truncate": 1152, "$room": 2048}
+    places = {name: FIRST + SLOT * index for index, name in enumerate(PREPARED)}
+    places |= {"$page": 0, "$room": 2048, "$x": 3072}
     for word in re.findall(r'"[^"]*"|[^,\s]+', arguments):
         word = word.removeprefix("(long)")
         if word[0] == '"':
@@ -86,20 +100,30 @@ def read(address, length):
         return memory.read(length)
 
 
+def entry():
+    """Where the program began: code that it never comes to again. The server gets no new memory that can be executed."""
+    with open(f"/proc/{pid}/auxv", "rb") as vector:
+        pairs = dict(struct.iter_unpack("QQ", vector.read()))
+    return pairs[AT_ENTRY]
+
+
 pid = int(sys.argv[1])
 ptrace(SEIZE)
 ptrace(INTERRUPT)
 os.waitpid(pid, WALL)
-here = get().rip
-original = read(here, len(CODE))
-write(here, CODE)
-page = call(here, MMAP, [0, PAGE, 7, 0x22, -1, 0])
-write(here, original)
-write(page, CODE)
-# struct open_how: its flags are the first eight bytes.
-write(page + 1088, os.O_WRONLY.to_bytes(8, "little"))
-write(page + 1152, os.O_TRUNC.to_bytes(8, "little"))
-for line in open(sys.argv[2]):
+code = entry()
+original = read(code, len(CODE))
+write(code, CODE)
+page = call(code, MMAP, [0, PAGE, 3, 0x22, -1, 0])
+for index, text in enumerate(PREPARED.values()):
+    write(page + FIRST + SLOT * index, text)
+write(page + 3072, b"x" * 1024)
+for line in open(sys.argv[2], newline="\n"):
     number, _, arguments = line.strip().partition(" ")
-    print(call(page, int(number), list(words(arguments, page))), flush=True)
+    print(call(code, int(number), list(words(arguments, page))), flush=True)
+try:
+    write(code, original)
+except OSError:
+    # Another program by now.
+    pass
 ptrace(DETACH)

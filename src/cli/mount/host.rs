@@ -1,11 +1,13 @@
 //! The process that stays root: mounts, finds and opens machines for the server, and unmounts when that ends.
 
 use super::super::{Context, Failure, Outcome};
+use super::relay::Relay;
 use crate::fuse::{self, Attached, MountError, MountOptions, Stop};
 use crate::opener::{Control, Direct, Greeting, Host, send_greeting};
 use rustix::fd::AsFd as _;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -20,7 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) fn run(
     context: Context,
     options: &MountOptions,
-    log: Option<File>,
     ready: impl FnOnce(),
 ) -> Result<Outcome, Failure> {
     let Context { user, state, backend, vouched } = context;
@@ -33,12 +34,14 @@ pub(super) fn run(
     let attached = Arc::new(attached);
     let theirs = device.try_clone();
     let host = Host::new(direct, device);
+    // Dropped after the mount: its end may be worth a line.
+    let (relay, log) = Relay::start()?;
     let mounted = Mounted { attached: &attached, host: &host };
     let device = theirs?;
     let (control, theirs) = UnixStream::pair()?;
     // A server that does not take a word is not waited for: signals are waiting as well.
     control.set_write_timeout(Some(PATIENCE))?;
-    let mut child = start(theirs)?;
+    let mut child = start(theirs, log)?;
     let server = Arc::new(pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?);
     let kill = {
         let server = Arc::clone(&server);
@@ -74,11 +77,9 @@ pub(super) fn run(
         sockets: sockets.len(),
         apart,
         ways: ways.iter().map(|way| way.rest.clone()).collect(),
-        log: log.is_some(),
     };
     let fds: Vec<_> = std::iter::once(device.as_fd())
         .chain(sockets.iter().map(|socket| socket.as_fd()))
-        .chain(log.iter().map(|log| log.as_fd()))
         .chain(ways.iter().map(|way| way.from.as_fd()))
         .collect();
     let greeted = send_greeting(&control, &greeting, &fds);
@@ -103,6 +104,8 @@ pub(super) fn run(
     }
     attached.raise_read_ahead();
     tracing::info!(mountpoint = %attached.mountpoint.display(), server = child.id(), "mounted");
+    // What it said on the way is for whoever waits, not for the log file.
+    relay.flush();
     ready();
     let status = child.wait()?;
     handle.close();
@@ -111,7 +114,9 @@ pub(super) fn run(
 }
 
 /// Starts this program once more, with the same arguments and next to nothing else.
-fn start(control: UnixStream) -> Result<Child, Failure> {
+///
+/// The server can open each of its descriptors anew, with more rights than they have: so it gets no file of the caller's.
+fn start(control: UnixStream, log: UnixStream) -> Result<Child, Failure> {
     crate::sys::keep_descriptors()?;
     let ours = |(name, _): &(std::ffi::OsString, _)| {
         name.as_encoded_bytes().starts_with(b"CODCHIFS_") || name == "RUST_BACKTRACE"
@@ -124,8 +129,9 @@ fn start(control: UnixStream) -> Result<Child, Failure> {
         .envs(std::env::vars_os().filter(ours))
         // Keys typed at a terminal are for the host.
         .process_group(0)
-        .stdin(Stdio::from(std::os::fd::OwnedFd::from(control)))
-        .stdout(Stdio::null())
+        .stdin(Stdio::from(OwnedFd::from(control)))
+        .stdout(Stdio::from(File::open("/dev/null")?))
+        .stderr(Stdio::from(OwnedFd::from(log)))
         .spawn()?;
     Ok(child)
 }

@@ -2,7 +2,7 @@
 
 use super::super::args::Global;
 use super::super::{Failure, Outcome};
-use super::{Mount, Outputs, name_missing, options};
+use super::{Mount, name_missing, options};
 use crate::codchi::{State, Way};
 use crate::credentials::User;
 use crate::fuse;
@@ -10,7 +10,7 @@ use crate::machine::Machines;
 use crate::opener::{Client, Control, Greeted, Opener, receive_greeting};
 use crate::{sandbox, tree};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -19,12 +19,10 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     rustix::thread::set_name(c"codchifs-server")?;
     leave_signals_to_the_host()?;
     let control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let null = std::fs::File::open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
-    let (greeting, Greeted { device, sockets, log, ways }) = receive_greeting(&control)?;
+    rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+    let (greeting, Greeted { device, sockets, ways }) = receive_greeting(&control)?;
     // Paths of the command line are as of where the user was; from here on, that can be unmounted.
     let settings = mount.wishes.shown(global, Some(&greeting.mountpoint));
-    let outputs = log.map(Outputs::of).transpose()?;
     let host = Arc::new(Client::new(sockets)?);
     let opener = Opener::Asked(Arc::clone(&host));
     let user = User { uid: greeting.uid, gid: greeting.gid };
@@ -50,9 +48,6 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         if let Err(why) = Control::Ready.send(&control) {
             tracing::error!(%why, "nobody hears that the mount is ready");
         }
-        if let Some(Err(why)) = outputs.map(Outputs::let_go) {
-            tracing::error!(%why, "cannot let go of the terminal");
-        }
     })?;
     Ok(Outcome::Done)
 }
@@ -77,13 +72,5 @@ fn listen(host: &UnixStream, machines: &Machines) {
                 std::process::exit(1);
             }
         }
-    }
-}
-
-impl Outputs {
-    /// As the host has opened them.
-    fn of(log: OwnedFd) -> Result<Self, Failure> {
-        let null = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
-        Ok(Self { log: log.into(), null })
     }
 }
