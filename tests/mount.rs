@@ -623,3 +623,35 @@ fn with_allow_other_acls_decide_as_on_a_native_mount() {
         }
     }
 }
+
+#[test]
+fn with_nosymfollow_no_link_is_followed_and_all_are_shown() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    fs::write(fixture.outside().join("secret"), "secret").unwrap();
+    let links = [
+        ("absolute", fixture.outside()),
+        ("relative", PathBuf::from("../../../../../../outside")),
+        ("magic", PathBuf::from("/proc/self/root")),
+        ("inside", PathBuf::from("hello")),
+    ];
+    for (name, target) in &links {
+        std::os::unix::fs::symlink(target, place.rootfs.join("srv").join(name)).unwrap();
+    }
+    let mounted = Mounted::with(&fixture, &["-o", "nosymfollow"]);
+    let srv = mounted.rootfs("m").join("srv");
+    for (name, target) in &links {
+        assert_eq!(fs::read_link(srv.join(name)).unwrap(), *target);
+        for path in [srv.join(name), srv.join(name).join("secret")] {
+            let error = fs::File::open(&path).unwrap_err();
+            assert_eq!(Errno::from_io_error(&error), Some(Errno::LOOP), "{}", path.display());
+        }
+    }
+    // A copy has the links, and nothing of what they lead to.
+    let copy = fixture.scratch("copy");
+    run(program("cp", ["-a"]).arg(&srv).arg(&copy)).silent();
+    for (name, target) in &links {
+        assert_eq!(fs::read_link(copy.join("srv").join(name)).unwrap(), *target);
+    }
+    assert!(mounts_on(mounted.point())[0].options.iter().any(|word| word == "nosymfollow"));
+}

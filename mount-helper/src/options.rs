@@ -49,9 +49,13 @@ const WITH_VALUE: &[&str] = &[
 /// Those of them that stand before the word `mount`. Sorted.
 const GLOBAL: &[&str] = &["config-dir", "data-dir", "driver", "lxd-dir", "rootfs-dir", "user"];
 
-/// Words that `codchifs mount -o` takes as they are, but for `exec`, which takes back an earlier `noexec`. mount(8) adds
-/// `noexec` to `user`, `users`, `owner` and `group`. Sorted.
-const FORWARDED: &[&str] = &["allow_other", "allow_root", "exec", "noexec"];
+/// Words that `codchifs mount -o` takes as they are, but for those of [`TAKES_BACK`]. mount(8) adds `noexec` to `user`, `users`,
+/// `owner` and `group`. Sorted.
+const FORWARDED: &[&str] =
+    &["allow_other", "allow_root", "exec", "noexec", "nosymfollow", "symfollow"];
+
+/// Words that take back an earlier one.
+const TAKES_BACK: &[(&str, &str)] = &[("exec", "noexec"), ("symfollow", "nosymfollow")];
 
 /// Words of mount(8), fstab and systemd that ask for nothing, or for what every codchifs mount is (`ro`, `nosuid`,
 /// `nodev`). mount(8) itself adds `rw` where neither is given, so `rw` cannot be refused. Sorted.
@@ -117,9 +121,9 @@ SOURCE     a user's name: that user's machines; codchi: the caller's
 -n         ignored, there is no mtab
 -o         options: config-dir= data-dir= driver= lxd-dir= rootfs-dir= user=
            machine= exclude= include= secrets= sparse= mtime= on-change=
-           passthrough= log-file= allow_other allow_root noexec, and the words
-           of fstab(5), which are ignored; in a value, \\054 is a comma and
-           \\040 a space
+           passthrough= log-file= allow_other allow_root noexec
+           nosymfollow, and the words of fstab(5), which are ignored; in a value,
+           \\054 is a comma and \\040 a space
 -s         leave out unknown options instead of failing
 -t         codchifs or fuse.codchifs
 -v         say what is run
@@ -203,12 +207,11 @@ pub(crate) fn translate(args: &[OsString]) -> Result<Request, Failure> {
                 let target = if GLOBAL.contains(&key) { &mut global } else { &mut local };
                 target.push(long(key, value));
             }
-            Class::Word("exec") => words.retain(|word| *word != "noexec"),
-            Class::Word(word) => {
-                if !words.contains(&word) {
-                    words.push(word);
-                }
-            }
+            Class::Word(word) => match TAKES_BACK.iter().find(|(later, _)| *later == word) {
+                Some((_, earlier)) => words.retain(|word| word != earlier),
+                None if words.contains(&word) => {}
+                None => words.push(word),
+            },
             Class::Unknown if given.sloppy => left_out.push(lossy(&option)),
             Class::Unknown => {
                 return Err(usage(format!(

@@ -336,7 +336,7 @@ pub(super) struct Mount {
     /// Stay in the foreground
     #[arg(short, long)]
     pub(super) foreground: bool,
-    /// Mount options, comma-separated: allow_other, allow_root, noexec, ro
+    /// Mount options, comma-separated: allow_other, allow_root, noexec, nosymfollow, ro
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub(super) options: Vec<MountWord>,
     /// Only this machine; can be repeated
@@ -377,6 +377,8 @@ pub(super) enum MountWord {
     AllowRoot,
     /// No program in it can be run
     Noexec,
+    /// Programs that follow a link in it get an error (Linux 5.14)
+    Nosymfollow,
     /// Always so
     Ro,
 }

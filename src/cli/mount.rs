@@ -83,6 +83,7 @@ fn options(mount: &Mount, user: User, mountpoint: PathBuf) -> MountOptions {
         allow_other: mount.options.contains(&MountWord::AllowOther),
         allow_root: mount.options.contains(&MountWord::AllowRoot),
         noexec: mount.options.contains(&MountWord::Noexec),
+        nosymfollow: mount.options.contains(&MountWord::Nosymfollow),
         source: mount.source.clone(),
         threads: THREADS,
         passthrough: mount.passthrough == Passthrough::Auto,

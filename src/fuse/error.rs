@@ -42,6 +42,9 @@ pub enum MountError {
     /// `allow_other` and `allow_root` exclude each other.
     #[error("allow_other already admits root; give allow_other or allow_root, not both")]
     BothAllowed,
+    /// fusermount3 has no such option.
+    #[error("only root mounts with nosymfollow: run as root, or leave it out")]
+    OnlyRootNosymfollow,
     /// The session ended with an error.
     #[error("serving failed: {source}")]
     Session { source: io::Error },

@@ -24,6 +24,11 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// kernel offers a FUSE file system by itself is 128.
 const READ_AHEAD: &str = "1024";
 
+/// `MOUNT_ATTR_NOSYMFOLLOW` (linux/mount.h), which rustix does not name.
+const NOSYMFOLLOW: sys::MountAttrFlags = sys::MountAttrFlags::from_bits_retain(0x0020_0000);
+/// The step that fails before Linux 5.14.
+const FSMOUNT_NOSYMFOLLOW: &str = "fsmount with nosymfollow, which Linux 5.14 and later have,";
+
 /// How to mount.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
@@ -39,6 +44,8 @@ pub struct MountOptions {
     pub allow_root: bool,
     /// No program in it can be run.
     pub noexec: bool,
+    /// Nobody is led out of it by a link.
+    pub nosymfollow: bool,
     /// What the mount table has as the source.
     pub source: String,
     /// Threads that answer the kernel.
@@ -52,6 +59,9 @@ impl MountOptions {
     fn place(&self) -> Result<PathBuf, MountError> {
         if self.allow_other && self.allow_root {
             return Err(MountError::BothAllowed);
+        }
+        if self.nosymfollow && !rustix::process::geteuid().is_root() {
+            return Err(MountError::OnlyRootNosymfollow);
         }
         resolve(&self.mountpoint)
     }
@@ -177,8 +187,10 @@ fn attach_at(
         | sys::MountAttrFlags::MOUNT_ATTR_NOSUID
         | sys::MountAttrFlags::MOUNT_ATTR_NODEV;
     attributes.set(sys::MountAttrFlags::MOUNT_ATTR_NOEXEC, options.noexec);
-    let mount = sys::fsmount(context, sys::FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        .map_err(at("fsmount"))?;
+    attributes.set(NOSYMFOLLOW, options.nosymfollow);
+    let mount = sys::fsmount(context, sys::FsMountFlags::FSMOUNT_CLOEXEC, attributes);
+    let mount =
+        mount.map_err(at(if options.nosymfollow { FSMOUNT_NOSYMFOLLOW } else { "fsmount" }))?;
     let numbers = numbers(&mount).map_err(at("statx"))?;
     // On the very directory that was looked at.
     let flags =

@@ -70,6 +70,11 @@ fn arguments() {
         (&["codchi", "/mnt", "-o", ",,ro,"], "mount --source=codchi -- /mnt"),
         (&["codchi", "/mnt", "-o", "noexec,exec"], "mount --source=codchi -- /mnt"),
         (&["codchi", "/mnt", "-o", "exec,noexec"], "mount --source=codchi -o noexec -- /mnt"),
+        (&["codchi", "/mnt", "-o", "nosymfollow,symfollow"], "mount --source=codchi -- /mnt"),
+        (
+            &["codchi", "/mnt", "-o", "symfollow,nosymfollow,exec"],
+            "mount --source=codchi -o nosymfollow -- /mnt",
+        ),
         (
             &["codchi", "/mnt", "-o", "ro,remount"],
             "1 option remount: a codchifs cannot be remounted: unmount it, and mount it with the new options",
