@@ -6,8 +6,9 @@ mod common;
 use common::disk::{Disk, DiskKind};
 use common::lxd::{Host, UID, shifted, user};
 use common::mounted::{Mounted, mounts_on};
-use common::played::{MAP, Played, directory, on_disk, played, record, sync};
+use common::played::{MAP, Played, directory, on_disk, played, pretend, record, sync};
 use common::{contains, program, run, wait_until};
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{chown, lchown, symlink};
@@ -195,6 +196,164 @@ fn the_name_of_somebody_elses_machine_opens_nothing() {
     }
     assert!(mounted.tar("demo").exists());
     assert!(nothing_leaks("another's machine", mounted.point()) > 3);
+}
+
+/// A machine of user 1001, with the marker in its root and home, in a directory of its own.
+fn of_another_user(host: &Host, directory: &str) -> PathBuf {
+    let at = host.lxd.join("storage-pools").join(directory);
+    let home = host.path().join("other/machine/victim");
+    for path in [at.join("rootfs/srv"), home.clone()] {
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("file"), MARKER).unwrap();
+    }
+    chown(at.join("rootfs"), Some(UID), Some(UID)).unwrap();
+    let config = json!({"raw.idmap": "uid 1001 0", "volatile.last_state.idmap": MAP});
+    let record = json!({"container": {"name": "codchi-victim", "config": config}});
+    fs::write(at.join("backup.yaml"), record.to_string()).unwrap();
+    at
+}
+
+/// What a record may say that is not so: a place in it, and what stands there then.
+type Lie = (&'static str, fn(&mut Value));
+
+/// The machine that they all point to is `victim`, of project `work` and pool `second`.
+const LIES: &[Lie] = &[
+    ("name", |record| record["container"]["name"] = "codchi-victim".into()),
+    ("name and project in one", |record| {
+        record["container"]["name"] = "work_codchi-victim".into();
+    }),
+    ("name that is a way", |record| {
+        record["container"]["name"] = "../../../second/containers/work_codchi-victim".into();
+    }),
+    ("project", |record| record["container"]["project"] = "work".into()),
+    ("project that is a way", |record| record["container"]["project"] = "../work".into()),
+    ("no project", |record| {
+        record["container"].as_object_mut().unwrap().remove("project");
+        record["container"]["name"] = "work_codchi-victim".into();
+    }),
+    ("pool", |record| {
+        for devices in ["devices", "expanded_devices"] {
+            record["container"][devices]["root"]["pool"] = "second".into();
+        }
+        record["pool"] = json!({"name": "second", "driver": "dir"});
+    }),
+    ("pool that is a way", |record| {
+        for devices in ["devices", "expanded_devices"] {
+            record["container"][devices]["root"]["pool"] = "../storage-pools/second".into();
+        }
+    }),
+    ("pools of LXD 6", |record| record["pools"] = json!([{"name": "second", "driver": "dir"}])),
+    ("volume", |record| {
+        record["volume"] = json!({"name": "codchi-victim", "type": "container", "project": "work"});
+    }),
+    ("volumes of LXD 6", |record| {
+        record["volumes"] =
+            json!([{"name": "codchi-victim", "type": "container", "pool": "second"}]);
+    }),
+    ("another record beside it", |record| {
+        record["instance"] = record["container"].clone();
+        record["instance"]["name"] = "codchi-victim".into();
+        record["instance"]["project"] = "work".into();
+    }),
+    ("profiles that say otherwise", |record| {
+        record["container"]["devices"]["root"]["pool"] = "second".into();
+    }),
+    ("names that are no text", |record| record["container"]["name"] = json!(["codchi-victim"])),
+];
+
+#[test]
+fn a_record_that_lies_of_its_place_opens_nothing() {
+    let host = Host::new();
+    // The user's own, and one of the same name as the other user's, which is in other directories.
+    on_disk(&host, &host.lxd, "demo", MAP, shifted);
+    host.configure("victim");
+    let truth = record(&host, "demo", "Stopped", MAP);
+    let places = ["second/containers/work_codchi-victim", "default/containers/codchi-victim"];
+    let others = places.map(|place| of_another_user(&host, place));
+    let own = directory(&host.lxd, "demo").join("backup.yaml");
+    let together: Lie =
+        ("many together", |record| LIES.iter().take(10).for_each(|(_, lie)| lie(record)));
+    for daemon in ["down", "silent"] {
+        if daemon == "silent" {
+            pretend(&host.lxd.join("unix.socket"), None);
+        }
+        let lies = if daemon == "down" { LIES } else { &[together] };
+        for (what, lie) in lies {
+            let mut lying = json!({"container": truth});
+            lie(&mut lying);
+            fs::write(&own, lying.to_string()).unwrap();
+            let mounted = host.mount("mnt");
+            for machine in ["demo", "victim"] {
+                let told = report(&mounted, machine);
+                assert!(!mounted.tar(machine).exists(), "{daemon}, {what}: {machine} is exported");
+                assert!(!told.contains("is not mounted"), "{daemon}, {what}: {told}");
+                let done = host.run(&["export", machine, "-q", "-o", "-"]).exits(1);
+                assert!(done.stdout.is_empty(), "{daemon}, {what}: {machine}");
+            }
+            let told = report(&mounted, "demo");
+            assert!(
+                told.contains("cannot use the record of codchi-demo"),
+                "{daemon}, {what}: {told}"
+            );
+            assert!(told.contains("start LXD"), "{daemon}, {what}: {told}");
+            nothing_leaks(what, mounted.point());
+            mounted.unmount();
+        }
+    }
+    drop(others);
+    fs::remove_file(host.lxd.join("unix.socket")).unwrap();
+    fs::write(&own, json!({"container": truth}).to_string()).unwrap();
+    assert!(nothing_leaks("the truth", host.mount("mnt").point()) > 3, "its own place is its own");
+}
+
+#[test]
+fn nobody_is_told_what_others_have() {
+    let host = Host::new();
+    host.configure("victim");
+    let place = of_another_user(&host, "default/containers/codchi-victim");
+    let asked = |what: &str| {
+        let mounted = host.mount("mnt");
+        assert!(!mounted.tar("victim").exists(), "{what}");
+        nothing_leaks(what, mounted.point());
+        let told = report(&mounted, "victim");
+        mounted.unmount();
+        let (row, done) = (host.row("victim"), host.run(&["export", "victim", "-o", "-"]).exits(1));
+        format!("{told}{row}{}", done.err())
+    };
+    let mut theirs = json!({"container": record(&host, "victim", "Stopped", MAP)});
+    for config in ["config", "expanded_config"] {
+        theirs["container"][config]["raw.idmap"] = "uid 1001 0\ngid 1001 0".into();
+    }
+    let mut lying = theirs.clone();
+    lying["container"]["name"] = "codchi-other".into();
+    // Whatever the other user has, down to a record that nobody can read: it is as if there were nothing.
+    let records = [("theirs", theirs.to_string()), ("theirs, lying", lying.to_string())];
+    let mut told = Vec::new();
+    for (what, text) in &records {
+        fs::write(place.join("backup.yaml"), text).unwrap();
+        told.push((*what, asked(what)));
+    }
+    // While it runs, its directory belongs to who is root in it.
+    chown(&place, Some(UID + 1), Some(0)).unwrap();
+    let claims_to_be_mine = json!({"container": record(&host, "victim", "Stopped", MAP)});
+    for (what, text) in
+        [("torn", "container: [".to_owned()), ("a lie", claims_to_be_mine.to_string())]
+    {
+        fs::write(place.join("backup.yaml"), text).unwrap();
+        told.push((what, asked(what)));
+    }
+    fs::remove_file(place.join("backup.yaml")).unwrap();
+    told.push(("no record", asked("no record")));
+    // A record that another user has put there, in a directory that is root's again.
+    chown(&place, Some(0), Some(0)).unwrap();
+    fs::write(place.join("backup.yaml"), claims_to_be_mine.to_string()).unwrap();
+    chown(place.join("backup.yaml"), Some(UID + 1), None).unwrap();
+    told.push(("a file of another user", asked("a file of another user")));
+    fs::remove_dir_all(&place).unwrap();
+    let nothing = asked("nothing");
+    for (what, told) in told {
+        assert_eq!(told, nothing, "{what}");
+    }
 }
 
 #[test]

@@ -42,8 +42,8 @@ impl Directories {
         };
         let maps = match read_small(&path) {
             Ok((text, _)) => {
-                let instance = Instance::from_backup(&text).map_err(|e| unusable(e.to_string()))?;
-                instance.maps().map_err(unusable)?
+                let record = Instance::of_copy(&text).map_err(|e| unusable(e.to_string()))?;
+                record.maps().map_err(unusable)?
             }
             Err(e) if e.kind() == ErrorKind::NotFound => IdMaps::default(),
             Err(e) => return look(path, e),

@@ -3,12 +3,14 @@
 mod told;
 
 use super::api;
+use super::place::Place;
 use super::record::Instance;
 use super::{Driver, Facts, Found, LocateError, Location, Power, Query, read_small};
 use crate::codchi::INSTANCE_PREFIX;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -143,14 +145,16 @@ impl Daemon {
     /// All instances of that name, and whose they are.
     pub(super) fn find(&self, query: &Query<'_>) -> Found {
         let answer = self.answer();
-        let named = |i: &&Arc<Instance>| i.name == query.instance;
-        let all: Vec<_> = answer.instances.iter().filter(named).collect();
-        let mine: Vec<_> = all.iter().filter(|i| i.belongs_to(query.uid, query.data_dir)).collect();
-        let fault = answer.faults.iter().find(|f| all.is_empty() && f.is_of(query.instance));
+        let named = |i: &&Arc<Instance>| {
+            i.name == query.instance && i.belongs_to(query.uid, query.data_dir)
+        };
+        let (mine, wrong): (Vec<_>, Vec<_>) =
+            answer.instances.iter().filter(named).partition(|i| i.contradiction.is_none());
+        let wrong = wrong.first().map(|i| self.contradiction(i));
+        let fault = answer.faults.iter().find(|f| f.is_of(query));
         Found {
-            others: all.len() - mine.len(),
             mine: mine.into_iter().map(|i| (self.place(i), self.location(i))).collect(),
-            fault: fault.map(|f| self.error(f, query.instance)),
+            fault: wrong.or_else(|| fault.map(|f| self.error(f, query.instance))),
             facts: Facts {
                 online: answer.online,
                 why: answer.why.clone(),
@@ -159,8 +163,22 @@ impl Daemon {
         }
     }
 
+    /// Of a record that is the user's and opens nothing.
+    fn contradiction(&self, instance: &Instance) -> LocateError {
+        let why = instance.contradiction.as_deref().unwrap_or_default();
+        let daemon = kind_name(self.kind);
+        let why = match (&instance.place, instance.writers.is_empty()) {
+            (Some(place), false) => {
+                let at = self.base.join(place.path()).join("backup.yaml");
+                format!("{}: {why}; start {daemon}, which has it itself", at.display())
+            }
+            _ => format!("{daemon} says of it that {why}"),
+        };
+        LocateError::Record { instance: instance.name.clone(), why }
+    }
+
     fn place(&self, instance: &Instance) -> String {
-        let pool = instance.pool.as_deref().unwrap_or("unknown");
+        let pool = instance.place.as_ref().map_or("unknown", |place| &place.pool);
         let (name, base) = (kind_name(self.kind), self.base.display());
         format!("one of {name} in {base} (project {}, pool {pool})", instance.project)
     }
@@ -168,14 +186,12 @@ impl Daemon {
     fn location(&self, instance: &Instance) -> Result<Location, LocateError> {
         let unusable = |why: String| LocateError::Record { instance: instance.name.clone(), why };
         let maps = instance.maps().map_err(unusable)?;
-        let (pool, directory) = instance
-            .directory()
-            .ok_or_else(|| unusable("its pool, project or name is no directory's name".into()))?;
-        let below = Path::new("storage-pools")
-            .join(&pool)
-            .join("containers")
-            .join(directory)
-            .join("rootfs");
+        let place = instance
+            .place
+            .as_ref()
+            .ok_or_else(|| unusable("it names no storage pool that can be a directory".into()))?;
+        let pool = place.pool.clone();
+        let below = place.path().join("rootfs");
         let directory = |path: &Path| match path.symlink_metadata()?.is_dir() {
             true => Ok(()),
             false => Err(ErrorKind::NotADirectory.into()),
@@ -313,6 +329,10 @@ fn ask(kind: Kind, base: &Path, before: Option<&Answer>) -> Answer {
 /// An instance's directory without a record that can be used.
 #[derive(Debug)]
 struct Fault {
+    /// The instance's name, by its directory.
+    name: String,
+    /// As [`Instance::writers`].
+    writers: Vec<u32>,
     pool: String,
     /// Where its backup.yaml would be.
     at: PathBuf,
@@ -328,12 +348,9 @@ enum Why {
 }
 
 impl Fault {
-    /// Directories are named `INSTANCE` or `PROJECT_INSTANCE`.
-    fn is_of(&self, instance: &str) -> bool {
-        let directory = self.at.parent().and_then(Path::file_name).unwrap_or_default();
-        let name = directory.to_string_lossy();
-        name.strip_suffix(instance)
-            .is_some_and(|project| project.is_empty() || project.ends_with('_'))
+    /// Whose instance it is, nobody knows; but that of another user who was root in it is not this one's.
+    fn is_of(&self, query: &Query<'_>) -> bool {
+        self.name == query.instance && self.writers.iter().all(|uid| [0, query.uid].contains(uid))
     }
 }
 
@@ -362,12 +379,12 @@ fn from_disk(base: &Path) -> Disk {
     }
     for pool in pools {
         let below = Path::new("storage-pools").join(&pool).join("containers");
-        let pool = pool.to_string_lossy();
         let (at, containers) = first(&views, &below, names);
         let containers = match containers {
             Ok(containers) => containers,
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 let at = at.display();
+                let pool = pool.to_string_lossy();
                 disk.unseen.push(format!("the pool {pool} is not mounted: there is no {at}"));
                 continue;
             }
@@ -376,24 +393,48 @@ fn from_disk(base: &Path) -> Disk {
                 continue;
             }
         };
-        for name in containers.iter().filter(|n| n.to_string_lossy().contains(INSTANCE_PREFIX)) {
-            let (at, text) = first(&views, &below.join(name).join("backup.yaml"), read_small);
-            let read = text.map_err(Why::Look).and_then(|(text, written)| {
-                let instance = Instance::from_backup(&text).map_err(|e| Why::Record(e.to_string()));
-                Ok((instance?, written))
-            });
-            match read {
-                Ok((mut instance, written)) => {
-                    // As of when it was written: a machine outlives its daemon.
-                    instance.status.clear();
-                    instance.pool.get_or_insert_with(|| pool.clone().into_owned());
-                    disk.instances.push((instance, written));
-                }
-                Err(why) => disk.faults.push(Fault { pool: pool.clone().into_owned(), at, why }),
+        for place in containers.iter().filter_map(|name| Place::of_directory(&pool, name)) {
+            if place.name.starts_with(INSTANCE_PREFIX) {
+                disk.look(&views, &place);
             }
         }
     }
     disk
+}
+
+impl Disk {
+    /// Takes one instance's record from its directory.
+    fn look(&mut self, views: &[PathBuf], place: &Place) {
+        let (at, read) = first(views, &place.path().join("backup.yaml"), read_small);
+        // LXD and Incus give the directory to who is root in the instance while it runs. That user can put another record
+        // there, but nobody else can.
+        let directory = at.parent().map(Path::symlink_metadata);
+        let mut writers: Vec<u32> =
+            directory.and_then(Result::ok).map(|m| m.uid()).into_iter().collect();
+        let read = read.and_then(|(text, meta)| {
+            writers.push(meta.uid());
+            Ok((text, meta.modified()?))
+        });
+        let read = read.map_err(Why::Look).and_then(|(text, written)| {
+            let read = Instance::from_backup(&text, place);
+            Ok((read.map_err(|e| Why::Record(e.to_string()))?, written))
+        });
+        match read {
+            Ok((mut instance, written)) => {
+                // As of when it was written: a machine outlives its daemon.
+                instance.status.clear();
+                instance.writers = writers;
+                self.instances.push((instance, written));
+            }
+            Err(why) => self.faults.push(Fault {
+                name: place.name.clone(),
+                writers,
+                pool: place.pool.clone(),
+                at,
+                why,
+            }),
+        }
+    }
 }
 
 /// Where a daemon's base directory can be seen: for the snap, also through its mount namespace, where its pools are.

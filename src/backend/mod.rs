@@ -4,6 +4,7 @@ mod api;
 pub mod bytes;
 mod dir;
 mod lxd;
+mod place;
 mod record;
 mod yaml;
 
@@ -13,6 +14,7 @@ pub use record::{Device, IdMaps};
 
 use crate::codchi::INSTANCE_PREFIX;
 use serde::{Deserialize, Serialize};
+use std::fs::Metadata;
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -110,7 +112,7 @@ pub enum Backend {
 #[derive(Debug, thiserror::Error)]
 pub enum LocateError {
     /// There is no instance of that name: what is missing, and what makes it.
-    #[error("not installed: there is no {0}")]
+    #[error("not installed: {0}")]
     NotInstalled(String),
     /// The instance's volume is not there.
     #[error("there is no {path}: the volume of {instance} (pool {pool}) is not mounted; {remedy}")]
@@ -123,19 +125,6 @@ pub enum LocateError {
         pool: String,
         /// What mounts it.
         remedy: String,
-    },
-    /// All instances of that name are somebody else's.
-    #[error(
-        "{instance} belongs to somebody else: its record does not map uid {uid} to its root, or its home is not in \
-         {data_dir}; --user and --data-dir say whose machines are meant"
-    )]
-    NotYours {
-        /// The instance.
-        instance: String,
-        /// Whose state it is.
-        uid: u32,
-        /// Where the home would have to be.
-        data_dir: PathBuf,
     },
     /// More than one is the user's.
     #[error(
@@ -192,7 +181,7 @@ impl LocateError {
     /// Of the machine whose instance it is.
     fn not_installed(missing: &str, instance: &str) -> Self {
         let name = instance.strip_prefix(INSTANCE_PREFIX).unwrap_or(instance);
-        Self::NotInstalled(format!("{missing}; `codchi rebuild {name}` makes it"))
+        Self::NotInstalled(format!("there is no {missing}; `codchi rebuild {name}` makes it"))
     }
 }
 
@@ -229,20 +218,23 @@ impl Backend {
             }
             all.mine.extend(here.mine);
             all.fault = all.fault.or(here.fault);
-            all.others += here.others;
         }
-        let nowhere = || LocateError::not_installed(&format!("instance {instance}"), &instance);
+        // The same text where another user has one: nobody is told what others have.
+        let nowhere = || {
+            let name = instance.strip_prefix(INSTANCE_PREFIX).unwrap_or(&instance);
+            LocateError::NotInstalled(format!(
+                "there is no instance {instance} of uid {} with its home in {}; `codchi rebuild {name}` makes it; if it exists, it \
+                 belongs to somebody else or has its home elsewhere: name whose machines are meant with --user and --data-dir",
+                query.uid,
+                query.data_dir.display()
+            ))
+        };
         let result = match (all.mine.len(), all.fault) {
             (1, _) => match all.mine.pop() {
                 Some((_, location)) => location,
                 None => Err(nowhere()),
             },
             (0, Some(fault)) => Err(fault),
-            (0, None) if all.others > 0 => Err(LocateError::NotYours {
-                instance,
-                uid: query.uid,
-                data_dir: query.data_dir.into(),
-            }),
             (0, None) if !silent.is_empty() => {
                 Err(LocateError::Unknown { instance, why: silent.join("; ") })
             }
@@ -261,9 +253,7 @@ impl Backend {
 struct Found {
     /// Those that are the user's: where each is as a person says it, and its directories.
     mine: Vec<(String, Result<Location, LocateError>)>,
-    /// How many are somebody else's.
-    others: usize,
-    /// One whose record cannot be read, so that nobody knows whose it is.
+    /// One whose record cannot be used: it cannot be read, or is the user's and contradicts itself or its place.
     fault: Option<LocateError>,
     facts: Facts,
 }
@@ -281,25 +271,44 @@ fn is_codchis_own(path: &str) -> bool {
 #[cfg(fuzzing)]
 #[allow(missing_docs)]
 pub mod fuzzing {
+    use super::place::Place;
     use super::record::Instance;
     use serde_json::Value;
+    use std::ffi::OsStr;
 
-    /// A backup.yaml, as text that shows all that is used of it.
-    pub fn backup(text: &str) -> Result<String, String> {
-        let mut instance = Instance::from_backup(text).map_err(|why| why.to_string())?;
-        // The API has none.
-        instance.pool_driver = None;
-        Ok(all(&instance))
+    /// A backup.yaml in this directory of this pool, as text that shows what is used of it but its place. Whatever it says,
+    /// it is of the instance that the directory is of.
+    pub fn backup(text: &str, pool: &OsStr, directory: &OsStr) -> Result<String, String> {
+        let place = Place::of_directory(pool, directory).ok_or("no directory of an instance")?;
+        let instance = Instance::from_backup(text, &place).map_err(|why| why.to_string())?;
+        assert_eq!(instance.place.as_ref(), Some(&place));
+        assert_eq!((&instance.name, &instance.project), (&place.name, &place.project));
+        let why = instance.contradiction.as_deref().unwrap_or_default();
+        assert!(why.len() < 4096 && !why.contains(char::is_control), "{why:?}");
+        Ok(all(instance))
     }
 
     /// An instance as the API lists it.
     pub fn record(record: &Value) -> Result<String, String> {
-        Instance::from_record(record).map(|i| all(&i)).map_err(|why| why.to_string())
+        let instance = Instance::from_record(record).map_err(|why| why.to_string())?;
+        if let Some(place) = &instance.place {
+            let parts: Vec<_> =
+                place.path().components().map(|c| c.as_os_str().to_owned()).collect();
+            let directory = OsStr::new(place.path().file_name().unwrap_or_default()).to_owned();
+            assert_eq!(parts.len(), 4, "{parts:?}");
+            assert_eq!(
+                Place::of_directory(OsStr::new(&place.pool), &directory).as_ref(),
+                Some(place)
+            );
+        }
+        Ok(all(instance))
     }
 
-    fn all(instance: &Instance) -> String {
+    fn all(mut instance: Instance) -> String {
         let belongs = instance.belongs_to(1000, std::path::Path::new("/home/a"));
-        format!("{instance:?} {:?} {:?} {belongs}", instance.maps(), instance.directory())
+        (instance.place, instance.contradiction, instance.pool_driver) = (None, None, None);
+        (instance.name, instance.project) = Default::default();
+        format!("{instance:?} {:?} {belongs}", instance.maps())
     }
 
     /// The metadata of an answer.
@@ -308,8 +317,8 @@ pub mod fuzzing {
     }
 }
 
-/// Reads a small regular file of the daemon, never through a link, and when it was written.
-fn read_small(path: &Path) -> std::io::Result<(String, SystemTime)> {
+/// Reads a small regular file of the daemon, never through a link.
+fn read_small(path: &Path) -> std::io::Result<(String, Metadata)> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let meta = file.metadata()?;
@@ -320,5 +329,5 @@ fn read_small(path: &Path) -> std::io::Result<(String, SystemTime)> {
     if file.take(MOST_BACKUP + 1).read_to_string(&mut text)? as u64 > MOST_BACKUP {
         return Err(ErrorKind::FileTooLarge.into());
     }
-    Ok((text, meta.modified()?))
+    Ok((text, meta))
 }

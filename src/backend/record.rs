@@ -1,5 +1,6 @@
 //! What LXD and Incus record of an instance: the same object in their API and in `backup.yaml` beside the rootfs.
 
+use super::place::{DEFAULT, Place};
 use super::yaml::{self, YamlError};
 use crate::idmap::{IdMap, IdMapError};
 use serde::{Deserialize, Serialize};
@@ -34,9 +35,16 @@ pub struct Device {
 pub(super) struct Instance {
     pub(super) name: String,
     pub(super) project: String,
+    /// That of its root disk, as recorded.
+    pool: Option<String>,
+    /// Where it lies; `None` where a daemon names no pool, or one that is no directory's name.
+    pub(super) place: Option<Place>,
+    /// What in the record contradicts the directory that it lies in, or itself: it then opens nothing.
+    pub(super) contradiction: Option<String>,
+    /// Host uids that can have written the record: owners of the file and of its directory. A daemon's answer has none.
+    pub(super) writers: Vec<u32>,
     /// `Running`, `Stopped` …; as of when the record was made.
     pub(super) status: String,
-    pub(super) pool: Option<String>,
     /// The pool's driver, where the record says it (backup.yaml).
     pub(super) pool_driver: Option<String>,
     raw_idmap: String,
@@ -69,21 +77,109 @@ pub(super) enum RecordError {
     /// An instance without a name.
     #[error("an instance without a name")]
     NoName,
+    /// A name that no instance can have.
+    #[error("an instance or project with an impossible name")]
+    Name,
+}
+
+/// What a record claims of its own place: the claim, and what the directory says instead.
+struct Claims<'a> {
+    place: &'a Place,
+    wrong: Option<String>,
+}
+
+impl Claims<'_> {
+    /// Old records lack some of these.
+    fn expect(&mut self, what: &str, claimed: Option<&Value>, is: &str) {
+        let claimed = match claimed {
+            None | Some(Value::Null) => return,
+            Some(Value::String(claimed)) if claimed == is => return,
+            Some(claimed) => claimed,
+        };
+        let claimed = claimed.as_str().map_or("no text".into(), shown);
+        self.wrong.get_or_insert_with(|| {
+            format!("it lies where {} is, but says that its {what} is {claimed}", self.place)
+        });
+    }
+
+    /// Version 1 has one pool and volume, version 2 (LXD 6) a list of each, with further volumes that the instance uses.
+    fn expect_storage(&mut self, document: &Value) {
+        let Place { pool, project, name } = self.place;
+        self.expect("pool", document.pointer("/pool/name"), pool);
+        let list = |key: &str| document.get(key).and_then(Value::as_array).into_iter().flatten();
+        let mut pools = list("pools").map(|pool| pool.get("name")).peekable();
+        if let Some(first) = pools.peek().copied()
+            && !pools.any(|one| one.and_then(Value::as_str) == Some(pool))
+        {
+            self.expect("pool", Some(first.unwrap_or(&Value::Bool(false))), pool);
+        }
+        for volume in document.get("volume").into_iter().chain(list("volumes")) {
+            if volume.get("type").is_some_and(|kind| kind == "custom") {
+                continue;
+            }
+            self.expect("volume", volume.get("name"), name);
+            self.expect("volume's project", volume.get("project"), project);
+            self.expect("volume's pool", volume.get("pool"), pool);
+        }
+    }
+}
+
+/// A short quotation of foreign text, safe on a terminal.
+fn shown(text: &str) -> String {
+    let mut short: String = text.chars().take(64).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    format!("{:?}", short)
 }
 
 impl Instance {
-    /// Reads the text of a backup.yaml.
-    pub(super) fn from_backup(text: &str) -> Result<Self, RecordError> {
+    /// Reads the text of a backup.yaml. Which instance it is of, its place says.
+    pub(super) fn from_backup(text: &str, place: &Place) -> Result<Self, RecordError> {
         let document = yaml::read(text)?;
-        let object = document.get("container").or_else(|| document.get("instance"));
-        let mut instance = Self::from_record(object.ok_or(RecordError::NoInstance)?)?;
-        instance.pool_driver =
-            document.pointer("/pool/driver").and_then(Value::as_str).map(str::to_owned);
-        Ok(instance)
+        let [container, instance] = objects(&document);
+        let object = container.or(instance).ok_or(RecordError::NoInstance)?;
+        let mut claims = Claims { place, wrong: None };
+        claims.expect("name", object.get("name"), &place.name);
+        claims.expect("project", object.get("project"), &place.project);
+        claims.expect("type", object.get("type"), "container");
+        claims.expect_storage(&document);
+        let mut read = Self::read(object, place.name.clone(), place.project.clone())?;
+        claims.expect(
+            "root disk's pool",
+            read.pool.as_deref().map(Value::from).as_ref(),
+            &place.pool,
+        );
+        read.contradiction = claims.wrong.or(read.contradiction);
+        if container.is_some() && instance.is_some() && container != instance {
+            let twice = "it has both `container` and `instance`, which differ";
+            read.contradiction.get_or_insert_with(|| twice.into());
+        }
+        read.place = Some(place.clone());
+        read.pool_driver = pool_driver(&document, &place.pool);
+        Ok(read)
+    }
+
+    /// Reads the text of a backup.yaml that somebody has put beside a copy of a machine: what it says of its place is of no
+    /// interest.
+    pub(super) fn of_copy(text: &str) -> Result<Self, RecordError> {
+        let document = yaml::read(text)?;
+        let [container, instance] = objects(&document);
+        let object = container.or(instance).ok_or(RecordError::NoInstance)?;
+        Self::read(object, String::new(), String::new())
     }
 
     /// Reads an instance as `GET /1.0/instances?recursion=1` lists it.
     pub(super) fn from_record(record: &Value) -> Result<Self, RecordError> {
+        let text = |key: &str| record.get(key).and_then(Value::as_str);
+        let name = text("name").ok_or(RecordError::NoName)?;
+        let project = text("project").unwrap_or(DEFAULT);
+        // Whatever the pool is.
+        Place::new("pool", project, name).ok_or(RecordError::Name)?;
+        Self::read(record, name.into(), project.into())
+    }
+
+    fn read(record: &Value, name: String, project: String) -> Result<Self, RecordError> {
         let text =
             |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
         let empty = Value::Object(Map::new());
@@ -104,11 +200,15 @@ impl Instance {
                 have == path || have.strip_suffix('/') == Some(path)
             })
         };
+        let pool = at("/").and_then(|d| text(d, "pool"));
         Ok(Self {
-            name: text(record, "name").ok_or(RecordError::NoName)?,
-            project: text(record, "project").unwrap_or_else(|| "default".into()),
+            place: pool.as_ref().and_then(|pool| Place::new(pool, &project, &name)),
+            pool,
+            contradiction: contradiction(record),
+            writers: Vec::new(),
+            name,
+            project,
             status: text(record, "status").unwrap_or_default(),
-            pool: at("/").and_then(|d| text(d, "pool")),
             pool_driver: None,
             raw_idmap: text(config, "raw.idmap").unwrap_or_default(),
             maps: maps(config),
@@ -127,34 +227,64 @@ impl Instance {
     }
 
     /// Whether the record proves that the machine is `uid`'s: that user is root in it (`raw.idmap`), and its home lies
-    /// in the user's `data_dir`. Anybody may write a config.json with somebody else's machine name.
+    /// in the user's `data_dir`. Anybody may write a config.json with somebody else's machine name. Nobody but root can
+    /// write a record that says it of another user.
     pub(super) fn belongs_to(&self, uid: u32, data_dir: &Path) -> bool {
         let plain = |p: &Path| {
             p.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)))
         };
-        maps_to_root(&self.raw_idmap, uid)
+        self.writers.iter().all(|writer| [0, uid].contains(writer))
+            && maps_to_root(&self.raw_idmap, uid)
             && self.home.as_ref().is_none_or(|home| plain(home) && home.starts_with(data_dir))
     }
 
     /// How its ids are shifted; an error says why nobody knows. A daemon always records the map of the rootfs: where there
     /// is none, the record was cut off.
     pub(super) fn maps(&self) -> Result<IdMaps, String> {
+        if let Some(why) = &self.contradiction {
+            return Err(why.clone());
+        }
         if !self.mapped {
             return Err(format!("it has no {LAST_STATE}: nobody knows who owns its files"));
         }
         self.maps.clone().map_err(|e| e.to_string())
     }
+}
 
-    /// Directory of the instance in its pool; `None` where the record's names are no names.
-    pub(super) fn directory(&self) -> Option<(String, String)> {
-        let name = |s: &str| !s.is_empty() && s != "." && s != ".." && !s.contains(['/', '\0']);
-        let pool = self.pool.clone()?;
-        let directory = match self.project.as_str() {
-            "default" => self.name.clone(),
-            project => format!("{project}_{}", self.name),
-        };
-        (name(&pool) && name(&directory)).then_some((pool, directory))
-    }
+/// LXD 6 says `instance`, all others `container`.
+fn objects(document: &Value) -> [Option<&Value>; 2] {
+    ["container", "instance"].map(|key| document.get(key).filter(|object| !object.is_null()))
+}
+
+/// The keys that decide whose an instance is and which owners its files have.
+const DECISIVE: [&str; 5] = [
+    "raw.idmap",
+    "security.privileged",
+    LAST_STATE,
+    "volatile.idmap.current",
+    "volatile.idmap.next",
+];
+
+/// An instance's own settings prevail over those of its profiles. So where a daemon has both, they are the same.
+fn contradiction(record: &Value) -> Option<String> {
+    let differs = |section: &str, key: &str| {
+        let own = record.get(section)?.get(key)?;
+        let expanded = record.get(format!("expanded_{section}"))?.get(key)?;
+        (own != expanded)
+            .then(|| format!("its {section} and expanded_{section} differ in {}", shown(key)))
+    };
+    let devices = record.get("devices").and_then(Value::as_object).into_iter().flat_map(Map::keys);
+    DECISIVE
+        .into_iter()
+        .find_map(|key| differs("config", key))
+        .or_else(|| devices.into_iter().find_map(|name| differs("devices", name)))
+}
+
+fn pool_driver(document: &Value, pool: &str) -> Option<String> {
+    let pools = document.get("pools").and_then(Value::as_array).into_iter().flatten();
+    let mut all = document.get("pool").into_iter().chain(pools);
+    let one = all.find(|one| one.get("name").and_then(Value::as_str) == Some(pool))?;
+    one.get("driver").and_then(Value::as_str).map(str::to_owned)
 }
 
 /// `raw.idmap` has lines `uid|gid|both HOST INSIDE`, each a number or a range (LXD's doc/userns-idmap.md).
@@ -183,6 +313,10 @@ fn maps(config: &Value) -> Result<IdMaps, MapError> {
 mod tests {
     use super::*;
 
+    fn backup(text: &str) -> Result<Instance, RecordError> {
+        Instance::from_backup(text, &Place::new("default", "default", "x").unwrap())
+    }
+
     fn entry(host: u32) -> String {
         format!(r#"[{{"Isuid":true,"Isgid":true,"Hostid":{host},"Nsid":0,"Maprange":9}}]"#)
     }
@@ -194,14 +328,14 @@ mod tests {
                 "container:\n  name: x\n  config:\n    volatile.last_state.idmap: '{last}'\n    volatile.idmap.current: '{current}'\n    volatile.idmap.next: '{next}'\n"
             )
         };
-        let maps = |text: &str| Instance::from_backup(text).unwrap().maps().unwrap();
+        let maps = |text: &str| backup(text).unwrap().maps().unwrap();
         let all = maps(&text(&entry(10), &entry(20), &entry(30)));
         assert_eq!(all.rootfs.unwrap().uid(11), Some(1));
         assert_eq!(all.home.unwrap().uid(22), Some(2));
         let never_started = maps(&text("[]", "", &entry(30)));
         assert_eq!(never_started.rootfs, None);
         assert_eq!(never_started.home.unwrap().uid(30), Some(0));
-        let cut = Instance::from_backup("instance: {name: x, config: {}}").unwrap().maps();
+        let cut = backup("instance: {name: x, config: {}}").unwrap().maps();
         assert!(cut.unwrap_err().starts_with("it has no volatile.last_state.idmap"));
     }
 
@@ -210,14 +344,12 @@ mod tests {
         for (text, why) in [
             ("", RecordError::NoInstance),
             ("- 1", RecordError::NoInstance),
-            ("instance: {}", RecordError::NoName),
+            ("instance: null", RecordError::NoInstance),
         ] {
-            assert_eq!(Instance::from_backup(text), Err(why), "{text:?}");
+            assert_eq!(backup(text), Err(why), "{text:?}");
         }
-        assert!(matches!(Instance::from_backup("a: ["), Err(RecordError::Yaml(_))));
-        let bad =
-            Instance::from_backup("container: {name: x, config: {volatile.last_state.idmap: '{'}}")
-                .unwrap();
+        assert!(matches!(backup("a: ["), Err(RecordError::Yaml(_))));
+        let bad = backup("container: {name: x, config: {volatile.last_state.idmap: '{'}}").unwrap();
         assert_eq!(
             bad.maps().unwrap_err(),
             "volatile.last_state.idmap: the id map is not a JSON list of ranges (line 1, column 0)"
@@ -248,27 +380,6 @@ mod tests {
             ("uid 1000 0", "/home/a/.local/share/codchi-other/dev", false),
         ] {
             assert_eq!(of(idmap, source).belongs_to(1000, data), yes, "{idmap:?} {source}");
-        }
-    }
-
-    #[test]
-    fn names_that_are_paths_make_no_directory() {
-        let of = |pool: &str, project: &str, name: &str| {
-            let record = serde_json::json!({
-                "name": name, "project": project,
-                "expanded_devices": {"root": {"type": "disk", "path": "/", "pool": pool}},
-            });
-            Instance::from_record(&record).unwrap().directory()
-        };
-        assert_eq!(of("p", "default", "codchi-x"), Some(("p".into(), "codchi-x".into())));
-        assert_eq!(of("p", "work", "codchi-x"), Some(("p".into(), "work_codchi-x".into())));
-        for (pool, project, name) in [
-            ("..", "default", "x"),
-            ("a/b", "default", "x"),
-            ("p", "a/..", "x"),
-            ("p", "default", ".."),
-        ] {
-            assert_eq!(of(pool, project, name), None);
         }
     }
 }

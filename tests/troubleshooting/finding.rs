@@ -104,8 +104,13 @@ pub(crate) const CASES: &[Case] = &[
         let host = played();
         let socket = host.lxd.join("unix.socket");
         fs::rename(&socket, host.path().join("daemon")).unwrap();
-        fs::write(directory(&host.lxd, "demo").join("backup.yaml"), "container: [").unwrap();
-        let said = list(&host);
+        let at = directory(&host.lxd, "demo").join("backup.yaml");
+        let other = fs::read_to_string(&at).unwrap().replace("codchi-demo", "codchi-imported");
+        fs::write(&at, "container: [").unwrap();
+        let mut said = list(&host);
+        fs::write(&at, other).unwrap();
+        said += &list(&host);
+        assert!(said.contains("says that its name is \"codchi-imported\""), "{said}");
         fs::rename(host.path().join("daemon"), &socket).unwrap();
         works(&host);
         said
