@@ -165,7 +165,9 @@ fn arguments_that_do_more_than_the_server_needs_are_refused() {
         }
     }
     // Nothing of that is missing in this kernel.
-    let control = Idle::new(program("env", ["--"]));
+    let mut control = program("env", ["--"]);
+    control.current_dir(fixture.path());
+    let control = Idle::new(control);
     let calls = attempts(victim.pid(), 0);
     for (call, got) in calls.iter().zip(make(control.pid(), &calls)) {
         assert_ne!(got, Err(libc::ENOSYS), "{} by who is not confined", call.name);
