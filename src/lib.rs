@@ -29,6 +29,7 @@ pub mod doctor;
 pub mod export;
 pub mod fuse;
 pub mod idmap;
+pub mod kernel;
 pub mod machine;
 mod mountinfo;
 pub mod nar;

@@ -257,8 +257,8 @@ pub(crate) fn backing(reply: &fuser::ReplyOpen, id: u32) -> fuser::BackingId {
 /// Keeps every descriptor but the standard ones from the programs that are started from now on: whoever started this one may
 /// have left some open that are none of theirs.
 ///
-/// close_range(2) with `CLOSE_RANGE_CLOEXEC`, since Linux 5.11.
-pub(crate) fn keep_descriptors() -> Result<(), Errno> {
+/// close_range(2) with `CLOSE_RANGE_CLOEXEC`, since Linux 5.11; before, one descriptor after the other.
+pub(crate) fn keep_descriptors() -> std::io::Result<()> {
     const CLOSE_RANGE_CLOEXEC: libc::c_long = 4;
     // SAFETY: with this flag the call closes nothing; it marks what happens to be open, whose owners do not notice.
     let result = unsafe {
@@ -269,7 +269,24 @@ pub(crate) fn keep_descriptors() -> Result<(), Errno> {
             CLOSE_RANGE_CLOEXEC,
         )
     };
-    outcome(result).map(drop)
+    match outcome(result) {
+        // The flag is not known, the call is not there, or a sandbox refuses it.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => mark_each_descriptor(),
+        marked => Ok(marked.map(drop)?),
+    }
+}
+
+fn mark_each_descriptor() -> std::io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name().to_str().and_then(|name| name.parse::<libc::c_int>().ok());
+        let Some(number) = number.filter(|number| *number > 2) else { continue };
+        // SAFETY: the call marks what happens to be open, whose owner does not notice, and fails for what is closed by now.
+        match outcome(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }.into()) {
+            Ok(_) | Err(Errno::BADF) => {}
+            Err(why) => return Err(why.into()),
+        }
+    }
+    Ok(())
 }
 
 fn outcome(result: libc::c_long) -> Result<usize, Errno> {
@@ -305,6 +322,17 @@ mod tests {
         let begins: Vec<_> = found.iter().map(|(begin, _)| *begin).collect();
         assert_eq!(begins, (0..200).map(|at| at * STEP).collect::<Vec<_>>());
         assert!(found.iter().all(|(begin, end)| end - begin >= 1 && end - begin < STEP));
+    }
+
+    #[test]
+    fn descriptors_are_kept_from_programs_with_and_without_the_call_for_all() {
+        use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+        for mark in [keep_descriptors, mark_each_descriptor] {
+            let file = tempfile::tempfile().unwrap();
+            fcntl_setfd(&file, FdFlags::empty()).unwrap();
+            mark().unwrap();
+            assert_eq!(fcntl_getfd(&file), Ok(FdFlags::CLOEXEC));
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::fixture::Fixture;
 use common::lxd::{Host, UID, user};
 use common::played::{MAP, directory, on_disk, pretend, record, sync};
 use common::{Done, program, run};
@@ -401,4 +402,28 @@ fn the_table_has_every_check() {
     let rows = text.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
     let named: BTreeSet<_> = rows.flat_map(|first| first.split('`').skip(1).step_by(2)).collect();
     assert_eq!(named, known);
+}
+
+#[test]
+fn verbose_says_what_the_page_says_newer_kernels_bring() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/DOCTOR.md");
+    let page = fs::read_to_string(page).unwrap();
+    let fixture = Fixture::new();
+    let out = fixture.run(["doctor", "-v"]).ok().out();
+    let out = out.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (_, table) = page.split_once("## What newer kernels bring").unwrap();
+    let rows: Vec<_> =
+        table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| |")).collect();
+    assert!(rows.len() > 5, "{table}");
+    for row in rows {
+        let [_, name, since, with, without, _] =
+            row.split('|').map(str::trim).collect::<Vec<_>>()[..]
+        else {
+            panic!("{row}")
+        };
+        let said =
+            |here: &str, what: &str| out.contains(&format!("{here} {name} ({since}) {what}"));
+        assert!(said("yes", with) || said("no", without), "{row}\n{out}");
+    }
+    assert!(!fixture.run(["doctor"]).ok().out().contains("close_range"));
 }

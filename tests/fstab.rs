@@ -156,23 +156,18 @@ fn a_mount_in_use_is_busy_and_can_be_detached() {
 }
 
 #[test]
-fn systemd_and_autofs_mount_as_they_do() {
+fn systemd_mounts_as_it_does() {
     let stage = Stage::new();
     let done = stage.play(
         "",
         r#"
         export PATH=/usr/bin:/bin:/usr/sbin:/sbin
-        # systemd's mount units: systemd.mount(5), mount_enter_mounting().
+        # systemd.mount(5), mount_enter_mounting().
         c env -i PATH="$PATH" mount "$U" "$M" -t codchifs -o "$O,allow_root,x-systemd.automount"
         c ls "$M"
         c env -i umount "$M" -c
-        # autofs: modules/mount_generic.c. On the first access it mounts, after some time it unmounts.
-        automount() {
-            mountpoint -q "$M" || mount -t codchifs -s -o "$O,strange,allow_root" "$U" "$M"
-            "$@"
-        }
-        c automount ls "$M"
-        c automount cat "$M/m/rootfs/srv/hello"
+        # As autofs calls it: modules/mount_generic.c.
+        c mount -t codchifs -s -o "$O,strange,allow_root" "$U" "$M"
         c umount "$M"
         c mount -n -i -t codchifs "$U" "$M"
     "#,
@@ -186,12 +181,39 @@ fn systemd_and_autofs_mount_as_they_do() {
             (0, ""),
             (0, strange),
             (0, ""),
-            (0, ""),
             // -i: without the helper. The kernel knows no such file system.
             (32, "unknown filesystem type"),
         ],
     );
-    assert_eq!([1, 3, 4].map(|n| done[n].out()), ["m\n", "m\n", "hello\n"]);
+    assert_eq!(done[1].out(), "m\n");
+}
+
+/// The kernel lets only the process group of the mount that it started through, and has everybody else wait for it.
+#[test]
+fn autofs_mounts_on_the_first_look_and_unmounts_when_nobody_looks() {
+    let stage = Stage::new();
+    let done = stage.play(
+        "",
+        r#"
+        mkdir auto
+        echo "$M -fstype=codchifs,$O,allow_root :$U" >auto/map
+        echo "/- $AT/auto/map --timeout=1" >auto/master
+        automount --foreground --dont-check-daemon --pid-file "$AT/auto/pid" "$AT/auto/master" 2>auto/log &
+        for at in "" again; do
+            until findmnt -n -t autofs -M "$M" >/dev/null; do sleep 0.1; done
+            c timeout 100 ls "$M"
+            c timeout 100 cat "$M/m/rootfs/srv/hello"
+            c findmnt -n -o SOURCE -t fuse.codchifs -M "$M"
+            until ! findmnt -n -t fuse.codchifs -M "$M" >/dev/null; do sleep 0.1; done
+        done
+        kill %1
+        wait %1 || true
+    "#,
+    );
+    check(&done, &[(0, ""); 6]);
+    let said: Vec<_> = done.iter().map(Done::out).collect();
+    let source = format!("{}\n", stage.user);
+    assert_eq!(said, ["m\n", "hello\n", &source, "m\n", "hello\n", &source]);
 }
 
 #[test]

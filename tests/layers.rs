@@ -10,6 +10,7 @@ const RANKS: &[(&str, u32)] = &[
     ("error", 0),
     ("sys", 0),
     ("idmap", 1),
+    ("kernel", 1),
     ("mountinfo", 1),
     ("credentials", 1),
     ("sandbox", 2),

@@ -59,9 +59,9 @@ fn a_mount_point_that_is_of_no_use_is_named_with_what_to_do() {
         (full.join("file/below"), "it is not a directory; choose an empty directory"),
         (full, "the directory is not empty, and a mount would hide what is in it"),
     ] {
-        for foreground in [&["--foreground"][..], &[]] {
+        for (foreground, code) in [(&["--foreground"][..], 78), (&[], 1)] {
             let arguments = [&["mount"], foreground, &[path.to_str().unwrap()]].concat();
-            let said = fixture.run(arguments).exits(1).err();
+            let said = fixture.run(arguments).exits(code).err();
             assert!(said.contains(words) && said.contains(path.to_str().unwrap()), "{said}");
         }
         assert!(mounts_on(&path).is_empty());

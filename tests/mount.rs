@@ -194,8 +194,10 @@ fn a_second_mount_on_the_same_place_is_refused() {
     fixture.sample("m");
     let mounted = Mounted::new(&fixture);
     let point = mounted.point().to_str().unwrap().to_owned();
-    for arguments in [vec!["mount", &point], vec!["mount", "--foreground", &point]] {
-        let done = fixture.run(arguments).exits(1);
+    for (arguments, code) in
+        [(vec!["mount", &point], 1), (vec!["mount", "--foreground", &point], 78)]
+    {
+        let done = fixture.run(arguments).exits(code);
         assert!(done.err().contains(&point), "the text names the place: {}", done.err());
     }
     assert_eq!(mounts_on(mounted.point()).len(), 1);

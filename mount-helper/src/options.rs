@@ -43,6 +43,7 @@ const WITH_VALUE: &[&str] = &[
     "rootfs-dir",
     "secrets",
     "sparse",
+    "stop-timeout",
     "user",
 ];
 
@@ -121,9 +122,9 @@ SOURCE     a user's name: that user's machines; codchi: the caller's
 -n         ignored, there is no mtab
 -o         options: config-dir= data-dir= driver= lxd-dir= rootfs-dir= user=
            machine= exclude= include= secrets= sparse= mtime= on-change=
-           passthrough= log-file= allow_other allow_root noexec
-           nosymfollow, and the words of fstab(5), which are ignored; in a value,
-           \\054 is a comma and \\040 a space
+           passthrough= log-file= stop-timeout= allow_other allow_root
+           noexec nosymfollow, and the words of fstab(5), which are ignored;
+           in a value, \\054 is a comma and \\040 a space
 -s         leave out unknown options instead of failing
 -t         codchifs or fuse.codchifs
 -v         say what is run

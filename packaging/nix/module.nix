@@ -22,12 +22,13 @@ let
       serviceConfig = {
         ExecStartPre = [
           ""
-          (utils.escapeSystemdExecArgs [ "${pkgs.coreutils}/bin/mkdir" "-p" user.mountPoint ])
+          # It may fail on what a killed process left, which the mount takes away.
+          "-${utils.escapeSystemdExecArgs [ "${pkgs.coreutils}/bin/mkdir" "-p" user.mountPoint ]}"
         ];
         ExecStart = [
           ""
           (utils.escapeSystemdExecArgs (
-            [ "${cfg.package}/bin/codchifs" "--user" name "mount" "--foreground" ]
+            [ "${cfg.package}/bin/codchifs" "--user" name "mount" "--foreground" "--stop-timeout=5" ]
             ++ options user
             ++ map (machine: "--machine=${machine}") user.machines
             ++ map (pattern: "--exclude=${pattern}") user.exclude

@@ -20,6 +20,7 @@ rustPlatform.buildRustPackage {
     ln -s mount.codchifs $out/bin/mount.fuse.codchifs
     install -Dm644 packaging/systemd/codchifs@.service -t $out/lib/systemd/system
     sed -i -e "s|/usr/bin/codchifs|$out/bin/codchifs|" -e "s|/usr/bin/mkdir|${coreutils}/bin/mkdir|" \
+      -e "s|/usr/bin/kill|${coreutils}/bin/kill|" \
       $out/lib/systemd/system/codchifs@.service
     install -Dm644 packaging/tmpfiles.conf $out/lib/tmpfiles.d/codchifs.conf
     made=$(mktemp -d)

@@ -4,6 +4,7 @@
 //! The daemon is not trusted to answer, nor to speak HTTP: a file system that waits for it hangs its users. So a call
 //! ends at its deadline whatever the other side does, and takes a bounded amount of memory.
 
+use super::activation;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::client::conn::http1;
@@ -36,6 +37,14 @@ pub(super) enum ApiError {
         socket: PathBuf,
         /// The system's answer.
         source: io::Error,
+    },
+    /// It does not run, and an attempt to connect would start it.
+    #[error(
+        "nobody but systemd, which would start it, listens on {socket}; the daemon does not run: start LXD or Incus"
+    )]
+    Asleep {
+        /// The daemon's socket.
+        socket: PathBuf,
     },
     /// The time is over.
     #[error(
@@ -133,6 +142,9 @@ pub(super) fn get(
     deadline: Duration,
     most: usize,
 ) -> Result<Value, ApiError> {
+    if activation::would_start(socket) {
+        return Err(ApiError::Asleep { socket: socket.to_owned() });
+    }
     let call = Arc::new(Call {
         socket: socket.to_owned(),
         uri: uri(path)

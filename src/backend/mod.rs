@@ -1,5 +1,6 @@
 //! Where a machine's files are, and how its ids are shifted. Knows nothing of Codchi's configuration of it.
 
+mod activation;
 mod api;
 pub mod bytes;
 mod dir;

@@ -345,6 +345,9 @@ pub(super) struct Mount {
     /// Append log lines to FILE once in the background
     #[arg(long, value_name = "FILE")]
     pub(super) log_file: Option<PathBuf>,
+    /// After a signal, cut off who still uses the mount after SECONDS [default: at a second signal]
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) stop_timeout: Option<u64>,
     /// What the mount table has as the source: mount(8) finds a line of fstab again by it
     #[arg(long, value_name = "NAME", default_value = "codchifs", hide = true)]
     pub(super) source: String,

@@ -3,7 +3,8 @@
 use super::args::{Doctor, Global};
 use super::text::{printable, wrapped};
 use super::{Context, Failure, Outcome};
-use crate::doctor::{Check, Status, Subject, examine};
+use crate::doctor::{Check, Status, Subject, examine, kernel_features};
+use crate::kernel::OLDEST;
 use serde_json::json;
 use std::io::{IsTerminal as _, Write};
 
@@ -14,6 +15,7 @@ const INDENT: usize = 9;
 
 pub(super) fn run(global: &Global, doctor: &Doctor) -> Result<Outcome, Failure> {
     let global = global.clone();
+    let verbose = global.verbose > 0;
     let checks = examine(move || {
         let Context { user, state, backend, vouched } =
             Context::new(&global).map_err(|e| e.to_string())?;
@@ -33,6 +35,9 @@ pub(super) fn run(global: &Global, doctor: &Doctor) -> Result<Outcome, Failure> 
         for check in &checks {
             print(&mut out, check, colours)?;
         }
+        if verbose {
+            print_features(&mut out)?;
+        }
         let count = |status| checks.iter().filter(|check| check.status == status).count();
         let (warnings, errors) = (count(Status::Warning), count(Status::Error));
         let s = |n: usize| if n == 1 { "" } else { "s" };
@@ -46,6 +51,21 @@ fn as_json(check: &Check) -> serde_json::Value {
         "check": check.check, "subject": check.subject, "status": check.status.as_str(),
         "text": check.text, "remedy": check.remedy,
     })
+}
+
+/// What each kernel brings, and what codchifs does without it.
+fn print_features(out: &mut impl Write) -> std::io::Result<()> {
+    let (major, minor) = OLDEST;
+    writeln!(out, "\nKernels from {major}.{minor} on work. What newer ones bring:")?;
+    for (feature, here) in kernel_features() {
+        let (major, minor) = feature.since;
+        let (here, what) = if here { ("yes", feature.with) } else { ("no", feature.without) };
+        writeln!(out, "{:<9}{} ({major}.{minor})", here, feature.name)?;
+        for line in wrapped(what, WIDTH - INDENT) {
+            writeln!(out, "{:INDENT$}{line}", "")?;
+        }
+    }
+    writeln!(out)
 }
 
 fn print(out: &mut impl Write, check: &Check, colours: bool) -> std::io::Result<()> {

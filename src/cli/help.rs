@@ -20,7 +20,7 @@ Examples:
   mount -t codchifs alice /mnt/codchi        with mount.codchifs(8)
 
 Exit status: 0 mounted (with --foreground: it has ended), 1 failed,
-2 usage.";
+2 usage. With --foreground 78 where trying again does not help.";
 
 pub(super) const UNMOUNT: &str = "\
 Examples:

@@ -1,5 +1,6 @@
 //! Where log lines go. Nobody who logs in a mount waits for whoever reads the log.
 
+use super::journal;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal as _, Write};
@@ -33,6 +34,7 @@ struct State {
 
 /// Starts logging to stderr, with -v this often.
 pub(super) fn start(verbose: u8) {
+    journal::detect();
     let level = match verbose {
         0 => "warn",
         1 => "codchifs=info,warn",
@@ -47,6 +49,7 @@ pub(super) fn start(verbose: u8) {
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(|| Log)
+        .event_format(journal::Lines::new())
         .init();
 }
 
@@ -133,8 +136,11 @@ impl State {
         if self.lost > 0 && self.bytes < MAX_WAITING / 2 {
             let lost = std::mem::take(&mut self.lost);
             self.add(
-                format!("codchifs: {lost} lines of the log are missing here: it took none\n")
-                    .into(),
+                format!(
+                    "{}{lost} lines of the log are missing here: it took none\n",
+                    journal::prefix(tracing::Level::WARN)
+                )
+                .into(),
             );
         }
     }

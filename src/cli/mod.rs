@@ -7,6 +7,7 @@ mod doctor;
 mod export;
 mod generate;
 mod help;
+mod journal;
 mod list;
 mod log;
 mod manifest;
@@ -42,7 +43,12 @@ enum Outcome {
     Incomplete,
     /// What was asked could not be found out, and that has been said.
     Unknown,
+    /// It cannot be done until somebody changes something, and that has been said.
+    Refused,
 }
+
+/// The exit status of a mount in the foreground that need not be tried again: that of sysexits.h, which systemd knows by name.
+const EX_CONFIG: i32 = 78;
 
 /// Parses the arguments, runs the command. Exit status: 0 done, 1 failed or incomplete, 2 usage.
 pub fn main() -> ExitCode {
@@ -82,11 +88,15 @@ pub fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Incomplete) => ExitCode::FAILURE,
         Ok(Outcome::Unknown) => ExitCode::from(2),
+        Ok(Outcome::Refused) => ExitCode::from(EX_CONFIG as u8),
         // Whoever closed the pipe has all that it wanted.
         Err(why) if is_broken_pipe(&*why) => ExitCode::SUCCESS,
         Err(why) => {
-            complain(&why.to_string());
-            ExitCode::FAILURE
+            say(tracing::Level::ERROR, &why.to_string());
+            match why.is::<mount::Permanent>() {
+                true => ExitCode::from(EX_CONFIG as u8),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -97,7 +107,11 @@ fn is_broken_pipe(why: &(dyn std::error::Error + 'static)) -> bool {
 
 /// One line on stderr in the program's name.
 fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr(), "codchifs: {text}");
+    say(tracing::Level::WARN, text);
+}
+
+fn say(level: tracing::Level, text: &str) {
+    let _ = writeln!(std::io::stderr(), "{}{text}", journal::prefix(level));
 }
 
 /// Whose machines, and where.

@@ -5,19 +5,21 @@ mod relay;
 mod server;
 
 use super::args::{Global, Mount, MountWord, Passthrough, Unmount};
-use super::log;
 use super::notify::{self, Manager};
-use super::{Context, Failure, Outcome, complain};
+use super::{Context, Failure, Outcome, complain, journal, log};
 use crate::credentials::User;
-use crate::fuse::{self, MountOptions};
+use crate::fuse::{self, MountError, MountOptions};
 use crate::machine::Machines;
-use rustix::process::{Signal, Uid};
+use crate::tree::{self, CannotRead, Root};
+use crate::{codchi, sandbox};
+use rustix::process::Uid;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the background process says on its stdout when the mount can be used.
 const READY: &str = "ready";
@@ -26,15 +28,36 @@ const READY: &str = "ready";
 const THREADS: usize = 2;
 
 pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
-    let failed = |why: &dyn std::fmt::Display| -> Failure {
-        format!("mount {}: {why}", mount.mountpoint.display()).into()
+    let failed = |why: Failure| -> Failure {
+        let text = format!("mount {}: {why}", mount.mountpoint.display());
+        match mount.foreground && is_permanent(&*why) {
+            true => Permanent(text).into(),
+            false => text.into(),
+        }
     };
     if global.server {
-        return server::run(global, mount).map_err(|why| failed(&why));
+        return server::run(global, mount).map_err(failed);
     }
     if !mount.foreground && !global.background_child && !mount.fake {
         return in_background(mount);
     }
+    run_here(global, mount).map_err(failed)
+}
+
+/// A failure that stays so until somebody changes something: a service manager need not try again.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Permanent(String);
+
+fn is_permanent(why: &(dyn std::error::Error + 'static)) -> bool {
+    why.downcast_ref::<MountError>().is_some_and(MountError::is_permanent)
+        || why.downcast_ref::<codchi::Error>().is_some_and(codchi::Error::is_permanent)
+        || why.is::<tree::RuleError>()
+        || why.is::<CannotRead>()
+        || why.is::<sandbox::SandboxError>()
+}
+
+fn run_here(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let context = Context::new(global)?;
     let options = options(mount, context.user, mount.mountpoint.clone());
     // Before anything is mounted: what cannot be used or opened must end this with an error that somebody reads.
@@ -45,7 +68,7 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         false => None,
     };
     if mount.fake {
-        fuse::check(&options).map_err(|why| failed(&why))?;
+        fuse::check(&options)?;
         return Ok(Outcome::Done);
     }
     log::start_queue()?;
@@ -67,12 +90,15 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let served = if is_root {
         host::run(context, &options, ready)
     } else {
+        if let Some(sample) = tree::sample()? {
+            tree::check_reading(Root::new(sample, Vec::new()))?;
+        }
         let machines = Arc::new(context.machines(settings, mount.machine.clone())?);
         name_missing(&machines, mount);
         fuse::serve(machines, &options, ready).map(|()| Outcome::Done).map_err(Failure::from)
     };
     manager.tell(notify::STOPPING);
-    served.map_err(|why| failed(&why))
+    served
 }
 
 fn options(mount: &Mount, user: User, mountpoint: PathBuf) -> MountOptions {
@@ -87,6 +113,7 @@ fn options(mount: &Mount, user: User, mountpoint: PathBuf) -> MountOptions {
         source: mount.source.clone(),
         threads: THREADS,
         passthrough: mount.passthrough == Passthrough::Auto,
+        stop_timeout: mount.stop_timeout.map(Duration::from_secs),
     }
 }
 
@@ -109,8 +136,8 @@ fn let_go(outputs: Option<Outputs>) {
         std::env::set_current_dir("/").map_err(Failure::from).and_then(|()| outputs.let_go());
     if let Err(why) = let_go {
         tracing::error!(%why, "nobody waits for the mount any more: unmounting");
-        // As a signal from outside would: whoever was interrupted in waiting does not expect a mount that comes later.
-        let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::TERM);
+        // Whoever was interrupted in waiting does not expect a mount that comes later.
+        fuse::signal_self();
     }
 }
 
@@ -174,6 +201,7 @@ impl Outputs {
         out.flush()?;
         rustix::stdio::dup2_stdout(&self.null)?;
         rustix::stdio::dup2_stderr(&self.log)?;
+        journal::leave();
         Ok(())
     }
 }

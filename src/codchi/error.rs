@@ -198,7 +198,8 @@ pub enum Error {
     /// The named user is not in /etc/passwd.
     #[error(
         "cannot find Codchi's state of user {user:?}, named by {by}: /etc/passwd has no such user; \
-         check the name"
+         {}",
+        user_remedy(user)
     )]
     UnknownUser {
         /// The name as given.
@@ -214,6 +215,23 @@ pub enum Error {
         /// The name as given.
         user: String,
     },
+}
+
+impl Error {
+    /// Whether it stays so until somebody changes something.
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, Self::UnknownUser { .. } | Self::UserNeedsRoot { .. })
+    }
+}
+
+/// systemd takes a dash in an instance's name for a slash (systemd.unit(5)).
+fn user_remedy(user: &str) -> &'static str {
+    match user.contains('/') {
+        true => {
+            "in a unit's name a dash must be escaped: systemctl start \"codchifs@$(systemd-escape USER)\""
+        }
+        false => "check the name",
+    }
 }
 
 impl Error {

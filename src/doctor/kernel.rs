@@ -1,7 +1,9 @@
 //! What this kernel can do.
 
-use super::Check;
+use super::{Check, parted};
+use crate::kernel::{self, Feature, PASSTHROUGH, SUBVOLUMES, XATTR_CALLS, release, version};
 use crate::sys;
+use crate::tree::{self, Root};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs;
@@ -9,24 +11,23 @@ use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::process::{Command, Stdio};
 
-/// openat2.
-const LEAST: (u32, u32) = (5, 6);
-const PASSTHROUGH: (u32, u32) = (6, 9);
-const SUBVOL: (u32, u32) = (6, 10);
-
 pub(super) fn checks() -> Vec<Check> {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let release = release();
     let version = version(&release);
-    let since = |(major, minor): (u32, u32)| format!("Linux {major}.{minor} or later has it");
-    let mut all = vec![if version >= LEAST {
-        Check::ok("kernel", format!("Linux {release}"))
-    } else {
-        let (major, minor) = LEAST;
-        let text = format!("Linux {release}: codchifs needs {major}.{minor} or later");
-        Check::error("kernel", text, "boot a newer kernel")
+    let since = |feature: Feature| {
+        let (major, minor) = feature.since;
+        format!("Linux {major}.{minor} or later has it")
+    };
+    let mut all = vec![match kernel::too_old() {
+        None => Check::ok("kernel", format!("Linux {release}")),
+        Some(why) => {
+            let (text, remedy) = parted(&why, "boot a newer kernel");
+            Check::error("kernel", text, remedy)
+        }
     }];
+    all.push(reading());
 
-    all.push(match (version >= PASSTHROUGH, configured("CONFIG_FUSE_PASSTHROUGH")) {
+    all.push(match (version >= PASSTHROUGH.since, configured("CONFIG_FUSE_PASSTHROUGH")) {
         (false, _) => Check::warning(
             "passthrough",
             format!("Linux {release} has no FUSE passthrough: large files cannot be read at the speed of the disk"),
@@ -46,7 +47,7 @@ pub(super) fn checks() -> Vec<Check> {
         Err(why) => Check::warning(
             "xattr-calls",
             format!("there is no listxattrat ({why}): scans are slower"),
-            since((6, 13)),
+            since(XATTR_CALLS),
         ),
     });
 
@@ -64,22 +65,37 @@ pub(super) fn checks() -> Vec<Check> {
         ),
     });
 
-    all.push(if version >= SUBVOL {
+    all.push(if version >= SUBVOLUMES.since {
         Check::ok("subvolumes", "statx tells btrfs subvolumes apart")
     } else {
         Check::warning(
             "subvolumes",
             format!("statx of Linux {release} does not tell btrfs subvolumes apart: renamed ones get new inode numbers"),
-            since(SUBVOL),
+            since(SUBVOLUMES),
         )
     });
     all
 }
 
-/// `6.1.0-12-amd64` is 6.1; what is no version is older than all.
-fn version(release: &str) -> (u32, u32) {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+/// Whether a sandbox refuses what reading takes.
+fn reading() -> Check {
+    const NAME: &str = "reading";
+    let read = tree::sample().and_then(|sample| {
+        sample.map_or(Ok(()), |at| tree::check_reading(Root::new(at, Vec::new())))
+    });
+    match read {
+        Ok(()) => Check::ok(NAME, "the calls by which files are read work"),
+        Err(why) => {
+            let (text, remedy) = parted(&why.to_string(), "run codchifs outside of a sandbox");
+            Check::error(NAME, text, remedy)
+        }
+    }
+}
+
+/// What newer kernels bring, and whether this one is new enough.
+pub(super) fn features() -> Vec<(Feature, bool)> {
+    let version = version(&release());
+    kernel::FEATURES.iter().map(|feature| (*feature, version >= feature.since)).collect()
 }
 
 fn has_xattr_calls() -> Result<(), Errno> {
@@ -102,7 +118,7 @@ fn configured(option: &str) -> Option<bool> {
 }
 
 fn config() -> Option<String> {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let release = release();
     if let Ok(text) = fs::read_to_string(format!("/boot/config-{release}")) {
         return Some(text);
     }
@@ -120,23 +136,4 @@ fn config() -> Option<String> {
     let read = child.stdout.take()?.read_to_string(&mut text);
     let done = child.wait().ok()?;
     (read.is_ok() && done.success()).then_some(text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::version;
-
-    #[test]
-    fn reads_versions() {
-        for (release, expected) in [
-            ("6.1.0-12-amd64", (6, 1)),
-            ("6.18.44", (6, 18)),
-            ("6.9-rc1", (6, 9)),
-            ("7", (7, 0)),
-            ("odd", (0, 0)),
-            ("", (0, 0)),
-        ] {
-            assert_eq!(version(release), expected, "{release}");
-        }
-    }
 }

@@ -10,6 +10,7 @@ mod machines;
 use crate::backend::Backend;
 use crate::codchi::State;
 use crate::credentials::User;
+use crate::kernel::Feature;
 use crate::opener::Vouched;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -86,6 +87,11 @@ pub struct Subject {
     pub backend: Backend,
     /// Which of Codchi's directories the command line names.
     pub vouched: Vouched,
+}
+
+/// What newer kernels bring, and whether this one is new enough for it.
+pub fn kernel_features() -> Vec<(Feature, bool)> {
+    kernel::features()
 }
 
 /// Looks at everything, for no longer than half a minute. `subject` runs under a deadline, too: a home may be on a mount that

@@ -10,6 +10,9 @@ use thiserror::Error;
 #[non_exhaustive]
 #[allow(missing_docs)]
 pub enum MountError {
+    /// codchifs does not run on this kernel.
+    #[error("{why}")]
+    Kernel { why: String },
     /// The mount point does not exist.
     #[error("there is no such directory; create it with: mkdir -p {}", .path.display())]
     Missing { path: PathBuf },
@@ -68,6 +71,22 @@ pub enum MountError {
     Fusermount { reason: String },
 }
 
+impl MountError {
+    /// Whether it stays so until somebody changes something.
+    pub fn is_permanent(&self) -> bool {
+        matches!(
+            self,
+            Self::Kernel { .. }
+                | Self::Missing { .. }
+                | Self::NotADirectory
+                | Self::NotEmpty
+                | Self::AlreadyMounted { .. }
+                | Self::BothAllowed
+                | Self::Mount { source: Errno::PERM | Errno::ACCESS | Errno::NOSYS, .. }
+        )
+    }
+}
+
 fn fuse_remedy(error: Errno) -> &'static str {
     match error {
         Errno::NOENT | Errno::NODEV | Errno::NXIO => "load the module with: modprobe fuse",
@@ -97,7 +116,7 @@ fn start_remedy(error: &io::Error) -> &'static str {
 fn mount_remedy(error: Errno) -> &'static str {
     match error {
         Errno::PERM | Errno::ACCESS => "; mounting needs CAP_SYS_ADMIN: run as root",
-        Errno::NOSYS => "; this kernel is too old (5.2 or later is needed)",
+        Errno::NOSYS => "; a sandbox around codchifs refuses it",
         Errno::NODEV => "; load the module with: modprobe fuse",
         _ => "",
     }

@@ -11,7 +11,7 @@ mod readonly;
 mod session;
 
 pub use error::MountError;
-pub use mount::{Attached, MountOptions, Stop, attach, check, unmount};
+pub use mount::{Attached, MountOptions, Stop, attach, check, signal_self, unmount};
 pub use mounts::{Health, mounted};
 pub use session::{answer, serve};
 

@@ -2,17 +2,21 @@
 
 use super::MountError;
 use super::mounts::{self, TYPE, mounted_at};
+use crate::kernel;
 use crate::mountinfo::{self, Mount};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, AsRawFd as _, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount as sys;
 use rustix::mount::UnmountFlags;
+use rustix::process::{Signal, getpid, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long unmounting is tried again while the mount is in use. Programs that look at every mount (df, systemd, a desktop)
@@ -28,6 +32,9 @@ const READ_AHEAD: &str = "1024";
 const NOSYMFOLLOW: sys::MountAttrFlags = sys::MountAttrFlags::from_bits_retain(0x0020_0000);
 /// The step that fails before Linux 5.14.
 const FSMOUNT_NOSYMFOLLOW: &str = "fsmount with nosymfollow, which Linux 5.14 and later have,";
+
+/// Between two looks at the mount table.
+const TABLE_PAUSE: Duration = Duration::from_millis(200);
 
 /// How to mount.
 #[derive(Clone, Debug)]
@@ -52,11 +59,16 @@ pub struct MountOptions {
     pub threads: usize,
     /// Have the kernel read large files of `rootfs/` by itself where it can.
     pub passthrough: bool,
+    /// How long whoever uses the mount keeps it after a signal. Without one: until a second signal.
+    pub stop_timeout: Option<Duration>,
 }
 
 impl MountOptions {
     /// Where, without symbolic links, if nothing in the options speaks against it.
     fn place(&self) -> Result<PathBuf, MountError> {
+        if let Some(why) = kernel::too_old() {
+            return Err(MountError::Kernel { why });
+        }
         if self.allow_other && self.allow_root {
             return Err(MountError::BothAllowed);
         }
@@ -125,6 +137,39 @@ impl Attached {
             Some(mounted) if mounts::is_stale(&mounted) => self.unmount(true),
             _ => Ok(()),
         }
+    }
+
+    /// Ends this process as a signal would when somebody else takes the mount out of this namespace (`umount -l`, or an unmount
+    /// of what is around it) while it is still in use: a service must not go on over an empty directory.
+    pub fn end_when_taken_away(self: &Arc<Self>) {
+        let attached = Arc::clone(self);
+        let watcher = std::thread::Builder::new().name("codchifs-table".into()).spawn(move || {
+            let path = attached.mountpoint.display();
+            match attached.wait_until_gone() {
+                Ok(()) => tracing::warn!(mountpoint = %path, "somebody unmounted it"),
+                Err(why) => return tracing::warn!(%why, "cannot watch the mount table"),
+            }
+            signal_self();
+        });
+        if let Err(why) = watcher {
+            tracing::warn!(%why, "nobody watches the mount table");
+        }
+    }
+
+    /// The kernel tells a poll of the table that it has changed (proc_pid_mountinfo(5)).
+    fn wait_until_gone(&self) -> Result<(), MountError> {
+        let failed = |source: io::Error| MountError::Table { source };
+        let table = std::fs::File::open("/proc/self/mountinfo").map_err(failed)?;
+        while self.found()?.is_some() {
+            let mut changed = [PollFd::new(&table, PollFlags::PRI)];
+            match poll(&mut changed, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(why) => return Err(failed(why.into())),
+            }
+            // A host that mounts all the time: the table may be long.
+            std::thread::sleep(TABLE_PAUSE);
+        }
+        Ok(())
     }
 
     /// Lets the kernel read ahead as far as pays. Only root may, and only after the kernel's INIT was answered; before, it
@@ -335,9 +380,11 @@ impl Stop {
     }
 
     /// Calls `end` on a signal, lazily or not, in a thread of its own, until the handle is closed. If the mount is in use it
-    /// goes out of sight, and a second signal calls `cut_off`, which is to fail whoever still uses it. SIGHUP calls `reread`.
+    /// goes out of sight, and a second signal, or the end of `timeout`, calls `cut_off`, which is to fail whoever still uses it.
+    /// SIGHUP calls `reread`.
     pub fn watch(
         self,
+        timeout: Option<Duration>,
         end: impl Fn(bool) -> Result<(), MountError> + Send + 'static,
         reread: impl Fn() + Send + 'static,
         cut_off: impl FnOnce() + Send + 'static,
@@ -346,7 +393,7 @@ impl Stop {
         let handle = signals.handle();
         let watcher = std::thread::Builder::new()
             .name("codchifs-signals".into())
-            .spawn(move || watch(&mut signals, end, reread, cut_off));
+            .spawn(move || watch(&mut signals, timeout, end, reread, cut_off));
         if let Err(source) = &watcher {
             tracing::warn!(%source, "no thread for signals: unmount with umount");
         }
@@ -356,6 +403,7 @@ impl Stop {
 
 fn watch(
     signals: &mut Signals,
+    timeout: Option<Duration>,
     end: impl Fn(bool) -> Result<(), MountError>,
     reread: impl Fn(),
     cut_off: impl FnOnce(),
@@ -380,9 +428,31 @@ fn watch(
             other => other,
         };
         match result {
-            Ok(()) | Err(MountError::NotMounted) => detached = true,
+            Ok(()) | Err(MountError::NotMounted) => {
+                detached = true;
+                if let Some(timeout) = timeout {
+                    signal_self_after(timeout);
+                }
+            }
             Err(error) => tracing::warn!(%error, "cannot unmount"),
         }
+    }
+}
+
+/// A signal as from outside.
+pub fn signal_self() {
+    if let Err(why) = kill_process(getpid(), Signal::TERM) {
+        tracing::warn!(%why, "cannot send a signal to this process");
+    }
+}
+
+fn signal_self_after(timeout: Duration) {
+    let wait = move || {
+        std::thread::sleep(timeout);
+        signal_self();
+    };
+    if let Err(why) = std::thread::Builder::new().name("codchifs-timeout".into()).spawn(wait) {
+        tracing::warn!(%why, "nobody waits for the time-out: a second signal ends the mount");
     }
 }
 

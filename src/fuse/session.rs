@@ -66,6 +66,7 @@ pub fn serve(
     let cut_off = end.clone();
     let watched = mountpoint.clone();
     let handle = stop.watch(
+        options.stop_timeout,
         move |lazy| mount::unmount(&watched, lazy),
         move || machines.reread(),
         // Nobody receives only if the session has ended already.

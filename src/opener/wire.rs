@@ -107,6 +107,8 @@ pub struct Greeting {
     /// Where the mount is.
     #[serde(with = "bytes")]
     pub mountpoint: PathBuf,
+    /// Whether there is a directory to try reading on.
+    pub sample: bool,
     /// How many sockets are for questions.
     pub sockets: usize,
     /// How all directories are apart that are opened for it.
@@ -121,6 +123,8 @@ pub struct Greeting {
 pub struct Greeted {
     /// What the kernel is answered on.
     pub device: OwnedFd,
+    /// For [`crate::tree::check_reading`].
+    pub sample: Option<OwnedFd>,
     /// For the [`super::Client`].
     pub sockets: Vec<OwnedFd>,
     /// Where the ways begin.
@@ -171,8 +175,9 @@ pub fn receive_greeting(from: &UnixStream) -> io::Result<(Greeting, Greeted)> {
     }
     let mut fds = fds.into_iter();
     let device = fds.next().ok_or_else(missing)?;
+    let sample = if greeting.sample { Some(fds.next().ok_or_else(missing)?) } else { None };
     let sockets = fds.by_ref().take(greeting.sockets).collect();
-    Ok((greeting, Greeted { device, sockets, ways: fds.collect() }))
+    Ok((greeting, Greeted { device, sample, sockets, ways: fds.collect() }))
 }
 
 fn missing() -> io::Error {
@@ -253,6 +258,7 @@ mod tests {
             config_dir: path.into(),
             data_dir: "/data".into(),
             mountpoint: "/mnt".into(),
+            sample: true,
             sockets: 4,
             apart: Apart::Whole,
             ways: vec![path.into()],
@@ -261,7 +267,8 @@ mod tests {
             let sender = scope.spawn(|| send_greeting(&host, &greeting, &fds));
             let (told, got) = receive_greeting(&server).unwrap();
             assert_eq!((told.uid, told.gid, &*told.config_dir), (7, 8, Path::new(path)));
-            assert_eq!((got.sockets.len(), got.ways.len()), (4, fds.len() - 5));
+            assert_eq!((got.sample.is_some(), got.sockets.len()), (true, 4));
+            assert_eq!(got.ways.len(), fds.len() - 6);
             sender.join().unwrap()
         });
         sent.unwrap();

@@ -56,7 +56,12 @@ impl Root {
 
     /// Through a mount that is [`Apart`] from all else.
     pub fn apart(directory: &OwnedFd, how: Apart, covered: Vec<PathBuf>) -> Result<Self, Errno> {
-        Ok(Self { fd: how.part(directory)?, quiet: how.is_quiet(), covered })
+        Ok(Self::parted(how.part(directory)?, how, covered))
+    }
+
+    /// One that was made [`Apart`] in this way before.
+    pub fn parted(fd: OwnedFd, how: Apart, covered: Vec<PathBuf>) -> Self {
+        Self { fd, quiet: how.is_quiet(), covered }
     }
 
     /// As another process opened it, apart, for this one, which was [`all_is_handed_over`].

@@ -5,6 +5,7 @@
 //! is the rootfs. Sockets, and what lies on another mount, are not in the tree, since they cannot be in the tar.
 
 mod attr;
+mod check;
 mod find;
 mod generated;
 mod layer;
@@ -17,6 +18,7 @@ mod weigh;
 mod xattr;
 
 pub use attr::{Attr, Kind, ObjectId, Owners, Time};
+pub use check::{CannotRead, check_reading, sample};
 pub use generated::GeneratedFile;
 pub use plain::{Plain, PlainEntry};
 pub use rules::{BUILT_IN_EXCLUDES, HOME, RuleError, Selection};

@@ -20,6 +20,7 @@ pub(crate) mod played;
 pub(crate) mod processes;
 pub(crate) mod readers;
 pub(crate) mod room;
+pub(crate) mod sandboxed;
 pub(crate) mod snapshot;
 pub(crate) mod ssh;
 pub(crate) mod stage;

@@ -6,6 +6,7 @@ use crate::common::fixture::Fixture;
 use crate::common::mounted::Mounted;
 use crate::common::played::played;
 use crate::common::processes::kill;
+use crate::common::sandboxed::without;
 use crate::common::stage::Stage;
 use crate::common::{program, run};
 use rustix::process::Signal;
@@ -29,6 +30,31 @@ pub(crate) const CASES: &[Case] = &[
         fixture.run(["unmount", &point]).silent();
         fixture.run(["mount", &point]).silent();
         fixture.run(["unmount", &point]).silent();
+        said
+    }),
+    ("is too old", || {
+        let fixture = Fixture::new();
+        let mut command =
+            program("setarch", ["--uname-2.6", env!("CARGO_BIN_EXE_codchifs"), "mount"]);
+        let said = run(command.arg(fixture.mount_point())).exits(1).err();
+        fixture.run(["doctor", "-v"]).ok();
+        said
+    }),
+    ("files of machines cannot be read", || {
+        let fixture = Fixture::new();
+        let mut command = fixture.command(["mount"]);
+        without(&[libc::SYS_openat2], libc::ENOSYS, command.arg(fixture.mount_point()))
+            .exits(1)
+            .err()
+    }),
+    ("a dash must be escaped", || {
+        let fixture = Fixture::new();
+        let point = fixture.mount_point();
+        let said =
+            fixture.run(["--user", "an/na", "mount", point.to_str().unwrap()]).exits(1).err();
+        let escaped = run(program("systemd-escape", ["an-na"])).ok().out();
+        let name = run(program("systemd-escape", ["--unescape", escaped.trim_end()])).ok().out();
+        assert_eq!(name, "an-na\n");
         said
     }),
     ("cannot open /dev/fuse", || {

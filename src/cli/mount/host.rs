@@ -1,9 +1,11 @@
 //! The process that stays root: mounts, finds and opens machines for the server, and unmounts when that ends.
 
-use super::super::{Context, Failure, Outcome};
+use super::super::journal;
+use super::super::{Context, EX_CONFIG, Failure, Outcome};
 use super::relay::Relay;
 use crate::fuse::{self, Attached, MountError, MountOptions, Stop};
 use crate::opener::{Control, Direct, Greeting, Host, send_greeting};
+use crate::tree::{self, Root};
 use rustix::fd::AsFd as _;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs::File;
@@ -12,6 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The server gets this long to answer the kernel for the first time.
@@ -30,6 +33,13 @@ pub(super) fn run(
     let (config_dir, data_dir) = (state.config_dir.clone(), state.data_dir.clone());
     let mut direct = Direct::new(backend, user, state, vouched);
     let apart = direct.part();
+    // The server is in the same sandbox, and has less.
+    let sample = tree::sample()?;
+    let sample = sample.map(|sample| apart.part(&sample)).transpose()?;
+    if let Some(sample) = &sample {
+        let sample = sample.try_clone()?;
+        tree::check_reading(Root::parted(sample, apart, Vec::new()))?;
+    }
     let (attached, device) = fuse::attach(options)?;
     let attached = Arc::new(attached);
     let theirs = device.try_clone();
@@ -53,7 +63,9 @@ pub(super) fn run(
     };
     let to_server = control.try_clone()?;
     let (ours, asked) = (Arc::clone(&attached), host.clone());
+    let cut_off = Arc::new(AtomicBool::new(false));
     let handle = stop.watch(
+        options.stop_timeout,
         move |lazy| match asked.is_asked() {
             true => ours.unmount(lazy),
             false => Err(MountError::NotMounted),
@@ -63,8 +75,17 @@ pub(super) fn run(
                 tracing::warn!(%why, "cannot have the server look anew");
             }
         },
-        kill.clone(),
+        {
+            let (cut_off, kill) = (Arc::clone(&cut_off), kill.clone());
+            move || {
+                cut_off.store(true, Ordering::Relaxed);
+                kill();
+            }
+        },
     );
+    if options.stop_timeout.is_some() {
+        attached.end_when_taken_away();
+    }
 
     let sockets = host.start()?;
     let ways = host.direct().ways(apart);
@@ -74,18 +95,20 @@ pub(super) fn run(
         config_dir,
         data_dir,
         mountpoint: attached.mountpoint.clone(),
+        sample: sample.is_some(),
         sockets: sockets.len(),
         apart,
         ways: ways.iter().map(|way| way.rest.clone()).collect(),
     };
     let fds: Vec<_> = std::iter::once(device.as_fd())
+        .chain(sample.iter().map(|sample| sample.as_fd()))
         .chain(sockets.iter().map(|socket| socket.as_fd()))
         .chain(ways.iter().map(|way| way.from.as_fd()))
         .collect();
     let greeted = send_greeting(&control, &greeting, &fds);
     drop(fds);
     // Copies here would keep the server from ending.
-    drop((device, sockets, ways));
+    drop((device, sample, sockets, ways));
     control.set_read_timeout(Some(START))?;
     if let Err(why) = greeted.and_then(|()| Control::receive(&control).map(drop)) {
         // It may have been stopped; its user can do that.
@@ -94,6 +117,7 @@ pub(super) fn run(
         return match status.code() {
             // It has said why.
             Some(1) => Ok(Outcome::Incomplete),
+            Some(EX_CONFIG) => Ok(Outcome::Refused),
             _ if why.kind() == std::io::ErrorKind::WouldBlock => {
                 let limit = START.as_secs();
                 Err(format!("the serving process did not start within {limit} s; mount again")
@@ -110,7 +134,11 @@ pub(super) fn run(
     let status = child.wait()?;
     handle.close();
     drop(mounted);
-    ended(status)
+    match options.stop_timeout.is_some() && cut_off.load(Ordering::Relaxed) {
+        // As it was asked for.
+        true => Ok(Outcome::Done),
+        false => ended(status),
+    }
 }
 
 /// Starts this program once more, with the same arguments and next to nothing else.
@@ -121,12 +149,15 @@ fn start(control: UnixStream, log: UnixStream) -> Result<Child, Failure> {
     let ours = |(name, _): &(std::ffi::OsString, _)| {
         name.as_encoded_bytes().starts_with(b"CODCHIFS_") || name == "RUST_BACKTRACE"
     };
+    // Its lines go on to the journal as they are.
+    let stream = journal::stream(&log).filter(|_| journal::is_in_use());
     let child = Command::new("/proc/self/exe")
         .arg0("codchifs")
         .arg("--server")
         .args(std::env::args_os().skip(1))
         .env_clear()
         .envs(std::env::vars_os().filter(ours))
+        .envs(stream.map(|stream| (journal::STREAM, stream)))
         // Keys typed at a terminal are for the host.
         .process_group(0)
         .stdin(Stdio::from(OwnedFd::from(control)))

@@ -8,6 +8,7 @@ use crate::credentials::User;
 use crate::fuse;
 use crate::machine::Machines;
 use crate::opener::{Client, Control, Greeted, Opener, receive_greeting};
+use crate::tree::Root;
 use crate::{sandbox, tree};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::fd::AsFd as _;
@@ -20,7 +21,7 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     leave_signals_to_the_host()?;
     let control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
-    let (greeting, Greeted { device, sockets, ways }) = receive_greeting(&control)?;
+    let (greeting, Greeted { device, sample, sockets, ways }) = receive_greeting(&control)?;
     // Paths of the command line are as of where the user was; from here on, that can be unmounted.
     let settings = mount.wishes.shown(global, Some(&greeting.mountpoint));
     let host = Arc::new(Client::new(sockets)?);
@@ -28,6 +29,9 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let user = User { uid: greeting.uid, gid: greeting.gid };
     sandbox::enter(user, greeting.apart.is_quiet())?;
     tree::all_is_handed_over(greeting.apart);
+    if let Some(sample) = sample {
+        tree::check_reading(Root::handed_over(sample, Vec::new()))?;
+    }
 
     let options = options(mount, user, greeting.mountpoint);
     let ways =
