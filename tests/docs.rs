@@ -19,6 +19,11 @@ fn every_promise_names_tests_that_exist() {
         let text = fs::read_to_string(root.join("docs").join(name)).unwrap();
         text.split_once("\n## ").unwrap().1.to_owned()
     });
+    // Cases of the machines that are booted.
+    let mut cases = String::new();
+    for entry in fs::read_dir(root.join("tests/machines.d/cases")).unwrap() {
+        cases += &fs::read_to_string(entry.unwrap().path()).unwrap();
+    }
     let mut faults = Vec::new();
     for promise in text.iter().flat_map(|text| text.split("\n- ").skip(1)) {
         let promise = promise.split("\n\n## ").next().unwrap();
@@ -30,7 +35,8 @@ fn every_promise_names_tests_that_exist() {
         for (file, test) in tests {
             let source =
                 fs::read_to_string(root.join(format!("tests/{file}.rs"))).unwrap_or_default();
-            if !source.contains(&format!("fn {test}(")) {
+            let is_case = file == "machines" && cases.contains(&format!("\ncase_{test}() {{"));
+            if !is_case && !source.contains(&format!("fn {test}(")) {
                 faults.push(format!("no such test: {file}::{test}"));
             }
         }
