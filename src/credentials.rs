@@ -3,6 +3,7 @@
 //! codchifs runs as root to read machines, but Codchi's state belongs to a user who may plant links in it. What that
 //! user could not read must not be read on their behalf.
 
+use crate::sys;
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 use rustix::thread::{
@@ -21,9 +22,10 @@ pub struct User {
 
 /// Runs `look` with the rights of `user` and nothing more; as whoever runs this, where that is not root.
 ///
-/// A thread of its own: changing the ids of this one could not be taken back safely, and dropping uid 0 takes all
-/// effective capabilities along (capabilities(7), "Effect of user ID changes on capabilities"). A process that is the user
-/// already, but with a capability, drops that in the thread. Without the change, nothing runs.
+/// A thread of its own, since changing the ids of this one could not be taken back safely. Root's acts on files as the user,
+/// without any capability, and stays root in its real, effective and saved ids: whoever has one of those may signal the
+/// whole process (kill(2)), or throttle the thread that it waits for (sched_setaffinity(2), setpriority(2)). A process that
+/// is the user already, but with a capability, drops that in the thread. Without the change, nothing runs.
 pub fn as_user<T: Send>(user: User, look: impl FnOnce() -> T + Send) -> std::io::Result<T> {
     let root = rustix::process::geteuid().is_root();
     if user.uid == 0 || (!root && capabilities(None)?.effective.is_empty()) {
@@ -31,11 +33,8 @@ pub fn as_user<T: Send>(user: User, look: impl FnOnce() -> T + Send) -> std::io:
     }
     let drop_rights = move || {
         if root {
-            let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-            set_thread_groups(&[gid])?;
-            // Not the real and the saved ones: whoever has these may send the whole process signals (kill(2)).
-            set_thread_res_gid(Gid::ROOT, gid, Gid::ROOT)?;
-            return set_thread_res_uid(Uid::ROOT, uid, Uid::ROOT);
+            set_thread_groups(&[Gid::from_raw(user.gid)])?;
+            sys::set_file_system_ids(user.uid, user.gid)?;
         }
         let none = CapabilitySet::empty();
         let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
@@ -80,10 +79,11 @@ mod tests {
             line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
         };
         // Real, effective, saved, and that of the file system.
-        assert_eq!(field("Uid:"), ["0", "65534", "0", "65534"]);
-        assert_eq!(field("Gid:"), ["0", "65534", "0", "65534"]);
+        assert_eq!(field("Uid:"), ["0", "0", "0", "65534"]);
+        assert_eq!(field("Gid:"), ["0", "0", "0", "65534"]);
         assert_eq!(field("Groups:"), ["65534"]);
         assert_eq!(field("CapEff:"), ["0000000000000000"]);
+        assert_eq!(field("CapPrm:"), ["0000000000000000"]);
         assert!(as_user(nobody, || std::fs::File::open("/etc/shadow")).unwrap().is_err());
         assert!(std::fs::File::open("/etc/shadow").is_ok(), "this thread keeps its rights");
     }

@@ -40,3 +40,4 @@ pub mod tar;
 pub mod tree;
 pub mod verify;
 pub mod vfs;
+mod walk;

@@ -1,5 +1,8 @@
 //! The kernel's mount table, as /proc/self/mountinfo has it.
 
+use rustix::fd::{AsFd, AsRawFd as _};
+use rustix::fs::{AtFlags, StatxFlags};
+use rustix::io::Errno;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -16,9 +19,63 @@ pub(crate) struct Mount {
     pub(crate) owner: Option<(u32, u32)>,
 }
 
+impl Mount {
+    /// Whether a process answers for it.
+    pub(crate) fn is_fuse(&self) -> bool {
+        matches!(&*self.fstype, "fuse" | "fuseblk") || self.fstype.starts_with("fuse.")
+    }
+}
+
+/// Readings of the table while others mount and unmount.
+const MAX_READINGS: usize = 8;
+
 /// All mounts of this process's namespace, the lower ones first.
 pub(crate) fn read() -> std::io::Result<Vec<Mount>> {
+    let mut table = read_once()?;
+    for _ in 1..MAX_READINGS {
+        // One reading is many reads, and those between which somebody unmounts may miss what is there.
+        let again = read_once()?;
+        if again == table {
+            break;
+        }
+        table = again;
+    }
+    Ok(table)
+}
+
+fn read_once() -> std::io::Result<Vec<Mount>> {
     Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+}
+
+/// The mount of this number, if it is in this process's namespace. Whoever asks holds a descriptor on it, so that the number
+/// stays its own.
+pub(crate) fn find(id: u64) -> std::io::Result<Option<Mount>> {
+    let mut before = None;
+    for _ in 0..MAX_READINGS {
+        let table = read_once()?;
+        if let Some(mount) = table.iter().find(|mount| mount.id == id) {
+            return Ok(Some(mount.clone()));
+        }
+        if before.as_ref() == Some(&table) {
+            break;
+        }
+        before = Some(table);
+    }
+    Ok(None)
+}
+
+/// The number of the mount that `fd` is on. Asks nobody: what is mounted there may not answer, or not us.
+pub(crate) fn id_of(fd: impl AsFd) -> Result<u64, Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let st = rustix::fs::statx(&fd, "", flags, StatxFlags::empty())?;
+    if st.stx_mask & StatxFlags::MNT_ID.bits() != 0 {
+        return Ok(st.stx_mnt_id);
+    }
+    // Before Linux 5.8.
+    let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(path).map_err(|_| Errno::NOSYS)?;
+    let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    id.and_then(|id| id.trim().parse().ok()).ok_or(Errno::NOSYS)
 }
 
 /// Mount points below `top`, an absolute path without symbolic links, relative to it. Sorted, each once.

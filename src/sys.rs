@@ -289,6 +289,30 @@ fn mark_each_descriptor() -> std::io::Result<()> {
     Ok(())
 }
 
+/// Makes this thread act on files as `uid` and `gid` (setfsuid(2)). Its other ids stay, and with them who may signal it, or
+/// change its priority, limits and processors: those calls compare the real, effective and saved ids only.
+pub(crate) fn set_file_system_ids(uid: u32, gid: u32) -> Result<(), Errno> {
+    // SAFETY: both calls take a number and change nothing but this thread's credentials; glibc and the kernel agree that,
+    // unlike setuid, they are the thread's alone.
+    unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+    }
+    // They report no error: what they were before is all that they return.
+    // SAFETY: -1 is nobody's id, so nothing is changed.
+    let now = unsafe { (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX)) };
+    match now == (uid as i32, gid as i32) {
+        true => Ok(()),
+        false => Err(Errno::PERM),
+    }
+}
+
+/// As whom this thread acts on files.
+pub(crate) fn file_system_uid() -> u32 {
+    // SAFETY: -1 is nobody's id, so nothing is changed.
+    (unsafe { libc::setfsuid(u32::MAX) }) as u32
+}
+
 fn outcome(result: libc::c_long) -> Result<usize, Errno> {
     usize::try_from(result)
         .map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))

@@ -415,15 +415,32 @@ fn the_user_gets_nothing_out_of_the_server_or_the_host() {
 
 /// The host acts with the user's rights in threads of its own. kill(2) asks whose thread it is, and ends the process.
 #[test]
-fn the_user_ends_no_thread_of_the_host_that_acts_as_the_user() {
+fn the_user_ends_and_throttles_no_thread_of_the_host_that_acts_as_the_user() {
     const SCRIPT: &str = "
-import ctypes, os, sys, time
+import ctypes, os, resource, sys, time
 libc, host, point = ctypes.CDLL(None), int(sys.argv[1]), sys.argv[2]
+def done(what, *arguments):
+    try:
+        what(*arguments)
+    except OSError:
+        return 0
+    print(what, arguments)
+    return 1
 end, sent = time.monotonic() + 5, 0
 while time.monotonic() < end and not sent:
     os.listdir(point)
-    for thread in os.listdir(f'/proc/{host}/task'):
-        sent += libc.tgkill(host, int(thread), 9) == 0
+    for thread in map(int, os.listdir(f'/proc/{host}/task')):
+        sent += libc.tgkill(host, thread, 9) == 0
+        sent += done(os.sched_setaffinity, thread, [0])
+        sent += done(os.setpriority, os.PRIO_PROCESS, thread, 19)
+        sent += done(os.sched_setscheduler, thread, os.SCHED_IDLE, os.sched_param(0))
+        sent += done(resource.prlimit, thread, resource.RLIMIT_CPU, (1, 1))
+        # ioprio_set, migrate_pages, move_pages, process_vm_readv of one byte at 0, kcmp, pidfd_open: x86-64's numbers.
+        sent += libc.syscall(251, 1, thread, 3 << 13) == 0
+        sent += libc.syscall(256, thread, 64, None, None) == 0
+        sent += libc.syscall(279, thread, 0, None, None, None, 0) == 0
+        sent += libc.syscall(312, thread, os.getpid(), 1, 0, 0) >= 0
+        sent += libc.ptrace(16, thread, None, None) == 0
 sys.exit(sent)";
     let host = played();
     let mounted = host.mount("mnt");

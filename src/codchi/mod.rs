@@ -21,8 +21,9 @@ pub use config::{MachineConfig, Secret, Time, Times};
 pub use error::{Error, NameError};
 pub use url::ModuleUrl;
 
+use crate::walk::{self, WalkError};
 use read::MachineDir;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -171,18 +172,18 @@ impl State {
         self.config_dir.join("machine")
     }
 
-    fn open_machines(&self) -> Result<OwnedFd, Errno> {
-        let mut opened = Err(Errno::LOOP);
+    fn open_machines(&self) -> Result<OwnedFd, WalkError> {
         if self.ways.is_empty() {
-            opened = rustix::fs::open(self.machines(), DIRECTORY, Mode::empty());
+            return walk::open_directory(&self.machines());
         }
+        let mut opened = Err(Errno::LOOP);
         for way in &self.ways {
             // A link on the way is not followed; another way begins where it led to.
             if opened.as_ref().is_err_and(|why| *why == Errno::LOOP) {
                 opened = way.go();
             }
         }
-        opened
+        Ok(opened?)
     }
 
     /// All machines, sorted by name in byte order. A missing directory holds none.
@@ -194,8 +195,10 @@ impl State {
         let fail = |cause: Errno| Error::List { path: self.machines(), cause: cause.into() };
         let dir = match self.open_machines() {
             Ok(dir) => dir,
-            Err(Errno::NOENT) => return Ok(Vec::new()),
-            Err(cause) => return Err(fail(cause)),
+            Err(cause) if cause.errno() == Some(Errno::NOENT) => return Ok(Vec::new()),
+            Err(cause) => {
+                return Err(Error::List { path: self.machines(), cause: cause.into() });
+            }
         };
         let mut found = Vec::new();
         for entry in rustix::fs::Dir::read_from(&dir).map_err(fail)? {
@@ -217,7 +220,7 @@ impl State {
     pub fn has(&self, name: &MachineName) -> Result<bool, Error> {
         match self.open_machines() {
             Ok(dir) => Ok(is_machine(&dir, OsStr::new(name.as_str()))),
-            Err(Errno::NOENT) => Ok(false),
+            Err(cause) if cause.errno() == Some(Errno::NOENT) => Ok(false),
             // A backup that deletes what it no longer sees must not take this for "no machines".
             Err(cause) => Err(Error::List { path: self.machines(), cause: cause.into() }),
         }
@@ -248,16 +251,19 @@ impl State {
 
 /// Whether `dir/name` is a real directory with a config that is not an empty file.
 fn is_machine(dir: &OwnedFd, name: &OsStr) -> bool {
-    let stat = |path: &Path| rustix::fs::statat(dir, path, AtFlags::SYMLINK_NOFOLLOW);
-    let Ok(found) = stat(Path::new(name)) else { return false };
-    if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
-        return false;
+    match walk::stat_at(dir, name) {
+        Ok(found) if FileType::from_raw_mode(found.st_mode) != FileType::Directory => return false,
+        Ok(_) => {}
+        Err(WalkError::System(_)) => return false,
+        // What is in the way of a machine is said when it is loaded.
+        Err(WalkError::Refused { .. }) => return true,
     }
-    match stat(&Path::new(name).join("config.json")) {
+    let config = walk::open_directory_at(dir, name);
+    match config.and_then(|machine| walk::stat_at(machine, OsStr::new("config.json"))) {
         Ok(config) => {
             FileType::from_raw_mode(config.st_mode) != FileType::RegularFile || config.st_size > 0
         }
-        Err(cause) => cause != Errno::NOENT,
+        Err(cause) => cause.errno() != Some(Errno::NOENT),
     }
 }
 

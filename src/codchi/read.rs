@@ -2,8 +2,10 @@
 
 use super::config::{Time, Times};
 use super::{Error, MachineName};
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
+use crate::walk::{self, WalkError};
+use rustix::fs::{FileType, FlockOperation, Stat};
 use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -58,13 +60,11 @@ pub(super) struct Text {
 impl<'a> MachineDir<'a> {
     /// That of `machine` in `all`, the directory of all machines; it is said to be at `path`.
     pub(super) fn open(
-        all: Result<OwnedFd, Errno>,
+        all: Result<OwnedFd, WalkError>,
         path: &'a Path,
         machine: &'a MachineName,
     ) -> Result<Self, Error> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened =
-            all.and_then(|all| rustix::fs::openat(all, machine.as_str(), flags, Mode::empty()));
+        let opened = all.and_then(|all| walk::open_directory_at(all, OsStr::new(machine.as_str())));
         let fd = opened.map_err(|cause| Error::Read {
             machine: machine.clone(),
             path: path.to_owned(),
@@ -82,13 +82,11 @@ impl<'a> MachineDir<'a> {
         if self.stat(name)?.is_none() {
             return Ok(None);
         }
-        // The look above keeps devices from being opened at all; O_NONBLOCK and the look below
-        // cover whoever swaps the file in between.
-        let flags =
-            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let fd = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
+        // The look above keeps devices from being opened at all; that an open waits for nobody, and the look below, cover
+        // whoever swaps the file in between.
+        let fd = match walk::open_file_at(&self.fd, OsStr::new(name)) {
             Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(None),
+            Err(cause) if cause.errno() == Some(Errno::NOENT) => return Ok(None),
             Err(cause) => return Err(self.fail(name, cause.into())),
         };
         let locked = lock && lock_shared(&fd);
@@ -122,9 +120,9 @@ impl<'a> MachineDir<'a> {
     }
 
     fn stat(&self, name: &str) -> Result<Option<Stat>, Error> {
-        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match walk::stat_at(&self.fd, OsStr::new(name)) {
             Ok(stat) => self.check(name, &stat).map(|()| Some(stat)),
-            Err(Errno::NOENT) => Ok(None),
+            Err(cause) if cause.errno() == Some(Errno::NOENT) => Ok(None),
             Err(cause) => Err(self.fail(name, cause.into())),
         }
     }
@@ -154,22 +152,15 @@ impl<'a> MachineDir<'a> {
 /// make this one a link.
 pub(super) fn settings(path: &Path) -> Result<Option<String>, Error> {
     let fail = |cause| Error::Settings { path: path.to_owned(), cause };
-    let stat = match rustix::fs::stat(path) {
-        Ok(stat) => stat,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(cause) => return Err(fail(cause.into())),
+    let fd = match walk::open_file(path) {
+        Ok(fd) => fd,
+        Err(why) => match why.errno() {
+            Some(Errno::NOENT) => return Ok(None),
+            Some(Errno::INVAL) => return Err(fail(io::Error::other("it is not a regular file"))),
+            _ => return Err(fail(why.into())),
+        },
     };
-    let check = |stat: &Stat| {
-        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
-            Ok(())
-        } else {
-            Err(fail(io::Error::other("it is not a regular file")))
-        }
-    };
-    check(&stat)?;
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|cause| fail(cause.into()))?;
-    check(&rustix::fs::fstat(&fd).map_err(|cause| fail(cause.into()))?)?;
+    let stat = rustix::fs::fstat(&fd).map_err(|cause| fail(cause.into()))?;
     let mut text = String::new();
     let too_large = || {
         let limit = in_words(MAX_SETTINGS);

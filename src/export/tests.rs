@@ -33,9 +33,12 @@ impl Sample {
 
     fn tree(&self) -> Tree {
         let source = Source {
-            rootfs: Root::new(open_layer(&self.dir.path().join("rootfs")).unwrap(), Vec::new()),
+            rootfs: Root::new(open_layer(&self.dir.path().join("rootfs")).unwrap(), Vec::new())
+                .unwrap(),
             rootfs_owners: Owners::AsOnDisk,
-            home: Some(Root::new(open_layer(&self.dir.path().join("home")).unwrap(), Vec::new())),
+            home: Some(
+                Root::new(open_layer(&self.dir.path().join("home")).unwrap(), Vec::new()).unwrap(),
+            ),
             home_owners: Owners::All(1000, 100),
         };
         let env = GeneratedFile {

@@ -7,9 +7,11 @@ use crate::credentials::{User, as_user};
 use crate::idmap::IdMap;
 use crate::mountinfo::{self, Mount};
 use crate::tree::{self, Apart, Root};
+use crate::walk::{self, WalkError};
 use rustix::fd::OwnedFd;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -74,11 +76,13 @@ impl Direct {
     /// leads to is not. Where it is vouched for, whose it is does not matter.
     fn own_directory(&self, wanted: &Path, vouched: bool) -> Option<(PathBuf, OwnedFd)> {
         for path in wanted.ancestors() {
-            let opened = as_user(self.user, || rustix::fs::open(path, PIN, Mode::empty())).ok()?;
-            let directory = match opened {
+            let directory = match as_user(self.user, || walk::pin(path)).ok()? {
                 Ok(directory) => directory,
-                Err(Errno::NOENT) => continue,
-                Err(_) => return None,
+                Err(why) if why.errno() == Some(Errno::NOENT) => continue,
+                Err(why) => {
+                    tracing::warn!(path = %path.display(), %why, "no way to the machines from here");
+                    return None;
+                }
             };
             let (uid, _) = tree::layer_owner(&directory).ok()?;
             let may = uid == self.user.uid || (vouched && path == wanted);
@@ -129,7 +133,8 @@ impl Direct {
 
     fn open_home(&self, home: &Path) -> Result<OwnedFd, String> {
         let (parent, name) = self.way(home)?;
-        tree::open_layer_at(&parent, name).map_err(|e| cannot_open("home", home, e))
+        let pinned = pin_last(&parent, name).map_err(|e| cannot_open("home", home, e))?;
+        tree::open_layer_at(&pinned, ".".as_ref()).map_err(|e| cannot_open("home", home, e))
     }
 
     fn root(
@@ -139,24 +144,30 @@ impl Direct {
         directory: OwnedFd,
         covered: Vec<PathBuf>,
     ) -> Result<Root, String> {
-        let Some(how) = self.apart else { return Ok(Root::new(directory, covered)) };
+        let Some(how) = self.apart else {
+            let second = directory.try_clone().map_err(|e| format!("the {what}: {e}"))?;
+            return match Root::new(directory, covered.clone()) {
+                // The way to it is the daemon's, and may lead into the mount namespace of LXD's snap.
+                Err(why @ Errno::INVAL) if what == ROOT => Ok(Root::slow(second, covered, why)),
+                opened => opened.map_err(|e| cannot_open(what, path, e)),
+            };
+        };
         Root::apart(&directory, how, covered).map_err(|e| cannot_open(what, path, e))
     }
 
     fn pin_home(&self, home: &Path) -> Result<OwnedFd, String> {
         let (parent, name) = self.way(home)?;
-        rustix::fs::openat(parent, name, PIN | OFlags::NOFOLLOW, Mode::empty())
-            .map_err(|e| cannot_open("home", home, e))
+        pin_last(&parent, name).map_err(|e| cannot_open("home", home, e))
     }
 
     /// The way to a home is the user's, who may put links there: it is walked with the user's rights, and must end in a
     /// directory of the user's own. Only the home itself, which is shifted and 0700, is opened with more, and not if it is
     /// a link; so whoever leads the way to where other users keep theirs gets none of them.
-    fn way<'a>(&self, home: &'a Path) -> Result<(OwnedFd, &'a std::ffi::OsStr), String> {
+    fn way<'a>(&self, home: &'a Path) -> Result<(OwnedFd, &'a OsStr), String> {
         let (Some(parent), Some(name)) = (home.parent(), home.file_name()) else {
             return Err(format!("the home {} is no directory's path", home.display()));
         };
-        let walked = as_user(self.user, || rustix::fs::openat(CWD, parent, PIN, Mode::empty()))
+        let walked = as_user(self.user, || walk::pin(parent))
             .map_err(|e| format!("cannot act as uid {}: {e}", self.user.uid))?
             .map_err(|e| cannot_open("way to the home", home, e))?;
         let failed = |e| cannot_open("way to the home", home, e);
@@ -177,11 +188,21 @@ impl Direct {
     /// Whether `directory` is below the data directory that whoever runs this has named, by a way without a link.
     fn is_vouched_for(&self, path: &Path, directory: &OwnedFd) -> bool {
         let direct = || {
-            let opened =
-                rustix::fs::openat2(CWD, path, PIN, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
-            Ok::<_, Errno>(tree::layer_identity(&opened)? == tree::layer_identity(directory)?)
+            let opened = walk::pin_direct(path)?;
+            Ok::<_, WalkError>(tree::layer_identity(&opened)? == tree::layer_identity(directory)?)
         };
-        self.vouched.data && path.starts_with(&self.state.data_dir) && direct() == Ok(true)
+        let vouched = self.vouched.data && path.starts_with(&self.state.data_dir);
+        vouched && matches!(direct(), Ok(true))
+    }
+}
+
+/// The home itself: a directory, no link, on a mount that is in our own table.
+fn pin_last(parent: &OwnedFd, name: &OsStr) -> Result<OwnedFd, WalkError> {
+    let pinned = walk::pin_at(parent, name)?;
+    match FileType::from_raw_mode(rustix::fs::fstat(&pinned)?.st_mode) {
+        FileType::Directory => Ok(pinned),
+        FileType::Symlink => Err(Errno::LOOP.into()),
+        _ => Err(Errno::NOTDIR.into()),
     }
 }
 
@@ -198,12 +219,13 @@ fn open_rootfs(rootfs: &Path) -> Result<OwnedFd, String> {
     tree::open_layer(rootfs).map_err(|e| cannot_open(ROOT, rootfs, e))
 }
 
-fn cannot_open(what: &str, path: &Path, why: Errno) -> String {
-    let remedy = match why {
-        Errno::ACCESS | Errno::PERM => {
+fn cannot_open(what: &str, path: &Path, why: impl Into<WalkError>) -> String {
+    let why = why.into();
+    let remedy = match why.errno() {
+        Some(Errno::ACCESS | Errno::PERM) => {
             "; only root reads machines: run as root, or mount with `mount -t codchifs`"
         }
-        Errno::NOENT if what != ROOT => {
+        Some(Errno::NOENT) if what != ROOT => {
             "; mount the disk that it is on, or name the data directory with --data-dir"
         }
         _ => "",

@@ -44,14 +44,27 @@ pub struct Root {
 impl Root {
     /// An opened directory, through a quiet mount where this process may make one. `covered`: over which places of it
     /// something is mounted.
-    pub fn new(directory: OwnedFd, covered: Vec<PathBuf>) -> Self {
-        match quiet_mount(&directory) {
-            Ok(fd) => Self { fd, quiet: true, covered },
-            Err(error) => {
-                tracing::debug!(%error, "no mount of our own: opening the slow way");
-                Self { fd: directory, quiet: false, covered }
+    ///
+    /// Only where the kernel has no such mounts, or this process no right to make any, is the directory opened the slow way.
+    /// EINVAL: the directory is on a mount of another mount namespace, or on one that may not be cloned (mount(2), `MS_UNBINDABLE`).
+    pub fn new(directory: OwnedFd, covered: Vec<PathBuf>) -> Result<Self, Errno> {
+        let mount = match clone_mount(&directory, OpenTreeFlags::empty()) {
+            Err(error @ (Errno::NOSYS | Errno::PERM)) => {
+                return Ok(Self::slow(directory, covered, error));
             }
+            other => other?,
+        };
+        match sys::quiet_mount(mount.as_fd()) {
+            Ok(()) => Ok(Self { fd: mount, quiet: true, covered }),
+            Err(error) => Ok(Self::slow(directory, covered, error)),
         }
+    }
+
+    /// Without a mount of its own, `because` there can be none. Opens are confined all the same, at the price of more calls,
+    /// and of access times that move.
+    pub fn slow(directory: OwnedFd, covered: Vec<PathBuf>, because: Errno) -> Self {
+        tracing::info!(%because, "no mount of our own for a machine's directory: opening the slow way");
+        Self { fd: directory, quiet: false, covered }
     }
 
     /// Through a mount that is [`Apart`] from all else.
@@ -494,7 +507,7 @@ mod tests {
         let long_ago = Timespec { tv_sec: 1, tv_nsec: 0 };
         let times = Timestamps { last_access: long_ago, last_modification: long_ago };
         utimensat(fs::CWD, at("d/file"), &times, AtFlags::empty()).unwrap();
-        let root = Root::new(open_root(fs::CWD, temp.path()).unwrap(), Vec::new());
+        let root = Root::new(open_root(fs::CWD, temp.path()).unwrap(), Vec::new()).unwrap();
         let layer = Layer::new(root).unwrap();
         let open = |path: &[u8]| layer.open_path(path).expect("root has a mount of its own");
         let file = open(b"d/file").unwrap();

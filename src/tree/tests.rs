@@ -43,9 +43,9 @@ fn sample() -> Sample {
 
 fn open(s: &Sample, selection: Selection) -> Tree {
     let source = Source {
-        rootfs: Root::new(open_layer(&s.root).unwrap(), Vec::new()),
+        rootfs: Root::new(open_layer(&s.root).unwrap(), Vec::new()).unwrap(),
         rootfs_owners: Owners::AsOnDisk,
-        home: Some(Root::new(open_layer(&s.home).unwrap(), Vec::new())),
+        home: Some(Root::new(open_layer(&s.home).unwrap(), Vec::new()).unwrap()),
         home_owners: Owners::All(1000, 100),
     };
     let made = GeneratedFile {

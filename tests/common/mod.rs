@@ -16,6 +16,7 @@ pub(crate) mod lxd;
 pub(crate) mod mounted;
 pub(crate) mod pages;
 pub(crate) mod plan;
+pub(crate) mod plants;
 pub(crate) mod played;
 pub(crate) mod processes;
 pub(crate) mod readers;
