@@ -10,7 +10,7 @@ use super::{Context, Failure, Outcome, complain, journal, log};
 use crate::credentials::User;
 use crate::fuse::{self, MountError, MountOptions};
 use crate::machine::Machines;
-use crate::tree::{self, CannotRead, Root};
+use crate::tree::{self, CannotRead};
 use crate::{codchi, sandbox};
 use rustix::process::Uid;
 use std::fs::{File, OpenOptions};
@@ -91,7 +91,7 @@ fn run_here(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         host::run(context, &options, ready)
     } else {
         if let Some(sample) = tree::sample()? {
-            tree::check_reading(Root::new(sample, Vec::new()))?;
+            tree::check_reading(tree::open_sample(sample)?)?;
         }
         let machines = Arc::new(context.machines(settings, mount.machine.clone())?);
         name_missing(&machines, mount);

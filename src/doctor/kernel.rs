@@ -3,7 +3,7 @@
 use super::{Check, parted};
 use crate::kernel::{self, Feature, PASSTHROUGH, SUBVOLUMES, XATTR_CALLS, release, version};
 use crate::sys;
-use crate::tree::{self, Root};
+use crate::tree;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs;
@@ -81,7 +81,7 @@ pub(super) fn checks() -> Vec<Check> {
 fn reading() -> Check {
     const NAME: &str = "reading";
     let read = tree::sample().and_then(|sample| {
-        sample.map_or(Ok(()), |at| tree::check_reading(Root::new(at, Vec::new())))
+        sample.map_or(Ok(()), |at| tree::open_sample(at).and_then(tree::check_reading))
     });
     match read {
         Ok(()) => Check::ok(NAME, "the calls by which files are read work"),

@@ -47,6 +47,11 @@ pub fn sample() -> Result<Option<OwnedFd>, CannotRead> {
     }
 }
 
+/// The sample as a machine's directory is opened by a process that has all rights it will have.
+pub fn open_sample(directory: OwnedFd) -> Result<Root, CannotRead> {
+    Root::new(directory, Vec::new()).map_err(at("open_tree"))
+}
+
 /// Reads the sample by the calls by which machines are read.
 pub fn check_reading(sample: Root) -> Result<(), CannotRead> {
     let layer = Layer::new(sample).map_err(at("statx"))?;

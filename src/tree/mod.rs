@@ -18,7 +18,7 @@ mod weigh;
 mod xattr;
 
 pub use attr::{Attr, Kind, ObjectId, Owners, Time};
-pub use check::{CannotRead, check_reading, sample};
+pub use check::{CannotRead, check_reading, open_sample, sample};
 pub use generated::GeneratedFile;
 pub use plain::{Plain, PlainEntry};
 pub use rules::{BUILT_IN_EXCLUDES, HOME, RuleError, Selection};
