@@ -5,6 +5,7 @@
 
 mod archive;
 mod directory;
+mod kind;
 mod list;
 
 pub use archive::{Archive, Item};
@@ -41,12 +42,15 @@ pub enum Error {
     /// The copy.
     #[error("cannot read the copy: {0}")]
     Copy(std::io::Error),
+    /// The copy is something else than an export.
+    #[error("the copy is no archive of codchifs: it is {0}")]
+    Foreign(String),
     /// The copy has members in another order than any export has.
     #[error(
         "the copy is no archive of codchifs: its members are in another order; extract it, and \
          compare the directory"
     )]
-    Foreign,
+    Order,
     /// Whoever looks on has had enough.
     #[error("{0}")]
     Stopped(std::io::Error),
@@ -127,6 +131,8 @@ pub struct Summary {
     pub damaged_bytes: u64,
     /// Where an archive ends too early.
     pub cut_off: Option<u64>,
+    /// It was read out of a compressed file.
+    pub compressed: bool,
 }
 
 impl Summary {
@@ -160,12 +166,13 @@ pub fn archive(
         match next()? {
             Some(Item::Member(entry, digest)) => {
                 if !last.is_empty() && order(&last, &entry.path) != Ordering::Less {
-                    return Err(Error::Foreign);
+                    return Err(Error::Order);
                 }
                 last.clone_from(&entry.path);
                 return Ok(Some((*entry, digest)));
             }
             Some(Item::Damaged { len }) => summary.damaged_bytes += len,
+            Some(Item::Foreign(what)) => return Err(Error::Foreign(what)),
             Some(Item::CutOff { at }) => {
                 summary.cut_off = Some(at);
                 return Ok(None);

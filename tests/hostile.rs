@@ -173,6 +173,62 @@ fn a_mount_below_the_machine_is_not_crossed() {
 }
 
 #[test]
+fn other_hard_links_of_a_file_that_something_is_mounted_over_are_exported() {
+    let fixture = with_marker();
+    let place = fixture.empty("m");
+    let root = Maker::new(&place.rootfs);
+    root.file("srv/covered", b"its own\n").file("srv/both", b"both\n").dir("opt");
+    Maker::new(&place.home).file("covered", b"of the home\n");
+    let link = |from: &str, to: &str| {
+        fs::hard_link(place.rootfs.join(from), place.rootfs.join(to)).unwrap()
+    };
+    // Beside it, in another directory under the same name, and one that is covered as well.
+    link("srv/covered", "srv/other");
+    link("srv/covered", "opt/covered");
+    link("srv/both", "srv/second");
+    fs::hard_link(place.home.join("covered"), place.home.join("other")).unwrap();
+    let secret = fixture.outside().join("secret");
+    fs::write(&secret, MARKER).unwrap();
+    let points = [
+        place.rootfs.join("srv/covered"),
+        place.rootfs.join("srv/both"),
+        place.rootfs.join("srv/second"),
+        place.home.join("covered"),
+    ];
+    for point in &points {
+        run(program("mount", [Path::new("--bind"), &secret, point])).silent();
+    }
+    let exported = fixture.run(["export", "m", "-q", "-o", "-"]);
+    let mounted = Mounted::new(&fixture);
+    let read = |path: &str| fs::read(mounted.rootfs("m").join(path)).ok();
+    let shown: Vec<_> = ["srv/other", "opt/covered", "home/codchi/other"].map(read).into();
+    let covered: Vec<_> =
+        ["srv/covered", "srv/both", "srv/second", "home/codchi/covered"].map(read).into();
+    let _ = fs::symlink_metadata(mounted.tar("m"));
+    let report = mounted.report("m")["left_out"].to_string();
+    points.iter().for_each(|point| unmount_unused(point));
+    assert_eq!(
+        shown,
+        [Some(b"its own\n".to_vec()), Some(b"its own\n".to_vec()), Some(b"of the home\n".to_vec())]
+    );
+    assert_eq!(covered, [None, None, None, None]);
+    for path in ["/srv/covered", "/srv/both", "/srv/second", "/home/codchi/covered"] {
+        assert!(report.contains(&format!("\"{path}\"")), "{path}: {report}");
+    }
+    let tar = fixture.path().join("m.tar");
+    fs::write(&tar, &exported.ok().stdout).unwrap();
+    assert!(!contains(&fs::read(&tar).unwrap(), MARKER), "what is mounted there was exported");
+    let names = run(program("tar", ["-tvf"]).arg(&tar)).ok().out();
+    for name in ["./srv/other", "./opt/covered", "./home/codchi/other"] {
+        assert!(
+            names.lines().any(|line| line.split(" link to ").next().unwrap().ends_with(name)),
+            "{name}: {names}"
+        );
+    }
+    assert!(!names.contains("./srv/covered") && !names.contains("./srv/second"), "{names}");
+}
+
+#[test]
 fn sockets_are_left_out_with_a_line_in_the_report() {
     let fixture = Fixture::new();
     fixture.hostile("m");

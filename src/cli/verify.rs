@@ -17,8 +17,10 @@ use std::sync::mpsc::sync_channel;
 
 /// Members that the copy may be ahead of the machine.
 const AHEAD: usize = 256;
-/// What a compressed file begins with (RFC 8878).
-const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// Whether a compressed file begins so: with a frame, or with one to be skipped, as pzstd(1) writes it (RFC 8878).
+fn is_zstd(start: &[u8]) -> bool {
+    matches!(start, [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18])
+}
 
 pub(super) fn run(global: &Global, wanted: &Verify) -> Result<Outcome, Failure> {
     match compare(global, wanted) {
@@ -163,7 +165,7 @@ fn archive(
     let total = meta.map_or(0, |meta| meta.len());
     let mut start = Vec::new();
     input.by_ref().take(4).read_to_end(&mut start).map_err(cannot)?;
-    let zstd = start == ZSTD;
+    let zstd = is_zstd(&start);
     let progress = Progress::new(total, wanted.quiet || total == 0);
     let mut each = |difference| progress.aside(|| each(difference));
     let input = io::Cursor::new(start).chain(input);
@@ -187,6 +189,7 @@ fn archive(
         });
         let next = || receive.recv().unwrap_or(Ok(None));
         let result = verify::archive(reference, next, made, &mut each);
+        let result = result.map(|summary| Summary { compressed: zstd, ..summary });
         // A thread that waits for room must not wait for ever.
         drop(receive);
         progress.end();
@@ -260,9 +263,14 @@ fn conclude(wanted: &Verify, summary: &Summary) {
         complain(&format!("{name}: {} bytes of the copy are damaged", summary.damaged_bytes));
     }
     if let Some(at) = summary.cut_off {
-        complain(&format!(
-            "{name}: the copy is cut off after {at} bytes; `rsync --append-verify` completes it"
-        ));
+        complain(&match (at, summary.compressed || wanted.copy == Path::new("-")) {
+            (0, _) => format!("{name}: the copy is empty; copy it again"),
+            // Nobody can go on where it ends.
+            (_, true) => format!("{name}: the copy is cut off after {at} bytes; copy it again"),
+            (_, false) => format!(
+                "{name}: the copy is cut off after {at} bytes; `rsync --append-verify` completes it"
+            ),
+        });
     }
     if wanted.quiet || wanted.json {
         return;

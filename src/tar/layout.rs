@@ -12,7 +12,7 @@ mod error;
 mod record;
 mod scratch;
 
-pub use builder::{LayoutBuilder, MAX_RECORDS, Options};
+pub use builder::{LayoutBuilder, MAX_PATH, MAX_RECORDS, Options};
 pub use error::LayoutError;
 pub(super) use scratch::Scratch;
 

@@ -61,7 +61,8 @@ mod sparse;
 
 pub use header::PaxRecord;
 pub use layout::{
-    Details, Layout, LayoutBuilder, LayoutError, MAX_RECORDS, MemberId, Options, Part, Run, Segment,
+    Details, Layout, LayoutBuilder, LayoutError, MAX_PATH, MAX_RECORDS, MemberId, Options, Part,
+    Run, Segment,
 };
 pub use reader::{Source, read_at};
 pub use records::{Record, pax_records};

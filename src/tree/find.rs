@@ -100,7 +100,7 @@ impl Tree {
                 return Err(e);
             }
         };
-        let mount_point = self.layer(layer).is_mount_point(&st);
+        let mount_point = self.layer(layer).is_mount_point(dir.disk()?, name, &st);
         let kind = Kind::of(&st);
         if mount_point {
             left_out(LeftOut::MountPoint);

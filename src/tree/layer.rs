@@ -18,7 +18,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::path::Arg as _;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -111,13 +111,21 @@ pub(crate) struct Layer {
     /// Whether `root` is on a mount of our own, which is nowhere but here.
     quiet: bool,
     mount: u64,
-    /// On a mount of our own: device and inode of what others have mounted something over.
-    covered: HashSet<((u32, u32), u64)>,
+    /// On a mount of our own: over what others have mounted something, with the directories and names that it has there. Other
+    /// hard links of a file are not covered.
+    covered: HashMap<Identity, Vec<(Identity, Vec<u8>)>>,
     subvol: Option<u64>,
     /// One file system without subvolumes: all that is on the mount has the root's device.
     flat: bool,
     /// No extended attribute changes but that the ctime does.
     ctime_tells: bool,
+}
+
+/// Device and inode number.
+type Identity = ((u32, u32), u64);
+
+fn identity(st: &Statx) -> Identity {
+    (device(st), st.stx_ino)
 }
 
 /// File systems, as statfs(2) names them (linux/magic.h).
@@ -134,15 +142,17 @@ impl Layer {
     pub(crate) fn new(root: Root) -> Result<Self, Errno> {
         let Root { fd: root, quiet, covered } = root;
         let st = stat_fd(&root)?;
-        let below = |path: &PathBuf| open_any(&root, path.as_os_str().as_bytes()).and_then(stat_fd);
-        let covered = covered.iter().filter(|_| quiet).filter_map(|path| below(path).ok());
-        let covered = covered.map(|st| (device(&st), st.stx_ino)).collect();
+        let mut places: HashMap<Identity, Vec<_>> = HashMap::new();
+        for path in covered.iter().filter(|_| quiet) {
+            let Ok((what, place)) = covered_place(&root, path) else { continue };
+            places.entry(what).or_default().push(place);
+        }
         let kind = fs::fstatfs(&root).map_or(0, |fs| fs.f_type as u64 & 0xffff_ffff);
         Ok(Self {
             root,
             quiet,
             mount: st.stx_mnt_id,
-            covered,
+            covered: places,
             subvol: subvol(&st),
             flat: matches!(kind, EXT4 | XFS | TMPFS),
             ctime_tells: matches!(kind, EXT4 | XFS | BTRFS),
@@ -187,10 +197,25 @@ impl Layer {
         self.root.as_fd()
     }
 
-    /// Whether `st` lies on another mount than this layer: its contents are not the machine's.
-    pub(crate) fn is_mount_point(&self, st: &Statx) -> bool {
-        let elsewhere = st.stx_mask & StatxFlags::MNT_ID.bits() != 0 && st.stx_mnt_id != self.mount;
-        elsewhere || (!self.covered.is_empty() && self.covered.contains(&(device(st), st.stx_ino)))
+    /// Whether `name` in `dir`, which `st` is of, lies on another mount than this layer: its contents are not the machine's.
+    pub(crate) fn is_mount_point(&self, dir: impl AsFd, name: &[u8], st: &Statx) -> bool {
+        if st.stx_mask & StatxFlags::MNT_ID.bits() != 0 && st.stx_mnt_id != self.mount {
+            return true;
+        }
+        let places = match self.covered.is_empty() {
+            true => None,
+            false => self.covered.get(&identity(st)),
+        };
+        let Some(places) = places else { return false };
+        // A directory has one place, wherever it was moved to.
+        if kind_of(st) == fs::FileType::Directory {
+            return true;
+        }
+        // Where that cannot be found out, it is not shown rather than shown wrongly.
+        stat_fd(dir).map_or(true, |dir| {
+            let dir = identity(&dir);
+            places.iter().any(|(parent, covered)| *parent == dir && covered == name)
+        })
     }
 
     /// The subvolume of `st`: 0 for that of the layer's root. `parent` is what its directory's is; before kernel 6.10
@@ -203,6 +228,15 @@ impl Layer {
             (None, _) => xxhash_rust::xxh3::xxh3_64_with_seed(name, parent.0) | 1,
         }
     }
+}
+
+/// What is at `path` below a layer's root, and where that is.
+fn covered_place(root: &OwnedFd, path: &Path) -> Result<(Identity, (Identity, Vec<u8>)), Errno> {
+    let name = path.file_name().ok_or(Errno::INVAL)?.as_bytes().to_vec();
+    let parent = path.parent().map_or(&b"."[..], |parent| parent.as_os_str().as_bytes());
+    let parent = open_any(root, if parent.is_empty() { b"." } else { parent })?;
+    let what = open_any(&parent, &name).and_then(stat_fd)?;
+    Ok((identity(&what), (identity(&stat_fd(parent)?), name)))
 }
 
 /// Opens the directory `path`, not following its last component.
@@ -250,7 +284,16 @@ pub(crate) fn open_dir(dir: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
 ///
 /// An O_PATH descriptor pins the object, its type is looked at, and only then is that very object opened.
 pub(crate) fn open_file(dir: impl AsFd, name: &[u8]) -> Result<(OwnedFd, Statx), Errno> {
-    let path = open_any(&dir, name)?;
+    open_pinned(open_any(&dir, name)?)
+}
+
+/// The same in a directory that is no machine's, where what is mounted over a file belongs to it.
+pub(super) fn open_mounted_file(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let resolve = CONFINED & !ResolveFlags::NO_XDEV;
+    Ok(open_pinned(pin(&dir, name, resolve)?)?.0)
+}
+
+fn open_pinned(path: OwnedFd) -> Result<(OwnedFd, Statx), Errno> {
     let st = stat_fd(&path)?;
     only_files(&st)?;
     let number = rustix::path::DecInt::from_fd(&path);
@@ -260,9 +303,13 @@ pub(crate) fn open_file(dir: impl AsFd, name: &[u8]) -> Result<(OwnedFd, Statx),
 
 /// Pins whatever `name` in `dir` is, without opening it.
 fn open_any(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    pin(dir, name, CONFINED)
+}
+
+fn pin(dir: impl AsFd, name: &[u8], resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     // With O_PATH|O_NOFOLLOW a link in the last place is opened as itself; NO_SYMLINKS would hide which it is.
-    fs::openat2(dir, name, flags, Mode::empty(), CONFINED & !ResolveFlags::NO_SYMLINKS)
+    fs::openat2(dir, name, flags, Mode::empty(), resolve & !ResolveFlags::NO_SYMLINKS)
 }
 
 fn kind_of(st: &Statx) -> fs::FileType {

@@ -65,7 +65,7 @@ impl Plain {
 
     /// The regular file `name`, for reading; as [`super::Tree::open_file`] for everything else.
     pub fn file(&self, name: &[u8]) -> Result<OwnedFd, Errno> {
-        Ok(layer::open_file(&self.0, name)?.0)
+        layer::open_mounted_file(&self.0, name)
     }
 
     /// How many names there are in it.

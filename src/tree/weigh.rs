@@ -63,7 +63,7 @@ impl Tree {
             weight.add(&st, b"", file);
             return Ok(Some(weight));
         }
-        if layer.is_mount_point(&st) {
+        if layer.is_mount_point(at, name, &st) {
             return Ok(Some(Weight { unseen: 1, ..weight }));
         }
         let top = layer::open_dir(at, name)?;
@@ -128,7 +128,7 @@ impl Tree {
             };
             match layer::stat_at(dir, name) {
                 Ok(st) if Kind::of(&st) != Kind::Directory => each(name, Hidden::Other(&st)),
-                Ok(st) if layer.is_mount_point(&st) => unseen += 1,
+                Ok(st) if layer.is_mount_point(dir, name, &st) => unseen += 1,
                 Ok(_) => each(name, Hidden::Directory(child)),
                 Err(Errno::NOENT) => {}
                 Err(_) => unseen += 1,

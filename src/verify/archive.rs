@@ -2,17 +2,22 @@
 //!
 //! It reads what [`crate::tar`] writes: ustar blocks, GNU long names, PAX headers, sparse files of version 1.0.
 
+use super::kind;
 use crate::export::{Digest, Entry, Record, pax_records};
-use crate::tar::Kind;
+use crate::tar::{Kind, MAX_PATH, MAX_RECORDS};
 use sha2::{Digest as _, Sha256};
 use std::io::{self, ErrorKind, Read};
 
-const BLOCK: usize = 512;
+const BLOCK: usize = kind::LOOKED_AT;
+/// What is said of the archives of others.
+const OTHER_TAR: &str = "a tar of another program";
+const REMEDY: &str = "extract it, and compare the directory";
 /// What an archive ends in.
 const TRAILER: u64 = 4096;
-/// Bytes of a long name, or of a PAX header, that are believed: more is damage.
-const MOST_NAME: u64 = 1 << 20;
-const MOST_PAX: u64 = 64 << 20;
+/// Bytes of a long name, and of a PAX header, that are believed: what no export has is damage. A directory has a `/` and a
+/// NUL behind its path, and beside a member's own records a PAX header has its numbers and the padding before its body.
+const MAX_NAME: u64 = MAX_PATH as u64 + 2;
+const MAX_PAX: u64 = MAX_RECORDS as u64 + (64 << 10);
 /// Runs of a sparse file that are believed.
 const MOST_RUNS: u64 = 1 << 20;
 /// Bytes that are hashed at once.
@@ -33,6 +38,8 @@ pub enum Item {
         /// After so many bytes.
         at: u64,
     },
+    /// It is no archive at all, or none of codchifs: in words what it is and what to do. The list ends here.
+    Foreign(String),
 }
 
 /// An archive that is read once.
@@ -41,6 +48,12 @@ pub struct Archive<R> {
     input: R,
     offset: u64,
     done: bool,
+    /// What it begins with, until there was a header.
+    start: Option<Vec<u8>>,
+    /// All of it has been zeros.
+    zeros: bool,
+    /// The last member's name began with `./`, as all of an export do.
+    dotted: bool,
     /// A block that was read to find out whether it is a header.
     ahead: Option<[u8; BLOCK]>,
 }
@@ -64,7 +77,15 @@ impl From<io::Error> for Fault {
 impl<R: Read> Archive<R> {
     /// From its first byte.
     pub fn new(input: R) -> Self {
-        Self { input, offset: 0, done: false, ahead: None }
+        Self {
+            input,
+            offset: 0,
+            done: false,
+            start: Some(Vec::new()),
+            zeros: true,
+            dotted: false,
+            ahead: None,
+        }
     }
 
     /// Bytes read so far.
@@ -78,13 +99,23 @@ impl<R: Read> Archive<R> {
             return Ok(None);
         }
         let start = self.offset - if self.ahead.is_some() { BLOCK as u64 } else { 0 };
-        let item = match self.member() {
+        let item = self.member();
+        if let Some(what) = self.foreign(&item) {
+            self.done = true;
+            return Ok(Some(Item::Foreign(what)));
+        }
+        let item = match item {
             Ok(Some((entry, digest))) => return Ok(Some(Item::Member(Box::new(entry), digest))),
             Ok(None) => self.trailer(),
             Err(Fault::Damaged) => self.next_header(),
             Err(fault) => Err(fault),
         };
         match item {
+            // Zeros alone have no header before them.
+            Ok(true) | Err(Fault::CutOff | Fault::Damaged) if self.is_nothing() => {
+                self.done = true;
+                Ok(Some(Item::Foreign(self.nothing())))
+            }
             Ok(true) => {
                 self.done = true;
                 Ok(None)
@@ -95,6 +126,50 @@ impl<R: Read> Archive<R> {
                 self.done = true;
                 Ok(Some(Item::CutOff { at: self.offset }))
             }
+        }
+    }
+
+    /// Whether what was read up to its end has no member.
+    fn is_nothing(&self) -> bool {
+        // A copy that had just begun is cut off.
+        self.start
+            .as_ref()
+            .is_some_and(|start| !start.starts_with(b"./") && !b"./".starts_with(start))
+    }
+
+    fn nothing(&self) -> String {
+        let start = self.start.as_deref().unwrap_or_default();
+        kind::of(start).unwrap_or_else(|| match self.zeros {
+            true => "nothing but zeros: what was to be copied has never arrived".into(),
+            false => "no tar archive".into(),
+        })
+    }
+
+    /// What it is, if the first member, or what is in its place, is none of an export.
+    fn foreign(
+        &mut self,
+        first: &Result<Option<(Entry, Option<Digest>)>, Fault>,
+    ) -> Option<String> {
+        let start = self.start.as_deref()?;
+        match first {
+            Ok(Some((entry, _))) => {
+                self.start = None;
+                match (self.dotted, entry.path.is_empty()) {
+                    (true, false) => None,
+                    (true, true) => Some(format!(
+                        "{OTHER_TAR}: it has a member for the root directory; {REMEDY}"
+                    )),
+                    (false, _) => {
+                        Some(format!("{OTHER_TAR}: its names do not begin with ./; {REMEDY}"))
+                    }
+                }
+            }
+            // Another kind of file may well have a header of a tar somewhere. One that is whole was no damage.
+            Err(Fault::Damaged) => match start.first_chunk().is_some_and(header) {
+                true => Some(format!("{OTHER_TAR}: it begins with what no export has; {REMEDY}")),
+                false => kind::of(start),
+            },
+            _ => None,
         }
     }
 
@@ -138,8 +213,13 @@ impl<R: Read> Archive<R> {
             return Ok(block);
         }
         let mut block = [0; BLOCK];
-        self.fill(&mut block)?;
-        Ok(block)
+        let before = self.offset;
+        let filled = self.fill(&mut block);
+        if let Some(start) = self.start.as_mut().filter(|start| start.is_empty()) {
+            let count = usize::try_from(self.offset - before).unwrap_or(BLOCK);
+            start.extend_from_slice(block.get(..count).unwrap_or_default());
+        }
+        filled.map(|()| block)
     }
 
     fn fill(&mut self, mut buf: &mut [u8]) -> Result<(), Fault> {
@@ -148,6 +228,10 @@ impl<R: Read> Archive<R> {
                 Ok(0) => return Err(Fault::CutOff),
                 Ok(count) => {
                     self.offset += count as u64;
+                    if self.zeros && self.start.is_some() {
+                        let read = buf.get(..count).unwrap_or_default();
+                        self.zeros = read.iter().all(|byte| *byte == 0);
+                    }
                     buf = buf.get_mut(count..).unwrap_or_default();
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -169,9 +253,14 @@ impl<R: Read> Archive<R> {
         if size > most {
             return Err(Fault::Damaged);
         }
-        let mut text = vec![0; size.next_multiple_of(BLOCK as u64) as usize];
-        self.fill(&mut text)?;
-        text.truncate(size as usize);
+        // As much as there is, and not as much as is promised.
+        let mut text = Vec::new();
+        while (text.len() as u64) < size {
+            let at = text.len();
+            text.resize(at.saturating_add(AT_ONCE).min(size as usize), 0);
+            self.fill(text.get_mut(at..).unwrap_or_default())?;
+        }
+        self.skip(size.next_multiple_of(BLOCK as u64) - size)?;
         Ok(text)
     }
 
@@ -189,10 +278,10 @@ impl<R: Read> Archive<R> {
             let size = number(field(&block, 124, 12)).ok_or(Fault::Damaged)?;
             let size = u64::try_from(size).map_err(|_| Fault::Damaged)?;
             match block.get(156) {
-                Some(b'L') => long_name = Some(self.text(size, MOST_NAME)?),
-                Some(b'K') => long_target = Some(self.text(size, MOST_NAME)?),
+                Some(b'L') => long_name = Some(self.text(size, MAX_NAME)?),
+                Some(b'K') => long_target = Some(self.text(size, MAX_NAME)?),
                 Some(b'x') => {
-                    let text = self.text(size, MOST_PAX)?;
+                    let text = self.text(size, MAX_PAX)?;
                     records = pax_records(&text).ok_or(Fault::Damaged)?;
                 }
                 _ => return self.body(&block, size, long_name, long_target, records).map(Some),
@@ -215,6 +304,7 @@ impl<R: Read> Archive<R> {
             },
             |name| text(&name).to_vec(),
         );
+        self.dotted = name.starts_with(b"./");
         let target = long_target
             .map_or_else(|| text(field(block, 157, 100)).to_vec(), |t| text(&t).to_vec());
         let kind = match block.get(156) {
@@ -422,5 +512,85 @@ mod tests {
                 assert!(items < 10);
             }
         }
+    }
+
+    struct Nothing;
+
+    impl crate::tar::Source<()> for Nothing {
+        type Error = ();
+
+        fn read_body(
+            &self,
+            _: &crate::tar::Layout<()>,
+            _: crate::tar::MemberId,
+            _: u64,
+            _: &mut [u8],
+        ) -> Result<(), ()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn whatever_the_writer_can_write_is_read() {
+        use crate::tar::{Layout, LayoutBuilder, Link, Member, Options, read_at};
+        let value = vec![b'v'; 70 << 20];
+        let records = [(&b"SCHILY.xattr.user.large"[..], &*value)];
+        let mut builder = LayoutBuilder::new(Options { align: Some(1), ..Options::default() });
+        // Names of the largest size that there is make a path that is long enough.
+        let name = vec![b'n'; 65_000];
+        let mut parent = None;
+        let mut push = |name: &[u8], kind, parent, records| {
+            let (size, extents, rdev, tag) = (0, None, (0, 0), ());
+            let (perm, uid, gid, mtime, link) = (0o755, 1, u32::MAX - 1, (-7, 5), Link::None);
+            let member = Member {
+                parent,
+                name,
+                kind,
+                perm,
+                uid,
+                gid,
+                size,
+                extents,
+                records,
+                mtime,
+                link,
+                rdev,
+                tag,
+            };
+            builder.push(&member).unwrap()
+        };
+        const LEVELS: usize = 20;
+        for _ in 0..LEVELS {
+            parent = Some(push(&name, Kind::Directory, parent, &[]));
+        }
+        push(b"large", Kind::File, parent, &records);
+        let layout: Layout<()> = builder.finish();
+        let mut bytes = vec![0; usize::try_from(layout.size()).unwrap()];
+        read_at(&layout, &Nothing, 0, &mut bytes).unwrap();
+        let mut archive = Archive::new(&*bytes);
+        let mut last = None;
+        for _ in 0..=LEVELS {
+            let item = archive.item().unwrap();
+            let Some(Item::Member(entry, _)) = item else { panic!("{item:?}") };
+            last = Some(entry);
+        }
+        let last = last.unwrap();
+        assert_eq!(last.path.len(), LEVELS * 65_001 + 5);
+        assert!(last.records.iter().any(|(_, found)| *found == value));
+        assert!(archive.item().unwrap().is_none());
+    }
+
+    #[test]
+    fn what_a_header_promises_takes_no_memory() {
+        // A PAX header of half a gigabyte, of which nothing is there.
+        let mut block = [0; BLOCK];
+        block[..2].copy_from_slice(b"./");
+        block[124..135].copy_from_slice(b"03777777777");
+        block[156] = b'x';
+        block[257..262].copy_from_slice(b"ustar");
+        let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum::<u64>() + 8 * 32;
+        block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        assert!(header(&block));
+        assert!(matches!(Archive::new(&block[..]).item(), Ok(Some(Item::CutOff { at: 512 }))));
     }
 }

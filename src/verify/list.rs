@@ -2,14 +2,14 @@
 
 use super::{Error, Reference, order};
 use crate::export::{Digest, Entry, Record, unvis};
-use crate::tar::Kind;
+use crate::tar::{Kind, MAX_PATH, MAX_RECORDS};
 use std::cmp::Ordering;
 use std::io::{BufRead, Read as _};
 
-/// Bytes of a line that are believed: an attribute's value takes four times its bytes.
-const MOST_LINE: u64 = 4 << 20;
-/// Attributes of one member.
-const MOST_RECORDS: usize = 1 << 16;
+/// Bytes of a line that are believed: a path takes four times its bytes, and so does the target of a link beside it.
+const MAX_LINE: u64 = 4 * MAX_PATH as u64 + (64 << 10);
+/// What one record takes besides its bytes.
+const RECORD: usize = size_of::<Record>();
 
 /// Why a manifest cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +38,11 @@ impl<R: BufRead> List<R> {
     }
 
     fn read(&mut self) -> Result<Option<Entry>, ListError> {
-        let (mut records, mut first) = (Vec::new(), None);
+        let (mut records, mut first, mut held) = (Vec::new(), None, 0_usize);
         loop {
             let mut text = Vec::new();
             self.line += 1;
-            self.input.by_ref().take(MOST_LINE).read_until(b'\n', &mut text)?;
+            self.input.by_ref().take(MAX_LINE).read_until(b'\n', &mut text)?;
             if text.is_empty() {
                 return Ok(None);
             }
@@ -55,8 +55,12 @@ impl<R: BufRead> List<R> {
             match words.next() {
                 Some(b"#.first") => first = Some(words.next().and_then(path).ok_or(bad)?),
                 Some(b"#.record") => {
-                    let record = record(words).filter(|_| records.len() < MOST_RECORDS);
-                    records.push(record.ok_or(bad)?);
+                    let (key, value) = record(words).ok_or(ListError::Line(self.line))?;
+                    held = held.saturating_add(RECORD + key.len() + value.len());
+                    if held > MAX_RECORDS {
+                        return Err(bad);
+                    }
+                    records.push((key, value));
                 }
                 Some(word) if word.starts_with(b"#") || word == b"." => {}
                 Some(name) => {

@@ -103,6 +103,22 @@ pub(crate) const VERIFYING: &[Case] = &[
         run(program("touch", ["-d", "-1 hour"]).arg(&copied.tar)).silent();
         copied.verify(1)
     }),
+    ("it is compressed", || {
+        let copied = Copied::new();
+        run(program("gzip", ["-k1"]).arg(&copied.tar)).silent();
+        let name = format!("{}.gz", copied.tar.display());
+        let said = copied.fixture.run(["verify", "m", &name]).exits(2).err();
+        let pipe = format!("gzip -dc {name} | \"$@\" -");
+        let mut command = program("bash", ["-euo", "pipefail", "-c", &pipe, "-"]);
+        let verify = copied.fixture.command(["verify", "m"]);
+        run(command.arg(verify.get_program()).args(verify.get_args())).ok();
+        said
+    }),
+    ("the copy is empty", || {
+        let copied = Copied::new();
+        fs::write(&copied.tar, "").unwrap();
+        copied.verify(1)
+    }),
     ("in another order", || {
         let copied = Copied::new();
         let tar = copied.tar.with_file_name("tree.tar");

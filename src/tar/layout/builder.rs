@@ -16,6 +16,9 @@ const MAX_SIZE: u64 = i64::MAX as u64;
 /// Bytes of all PAX records of all members together, at most: they are kept in memory. Equal ones count once.
 pub const MAX_RECORDS: usize = 512 << 20;
 
+/// Bytes of a member's path at most, with the `./` in front.
+pub const MAX_PATH: u32 = 64 << 20;
+
 /// Choices that change the archive's bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -106,7 +109,7 @@ impl<T: Copy> LayoutBuilder<T> {
             self.dir_len(member.parent).ok_or_else(|| LayoutError::Parent { name: name() })?;
         let path_len = dir_len
             .checked_add(u32::from(name_len) + 1)
-            .filter(|len| *len < u32::MAX)
+            .filter(|len| *len < MAX_PATH)
             .ok_or_else(|| LayoutError::Path { name: name() })?;
         let (target, link_len) =
             self.link(member).ok_or_else(|| LayoutError::Link { name: name() })?;

@@ -50,8 +50,8 @@ pub enum LayoutError {
         /// Bytes of its body.
         size: u64,
     },
-    /// A path or link target of 2^32 bytes or more.
-    #[error("cannot archive \"{name}\": its path or link target exceeds 2^32 - 1 bytes")]
+    /// A path of [`super::MAX_PATH`] bytes or more, or a link target of 2^32.
+    #[error("cannot archive \"{name}\": its path or link target exceeds 64 MiB")]
     Path {
         /// The member's name.
         name: String,
