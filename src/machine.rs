@@ -78,6 +78,8 @@ pub struct Machine {
     pub tree: Result<Arc<Tree>, String>,
     /// Its generations of `export.tar`. `None` exactly where `tree` is an error.
     pub exports: Option<Arc<Exports>>,
+    /// Nobody answered where it is, so that it is not known either that there is nothing.
+    silent: bool,
     /// Where its files are, where that is known.
     pub location: Option<Location>,
     /// The home directory on the host.
@@ -271,12 +273,14 @@ impl Machines {
             Err(why) => Err(format!("cannot act as uid {}: {why}", self.user.uid)),
         };
         let (located, facts) = self.opener.locate(name);
+        let silent = matches!(located, Err(LocateError::Silent(_)));
         let broken = |status, located: Option<Located>, why: String| {
             let machine = Machine {
                 name: Arc::from(name.as_str()),
                 state: status,
                 tree: Err(why),
                 exports: None,
+                silent,
                 home: self.home(name, located.as_ref()),
                 location: located.map(|located| located.location),
                 redacted: None,
@@ -341,6 +345,7 @@ impl Machines {
                     state: Status::Ready,
                     tree: Ok(tree),
                     exports: Some(exports),
+                    silent: false,
                     home: self.home(name, located.as_ref()),
                     location: located.map(|located| located.location),
                     redacted,
@@ -357,6 +362,23 @@ impl Machines {
 }
 
 impl Machine {
+    /// The error of a look at what is not shown: where nobody knows whether it is there, its name must not seem to be free,
+    /// nor a listing to be whole, which a mirror would follow by deleting.
+    pub fn missing(&self) -> Errno {
+        match self.silent {
+            true => Errno::IO,
+            false => Errno::NOENT,
+        }
+    }
+
+    /// Fails where [`Machine::missing`] is not merely that.
+    pub fn may_be_listed(&self) -> Result<(), Errno> {
+        match self.silent {
+            true => Err(Errno::IO),
+            false => Ok(()),
+        }
+    }
+
     /// How fresh what the daemon said is, at the last look.
     pub fn facts(&self) -> Facts {
         self.facts.lock().clone()

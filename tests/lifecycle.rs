@@ -296,8 +296,19 @@ fn a_stopped_host_delays_a_look_by_a_bounded_time_and_takes_away_nothing() {
     kill(mounted.host(), Signal::STOP);
     let point = mounted.point().to_owned();
     within("a listing of all", move || {
-        for name in ["a", "b", "c", "d"].into_iter().map(str::to_owned).chain(many) {
-            fs::read_dir(point.join(name)).unwrap().count();
+        for name in ["a", "b", "c"] {
+            assert_eq!(fs::read_dir(point.join(name)).unwrap().count(), 4, "{name} was known");
+        }
+        // Of these nobody knows what they have: a mirror must not delete it.
+        let error = |result: std::io::Result<()>| result.unwrap_err().raw_os_error();
+        for name in ["d".to_owned()].into_iter().chain(many) {
+            let at = point.join(name);
+            let listed = fs::read_dir(&at).and_then(|mut dir| dir.try_for_each(|e| e.map(drop)));
+            assert_eq!(error(listed), Some(libc::EIO), "{}", at.display());
+            for shown in ["export.tar", "rootfs", ".generations"] {
+                let looked = fs::symlink_metadata(at.join(shown)).map(drop);
+                assert_eq!(error(looked), Some(libc::EIO), "{} {shown}", at.display());
+            }
         }
     });
     for name in ["a", "b", "c"] {

@@ -40,7 +40,7 @@ pub(super) enum ApiError {
     },
     /// It does not run, and an attempt to connect would start it.
     #[error(
-        "nobody but systemd, which would start it, listens on {socket}; the daemon does not run: start LXD or Incus"
+        "the daemon does not run, and to ask at {socket} would have systemd start it; start LXD or Incus"
     )]
     Asleep {
         /// The daemon's socket.

@@ -129,6 +129,7 @@ impl Vfs {
             }
             Object::Machine => {
                 let found = self.machines.get(machine.as_bytes()).ok_or(Errno::NOENT)?;
+                found.may_be_listed()?;
                 fixed(GUIDE, Kind::File, Key::new(machine, Object::Guide));
                 if found.exports.is_some() {
                     fixed(

@@ -110,7 +110,7 @@ impl Vfs {
         } else if name == TRANSFERS {
             Object::Transfers
         } else if machine.tree.is_err() {
-            return Err(Errno::NOENT);
+            return Err(machine.missing());
         } else if name == ROOTFS.as_bytes() {
             Object::Rootfs
         } else if name == GENERATIONS.as_bytes() {
@@ -177,7 +177,7 @@ impl Vfs {
 
     pub(super) fn exports(&self, machine: &Arc<str>) -> Result<Arc<Exports>, Errno> {
         let machine = self.machines.get(machine.as_bytes()).ok_or(Errno::STALE)?;
-        machine.exports.as_ref().map(Arc::clone).ok_or(Errno::NOENT)
+        machine.exports.as_ref().map(Arc::clone).ok_or_else(|| machine.missing())
     }
 
     /// Attributes of a number, or of an open handle of it. The handle keeps them available when
