@@ -3,7 +3,7 @@
 use super::fixture::Fixture;
 use super::{program, run, wait_until};
 use std::fs::{self, File};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -57,24 +57,31 @@ impl Sshd {
 
     /// On a free port; `inside` is where it sees its directory.
     fn listen(mut sshd: Command, directory: &Path, inside: &Path) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let log = File::create(directory.join("sshd.log")).unwrap();
-        let child = sshd
-            .args(["-D", "-e", "-o", "ListenAddress=127.0.0.1", "-p"])
-            .arg(port.to_string())
-            .arg("-f")
-            .arg(inside.join("sshd_config"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut sshd = Self { child, directory: directory.into(), port };
-        wait_until("sshd", || {
-            assert!(sshd.child.try_wait().unwrap().is_none(), "sshd ended: {}", sshd.log());
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
-        });
-        sshd
+        sshd.args(["-D", "-e", "-o", "ListenAddress=127.0.0.1", "-f"])
+            .arg(inside.join("sshd_config"));
+        let settings = fs::read_to_string(directory.join("sshd_config")).unwrap();
+        loop {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let log = File::create(directory.join("sshd.log")).unwrap();
+            fs::write(directory.join("sshd_config"), format!("Port {port}\n{settings}")).unwrap();
+            let child = sshd
+                .stdin(Stdio::null())
+                .stdout(log.try_clone().unwrap())
+                .stderr(log)
+                .spawn()
+                .unwrap();
+            let mut sshd = Self { child, directory: directory.into(), port };
+            let mut listens = false;
+            // Whoever answers on the port may be another one.
+            wait_until("sshd", || {
+                listens = sshd.log().contains(&format!("listening on 127.0.0.1 port {port}"));
+                listens || sshd.child.try_wait().unwrap().is_some()
+            });
+            if listens {
+                return sshd;
+            }
+            assert!(sshd.log().contains("in use"), "sshd ended: {}", sshd.log());
+        }
     }
 
     /// What a person has in `~/.ssh/config`: a host of this name that is this server.
