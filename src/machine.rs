@@ -389,7 +389,7 @@ impl Machine {
         &self.warnings
     }
 
-    /// Paths of `--include` that the machine has not, among the first [`MAX_CHECKED`]: most likely misspelt.
+    /// Paths of `--include` that the machine has not, among the first thousand: most likely misspelt.
     pub fn missing_includes(&self) -> Vec<&str> {
         let Ok(tree) = &self.tree else { return Vec::new() };
         let missing = |path: &&String| {

@@ -4,7 +4,11 @@
 mod common;
 
 use common::fixture::Fixture;
-use common::{Done, program, run};
+use common::mounted::Mounted;
+use common::processes::resident;
+use common::{Done, program, run, within};
+use rustix::fs::{FileType, Mode, OFlags};
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -74,4 +78,126 @@ fn tens_of_thousands_of_excludes_are_taken() {
     let names = names_in(&fixture.path().join("m.tar"));
     let of_srv: Vec<_> = names.iter().filter(|name| name.starts_with("./srv/")).collect();
     assert_eq!(of_srv, ["./srv/", "./srv/kept"]);
+}
+
+/// Directories inside each other, `levels` of them, below `top`; their names have `length` bytes.
+fn nested(top: &Path, levels: usize, name: &[u8]) {
+    let mut at =
+        rustix::fs::openat(rustix::fs::CWD, top, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+            .unwrap();
+    for _ in 0..levels {
+        rustix::fs::mkdirat(&at, name, Mode::RWXU).unwrap();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        at = rustix::fs::openat(&at, name, flags, Mode::empty()).unwrap();
+    }
+}
+
+/// The bytes of a machine's report after a look at its export.
+fn report_of(mounted: &Mounted, machine: &str) -> Vec<u8> {
+    let (tar, report) = (mounted.tar(machine), mounted.point().join(machine).join("report.json"));
+    within("the scan", move || fs::metadata(tar)).unwrap();
+    within("the report", move || fs::read(report)).unwrap()
+}
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn long_paths_fill_neither_a_report_nor_memory() {
+    let fixture = Fixture::new();
+    let place = fixture.empty("deep");
+    let top = place.rootfs.join("srv");
+    fs::create_dir_all(&top).unwrap();
+    nested(&top, 1500, &[b'n'; 255]);
+    // What takes several bytes a byte, in a report and in JSON.
+    let place = fixture.empty("wide");
+    let top = place.rootfs.join("srv");
+    fs::create_dir_all(&top).unwrap();
+    nested(&top, 10, &[b'\\'; 255]);
+    let deep = format!("{}/", "\\".repeat(255)).repeat(10);
+    let at = top.join(deep);
+    for number in 0..3000 {
+        let name = format!("{number:05}{}", "\u{1}".repeat(250));
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, at.join(name), FileType::Socket, mode, 0).unwrap();
+    }
+    let mounted = Mounted::new(&fixture);
+    for machine in ["deep", "wide"] {
+        let report = report_of(&mounted, machine);
+        assert!(report.len() < 16 * MIB, "{machine}: {} bytes", report.len());
+        let report: Value = serde_json::from_slice(&report).unwrap();
+        let lines = report["left_out"]["lines"].as_array().unwrap();
+        let all = lines.len() as u64 + report["left_out"]["more"].as_u64().unwrap();
+        assert!(!lines.is_empty() && all >= 1480, "{machine}: {all}");
+        let long = lines.iter().find(|line| line["path"].as_str().unwrap().contains("\\["));
+        assert_eq!(long.is_some(), machine == "deep", "{long:?}");
+        let memory = resident(mounted.server()) >> 10;
+        assert!(memory < 150, "{machine}: {memory} MiB of memory");
+    }
+    let done = fixture.run(["export", "deep", "-q", "-o", "/dev/null"]).ok();
+    assert!(done.err().len() < MIB, "{} bytes of warnings", done.err().len());
+}
+
+#[test]
+fn a_change_of_many_files_with_long_paths_is_told_in_bounds() {
+    let fixture = Fixture::new();
+    let place = fixture.empty("m");
+    let deep = format!("{}/", "d".repeat(255)).repeat(15);
+    let at = place.home.join(deep);
+    fs::create_dir_all(&at).unwrap();
+    let names: Vec<_> = (0..1000).map(|number| at.join(format!("{number}"))).collect();
+    for name in &names {
+        fs::write(name, "before").unwrap();
+    }
+    let mounted = Mounted::new(&fixture);
+    let mut total = 0;
+    // Each of them is a generation of its own that is torn.
+    for round in 0..3 {
+        let mut tar = fs::File::open(mounted.tar("m")).unwrap();
+        for name in &names {
+            fs::write(name, format!("{round}")).unwrap();
+        }
+        let _ = std::io::copy(&mut tar, &mut std::io::sink());
+        drop(tar);
+        let report = report_of(&mounted, "m");
+        assert!(report.len() < 16 * MIB, "{} bytes", report.len());
+        let report: Value = serde_json::from_slice(&report).unwrap();
+        total = report["earlier"].as_array().unwrap().len();
+        for past in report["earlier"].as_array().unwrap() {
+            let listed = past["changed"].as_array().unwrap().len() as u64;
+            let more = past["changed_not_listed"].as_u64().unwrap_or(0);
+            assert_eq!(listed + more, 1000, "{past:.300}");
+        }
+    }
+    assert!(total >= 2, "{total}");
+}
+
+/// Processor time that a process has used, in hundredths of a second.
+fn processor_time(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_deep_tree_takes_no_more_work_than_a_flat_one() {
+    const DIRECTORIES: usize = 10_000;
+    let fixture = Fixture::new();
+    nested(&fixture.empty("deep").home, DIRECTORIES, b"d");
+    let flat = fixture.empty("flat").home;
+    for number in 0..DIRECTORIES {
+        fs::create_dir(flat.join(format!("{number}-d"))).unwrap();
+    }
+    let mounted = Mounted::new(&fixture);
+    let mut work = |machine: &str| {
+        let top = mounted.rootfs(machine).join("home/codchi");
+        let before = processor_time(mounted.server());
+        let walk = "find \"$1\" -name '*d' | wc -l";
+        let done = run(program("sh", ["-c", walk, "sh"]).arg(top)).ok();
+        assert_eq!(done.out().trim(), DIRECTORIES.to_string(), "{machine}");
+        processor_time(mounted.server()) - before
+    };
+    let (flat, deep) = (work("flat"), work("deep"));
+    assert!(deep < 5 * flat + 100, "{deep} against {flat}");
+    // Dropping a fixture goes down the tree by whole paths.
+    run(program("rm", ["-r"]).arg(fixture.place("deep").home)).ok();
 }

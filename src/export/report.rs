@@ -8,12 +8,24 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Lines kept of each reason: a machine with a million sockets must not fill the memory with their names.
-const MOST_LINES: usize = 10_000;
+const MAX_LINES: usize = 10_000;
+/// Bytes of the lines of one reason, as they stand in the report: a path may have megabytes.
+const MAX_REASON_BYTES: usize = 4 << 20;
+/// Bytes of all lines of a scan.
+const MAX_NOTE_BYTES: usize = 10 << 20;
+/// Bytes of the lines of what changed under the readers of one generation.
+const MAX_CHANGE_BYTES: usize = 2 << 20;
+/// A path that no system call takes is not listed whole, but so much of its beginning and of its end.
+const MAX_PATH: usize = 4095;
+const PATH_HEAD: usize = 2048;
+const PATH_TAIL: usize = 512;
+/// What a line takes in the report beside its path and text.
+const LINE_BYTES: usize = 160;
 
 /// Something on the disk that is not in the export as it is there.
 #[derive(Clone, Debug, Serialize)]
 pub struct LeftOutLine {
-    /// Path in the machine; bytes that are not UTF-8, control characters and `\` as `\xNN`.
+    /// Path in the machine; bytes that are not UTF-8, control characters and `\` as `\xNN`; of more than 4095 bytes without its middle.
     pub path: String,
     /// What it is, for programs.
     pub reason: &'static str,
@@ -33,7 +45,12 @@ impl LeftOutLine {
     }
 
     fn new(path: &[u8], reason: &'static str, text: String) -> Self {
-        Self { path: printable(path), reason, text, files: None, bytes: None }
+        Self { path: listed(path), reason, text, files: None, bytes: None }
+    }
+
+    /// Bytes that it takes in the report.
+    fn cost(&self) -> usize {
+        LINE_BYTES + escaped_len(&self.path) + escaped_len(&self.text)
     }
 
     /// What a scan hears of one entry.
@@ -49,7 +66,7 @@ impl LeftOutLine {
                 "excluded",
                 format!(
                     "the target has its own, or makes it anew; --include {} takes it along",
-                    printable(path)
+                    listed(path)
                 ),
             ),
             LeftOut::BelowHome => (
@@ -99,7 +116,7 @@ impl LeftOutLine {
     pub(super) fn stray(path: &[u8]) -> Self {
         let text = format!(
             "made by hand or by a program, not by the system's configuration; --include {} takes it along",
-            printable(path)
+            listed(path)
         );
         Self::new(path, "etc", text)
     }
@@ -119,7 +136,12 @@ impl LeftOutLine {
 
     /// A member that the archive format cannot express; the error names it.
     pub(super) fn unarchivable(path: &[u8], why: &LayoutError) -> Self {
-        Self::new(path, "unarchivable", why.to_string())
+        let mut text = why.to_string();
+        if text.len() > MAX_PATH {
+            text.truncate(text.floor_char_boundary(MAX_PATH));
+            text.push_str("...");
+        }
+        Self::new(path, "unarchivable", text)
     }
 }
 
@@ -132,7 +154,7 @@ pub struct Note {
     pub more: u64,
     /// By reason, until the end of the scan: one kind of line must not crowd out the others.
     #[serde(skip)]
-    by_reason: BTreeMap<&'static str, Vec<LeftOutLine>>,
+    by_reason: BTreeMap<&'static str, Lines>,
     /// By kind of extended attribute, the first path that has one in byte order, and how many have.
     #[serde(skip)]
     attributes: BTreeMap<&'static str, (Vec<u8>, u64)>,
@@ -143,12 +165,20 @@ pub struct Note {
     pub(super) no_room: bool,
 }
 
+/// Lines of one reason, and the bytes that they take.
+#[derive(Clone, Debug, Default)]
+struct Lines {
+    lines: Vec<LeftOutLine>,
+    bytes: usize,
+}
+
 impl Note {
     pub(super) fn push(&mut self, line: LeftOutLine) {
-        let lines = self.by_reason.entry(line.reason).or_default();
-        lines.push(line);
-        if lines.len() >= 2 * MOST_LINES {
-            self.more = self.more.saturating_add(keep_first(lines));
+        let kept = self.by_reason.entry(line.reason).or_default();
+        kept.bytes = kept.bytes.saturating_add(line.cost());
+        kept.lines.push(line);
+        if kept.lines.len() >= 2 * MAX_LINES || kept.bytes >= 2 * MAX_REASON_BYTES {
+            self.more = self.more.saturating_add(kept.keep_first(MAX_REASON_BYTES));
         }
     }
 
@@ -169,7 +199,7 @@ impl Note {
         self.more = self.more.saturating_add(other.more);
         self.incomplete |= other.incomplete;
         self.no_room |= other.no_room;
-        for line in other.by_reason.into_values().flatten() {
+        for line in other.by_reason.into_values().flat_map(|kept| kept.lines) {
             self.push(line);
         }
         for (kind, (path, files)) in other.attributes {
@@ -183,20 +213,38 @@ impl Note {
             let line = LeftOutLine::of(&path, LeftOut::Xattr(kind));
             self.push(LeftOutLine { files: Some(files), ..line });
         }
-        for (_, mut lines) in std::mem::take(&mut self.by_reason) {
-            self.more = self.more.saturating_add(keep_first(&mut lines));
-            self.lines.append(&mut lines);
+        let mut kept: Vec<Lines> = std::mem::take(&mut self.by_reason).into_values().collect();
+        // The reasons with few lines first: what they leave of their share is for the others.
+        kept.sort_by_key(|kept| kept.bytes);
+        let (mut room, mut reasons) = (MAX_NOTE_BYTES, kept.len());
+        for mut kept in kept {
+            let share = (room / reasons.max(1)).min(MAX_REASON_BYTES);
+            self.more = self.more.saturating_add(kept.keep_first(share));
+            room = room.saturating_sub(kept.bytes);
+            reasons = reasons.saturating_sub(1);
+            self.lines.append(&mut kept.lines);
         }
         self.lines.sort_by(|a, b| a.key().cmp(&b.key()));
     }
 }
 
-/// Keeps the first lines by path; how many are gone.
-fn keep_first(lines: &mut Vec<LeftOutLine>) -> u64 {
-    lines.sort_by(|a, b| a.key().cmp(&b.key()));
-    let more = lines.len().saturating_sub(MOST_LINES) as u64;
-    lines.truncate(MOST_LINES);
-    more
+impl Lines {
+    /// Keeps the first lines by path that fit; how many are gone.
+    fn keep_first(&mut self, max_bytes: usize) -> u64 {
+        self.lines.sort_by(|a, b| a.key().cmp(&b.key()));
+        let (mut bytes, mut fit) = (0_usize, 0);
+        for line in self.lines.iter().take(MAX_LINES) {
+            let with = bytes.saturating_add(line.cost());
+            if with > max_bytes {
+                break;
+            }
+            (bytes, fit) = (with, fit + 1);
+        }
+        let gone = self.lines.len().saturating_sub(fit) as u64;
+        self.lines.truncate(fit);
+        self.bytes = bytes;
+        gone
+    }
 }
 
 /// A member that is not served as the scan saw it.
@@ -213,31 +261,60 @@ pub struct ChangeLine {
 /// What changed under the readers of one generation. It outlives the generation: a copy that failed wants its reason.
 #[derive(Debug, Default)]
 pub struct Changes {
-    lines: Mutex<(BTreeMap<u32, ChangeLine>, u64)>,
+    lines: Mutex<ChangeLines>,
+}
+
+#[derive(Debug, Default)]
+struct ChangeLines {
+    /// By member.
+    by_member: BTreeMap<u32, ChangeLine>,
+    bytes: usize,
+    more: u64,
+}
+
+impl ChangeLine {
+    fn cost(&self) -> usize {
+        LINE_BYTES + escaped_len(&self.path)
+    }
 }
 
 impl Changes {
     /// Notes what happened to a member; a later word on the same one counts. Whether it is news.
     pub(super) fn set(&self, member: u32, line: ChangeLine) -> bool {
         let mut lines = self.lines.lock();
-        if lines.0.len() < MOST_LINES || lines.0.contains_key(&member) {
-            let news = lines.0.get(&member) != Some(&line);
-            lines.0.insert(member, line);
+        if let Some(known) = lines.by_member.get_mut(&member) {
+            let news = *known != line;
+            // The same path: it takes as many bytes.
+            *known = line;
             return news;
         }
-        lines.1 = lines.1.saturating_add(1);
-        false
+        let bytes = lines.bytes.saturating_add(line.cost());
+        if lines.by_member.len() >= MAX_LINES || bytes > MAX_CHANGE_BYTES {
+            lines.more = lines.more.saturating_add(1);
+            return false;
+        }
+        lines.bytes = bytes;
+        lines.by_member.insert(member, line);
+        true
     }
 
     /// The lines in the order of the archive, and how many more there were.
     pub fn lines(&self) -> (Vec<ChangeLine>, u64) {
         let lines = self.lines.lock();
-        (lines.0.values().cloned().collect(), lines.1)
+        (lines.by_member.values().cloned().collect(), lines.more)
+    }
+
+    /// The first few of [`Self::lines`].
+    pub fn first_lines(&self, most: usize) -> (Vec<ChangeLine>, u64) {
+        let lines = self.lines.lock();
+        let first: Vec<_> = lines.by_member.values().take(most).cloned().collect();
+        let rest = lines.by_member.len().saturating_sub(first.len()) as u64;
+        (first, lines.more.saturating_add(rest))
     }
 
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
-        self.lines.lock().0.is_empty()
+        self.lines.lock().by_member.is_empty()
     }
 }
 
@@ -278,6 +355,22 @@ impl Change {
             Self::Rewritten => "was rewritten while it was exported",
         }
     }
+}
+
+/// A path as lines have it: [`printable`], and without its middle if no system call takes it. `\[` stands in no name, since
+/// `\` is written as `\x5c`.
+pub(super) fn listed(path: &[u8]) -> String {
+    if path.len() <= MAX_PATH {
+        return printable(path);
+    }
+    let (head, rest) = path.split_at(PATH_HEAD);
+    let tail = rest.get(rest.len().saturating_sub(PATH_TAIL)..).unwrap_or_default();
+    format!("{}\\[{} bytes in all]{}", printable(head), path.len(), printable(tail))
+}
+
+/// Bytes of a text in JSON, without its quotes.
+fn escaped_len(text: &str) -> usize {
+    text.len() + text.bytes().filter(|byte| matches!(byte, b'\\' | b'"')).count()
 }
 
 /// Bytes as text that is safe on a terminal and in JSON, and tells every name from every other.

@@ -5,7 +5,7 @@
 
 use super::{Machine, Redacted, export_name};
 use crate::backend::{Facts, Location, Power};
-use crate::export::{Exports, Generation, Status};
+use crate::export::{ChangeLine, Exports, Generation, Note, Status};
 use crate::tree::{Dir, Tree};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -13,6 +13,10 @@ use std::time::SystemTime;
 
 /// The version of the report's shape.
 const SCHEMA: u32 = 1;
+/// Lines of what changed in each earlier generation.
+const MAX_PAST_LINES: usize = 100;
+/// Devices of an instance that are named.
+const MAX_DEVICES: usize = 100;
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -35,9 +39,9 @@ struct Report<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     generation: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    left_out: Option<Value>,
+    left_out: Option<&'a Note>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    changed: Option<Value>,
+    changed: Option<Vec<ChangeLine>>,
     #[serde(skip_serializing_if = "is_zero")]
     changed_not_listed: u64,
     /// Earlier generations under whose readers something changed.
@@ -80,9 +84,12 @@ impl Machine {
             let warning = format!("--include {path}: there is nothing of this name in the machine");
             report.warnings.push(warning);
         }
+        let last = self.exports.as_ref().and_then(|exports| exports.last());
+        let left_out = last.as_ref().map(|generation| generation.left_out());
         if let (Ok(tree), Some(exports)) = (&self.tree, &self.exports) {
             report.redacted = self.redacted.as_ref().map(|redacted| fill_in(redacted, tree));
-            report.of_exports(exports, export_name(self.redacted.is_some()));
+            report.left_out = left_out.as_deref();
+            report.of_exports(exports, last.as_deref(), export_name(self.redacted.is_some()));
         }
         let mut text = serde_json::to_vec_pretty(&report).unwrap_or_default();
         text.push(b'\n');
@@ -91,18 +98,17 @@ impl Machine {
 }
 
 impl Report<'_> {
-    fn of_exports(&mut self, exports: &Exports, export_name: &str) {
+    fn of_exports(&mut self, exports: &Exports, last: Option<&Generation>, export_name: &str) {
         let failed = exports.failed().map(|why| format!("the last scan failed: {why}"));
-        let Some(generation) = exports.last() else {
+        let Some(generation) = last else {
             let note = "not scanned yet: the first look at the tar scans";
             self.note = Some(failed.unwrap_or_else(|| note.into()));
             return;
         };
         self.note = failed;
-        self.generation = Some(of_generation(&generation, export_name));
-        self.left_out = Some(json!(*generation.left_out()));
+        self.generation = Some(of_generation(generation, export_name));
         let (lines, more) = generation.status().changes().lines();
-        (self.changed, self.changed_not_listed) = (Some(json!(lines)), more);
+        (self.changed, self.changed_not_listed) = (Some(lines), more);
         let earlier = exports.history().changed();
         let earlier = earlier.iter().filter(|past| past.id() != generation.id());
         self.earlier = earlier.map(|past| of_past(past)).collect();
@@ -115,7 +121,7 @@ fn place(location: &Location) -> Place<'_> {
         driver: location.driver.as_str(),
         pool: location.pool.as_deref(),
         running: location.power.map(|p| p == Power::Running),
-        devices_not_exported: location.foreign.iter().map(device).collect(),
+        devices_not_exported: location.foreign.iter().take(MAX_DEVICES).map(device).collect(),
     }
 }
 
@@ -147,13 +153,20 @@ fn of_generation(generation: &Generation, export_name: &str) -> Value {
 }
 
 fn of_past(past: &Status) -> Value {
-    json!({
+    let (lines, more) = past.changes().first_lines(MAX_PAST_LINES);
+    let mut value = json!({
         "id": id(past.id()),
         "size": past.size(),
         "scanned": stamp(past.scanned().0),
         "torn": past.torn(),
-        "changed": past.changes().lines().0,
-    })
+        "changed": lines,
+    });
+    if more > 0
+        && let Some(value) = value.as_object_mut()
+    {
+        value.insert("changed_not_listed".into(), more.into());
+    }
+    value
 }
 
 fn is_zero(number: &u64) -> bool {

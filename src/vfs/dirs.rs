@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many directories stay open. Each costs a descriptor; a backup walks depth first and needs
 /// little more than its depth.
@@ -20,6 +21,8 @@ struct Open {
     tree: Arc<Tree>,
     id: Option<ObjectId>,
     place: Option<(u64, Arc<[u8]>)>,
+    /// How many directories had moved when this was where its path says: without another move it still is.
+    moves: u64,
     dir: Dir,
 }
 
@@ -36,25 +39,37 @@ impl Dirs {
 
     /// The directory `node`, opened again from the nearest open parent if need be. ESTALE if
     /// another object is where it was: the kernel then looks the path up again.
-    pub(super) fn open(&self, tree: &Arc<Tree>, node: &Arc<Node>) -> Result<Dir, Errno> {
+    ///
+    /// `moves` counts the directories that were found elsewhere than before.
+    pub(super) fn open(
+        &self,
+        tree: &Arc<Tree>,
+        node: &Arc<Node>,
+        moves: &AtomicU64,
+    ) -> Result<Dir, Errno> {
+        // Before anything is looked at: a move meanwhile has the next look compare paths.
+        let moves = moves.load(Ordering::SeqCst);
         // Iterative: trees may be thousands of levels deep.
         let mut missing: Vec<(Arc<Node>, Place, ObjectId)> = Vec::new();
         let mut at = Arc::clone(node);
         let mut dir = loop {
             match at.key.object {
                 Object::Rootfs => {
-                    if let Some(dir) = self.cached(tree, at.ino, None, None) {
+                    if let Some((dir, _)) = self.cached(tree, at.ino, None, None) {
                         break dir;
                     }
                     let (dir, _) = tree.root()?;
-                    self.keep(at.ino, tree, None, None, &dir);
+                    self.keep(at.ino, tree, None, None, moves, &dir);
                     break dir;
                 }
                 Object::Tree(id) => {
                     let place = at.place()?;
-                    if let Some(dir) = self.cached(tree, at.ino, Some(id), Some(&place))
-                        && is_at(&at, dir.path())
+                    if let Some((dir, seen)) = self.cached(tree, at.ino, Some(id), Some(&place))
+                        && (seen == moves || is_at(&at, dir.path()))
                     {
+                        if seen != moves {
+                            self.keep(at.ino, tree, Some(id), Some(&place), moves, &dir);
+                        }
                         break dir;
                     }
                     let parent = Arc::clone(&place.parent);
@@ -69,7 +84,7 @@ impl Dirs {
             if attr.id != *id {
                 return Err(Errno::STALE);
             }
-            self.keep(node.ino, tree, Some(*id), Some(place), &next);
+            self.keep(node.ino, tree, Some(*id), Some(place), moves, &next);
             dir = next;
         }
         Ok(dir)
@@ -81,7 +96,7 @@ impl Dirs {
         ino: u64,
         id: Option<ObjectId>,
         place: Option<&Place>,
-    ) -> Option<Dir> {
+    ) -> Option<(Dir, u64)> {
         let mut open = self.open.lock();
         let found = open.get(&ino)?;
         let same_place = match (&found.place, place) {
@@ -92,7 +107,7 @@ impl Dirs {
             _ => false,
         };
         let usable = same_place && found.id == id && Arc::ptr_eq(&found.tree, tree);
-        usable.then(|| found.dir.clone())
+        usable.then(|| (found.dir.clone(), found.moves))
     }
 
     fn keep(
@@ -101,10 +116,11 @@ impl Dirs {
         tree: &Arc<Tree>,
         id: Option<ObjectId>,
         place: Option<&Place>,
+        moves: u64,
         dir: &Dir,
     ) {
         let place = place.map(|place| (place.parent.ino, Arc::clone(&place.name)));
-        let open = Open { tree: Arc::clone(tree), id, place, dir: dir.clone() };
+        let open = Open { tree: Arc::clone(tree), id, place, moves, dir: dir.clone() };
         let evicted = self.open.lock().push(ino, open);
         drop(evicted);
     }

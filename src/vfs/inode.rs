@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slots;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Where an entry of a tree was found last.
@@ -120,6 +120,8 @@ struct Inner {
 pub(super) struct Table {
     slots: Mutex<Inner>,
     root: Arc<Node>,
+    /// How many directories were found elsewhere than before.
+    pub(super) moves: AtomicU64,
 }
 
 impl Table {
@@ -128,6 +130,7 @@ impl Table {
         Self {
             slots: Mutex::new(Inner::default()),
             root: Arc::new(Node::new(ROOT, key, Found::Fixed)),
+            moves: AtomicU64::new(0),
         }
     }
 
@@ -172,6 +175,9 @@ impl Table {
                 Slots::Occupied(mut slot) => {
                     let slot = slot.get_mut();
                     old_place = slot.node.update(found)?;
+                    if old_place.as_ref().is_some_and(|old: &Place| old.kind == Kind::Directory) {
+                        self.moves.fetch_add(1, Ordering::SeqCst);
+                    }
                     slot.lookups = slot.lookups.saturating_add(1);
                     node = Arc::clone(&slot.node);
                 }

@@ -22,7 +22,7 @@ impl Vfs {
         match node.key.object {
             Object::Tree(_) if node.place()?.kind != Kind::Directory => return Err(Errno::NOTDIR),
             Object::Tree(_) | Object::Rootfs => {
-                self.dirs.open(&self.tree(&node.key.machine)?, &node)?;
+                self.dirs.open(&self.tree(&node.key.machine)?, &node, &self.table.moves)?;
             }
             Object::Root | Object::Machine | Object::Generations | Object::GenerationDir(_) => {}
             _ => return Err(Errno::NOTDIR),
@@ -154,7 +154,7 @@ impl Vfs {
             }
             Object::Rootfs | Object::Tree(_) => {
                 let tree = self.tree(machine)?;
-                let dir = self.dirs.open(&tree, node)?;
+                let dir = self.dirs.open(&tree, node, &self.table.moves)?;
                 entries.extend(tree.read_dir(&dir)?.into_iter().map(|entry| Listed {
                     name: entry.name,
                     kind: entry.attr.kind,

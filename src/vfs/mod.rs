@@ -259,7 +259,7 @@ impl Vfs {
     fn place_of(&self, node: &Node) -> Result<(Arc<Tree>, crate::tree::Dir, Place), Errno> {
         let place = node.place()?;
         let tree = self.tree(&node.key.machine)?;
-        let dir = self.dirs.open(&tree, &place.parent)?;
+        let dir = self.dirs.open(&tree, &place.parent, &self.table.moves)?;
         Ok((tree, dir, place))
     }
 

@@ -89,7 +89,7 @@ impl Vfs {
             Object::GenerationDir(_) => Err(Errno::NOENT),
             Object::Rootfs | Object::Tree(_) => {
                 let tree = self.tree(&parent.key.machine)?;
-                let dir = self.dirs.open(&tree, parent)?;
+                let dir = self.dirs.open(&tree, parent, &self.table.moves)?;
                 let mut attr = tree.lookup(&dir, name)?;
                 if is_late(&tree, &attr) {
                     let generation = self.exports(&parent.key.machine)?.lookup()?;

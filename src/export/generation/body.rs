@@ -1,7 +1,7 @@
 //! The bytes of a generation's files, and what of them is not as the scan saw it.
 
 use super::Generation;
-use crate::export::report::{Change, ChangeLine, printable};
+use crate::export::report::{Change, ChangeLine, listed};
 use crate::export::scan_file::ScanFile;
 use crate::export::tag::{GENERATED, Tag};
 use crate::tar::{self, Layout, MemberId, Run};
@@ -40,10 +40,11 @@ impl Generation {
         drop(changes);
         let torn = change.tears() || self.options.strict;
         let path = self.layout.absolute_path(member);
-        let line = ChangeLine { path: printable(&path), reason: change, torn };
+        let path = listed(&path);
+        let line = ChangeLine { path: path.clone(), reason: change, torn };
         // Before the flag: whoever sees it looks for the reason.
         if self.status.changes.set(member.0, line) {
-            tracing::warn!(path = %printable(&path), ?change, torn, "not served as it was scanned");
+            tracing::warn!(path, ?change, torn, "not served as it was scanned");
         }
         self.changed.store(true, Ordering::SeqCst);
         if torn {
