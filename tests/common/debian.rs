@@ -1,8 +1,12 @@
 //! A root of Debian that debootstrap made.
 
-use super::{cached, program, run};
+use super::{cached, program, run, run_for};
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// A mirror may be far away.
+const DOWNLOAD: Duration = Duration::from_secs(30 * 60);
 
 /// Name of the running release and its mirror, as apt is configured.
 fn release_and_mirror() -> (String, String) {
@@ -31,7 +35,9 @@ fn with(name: &str, packages: &str) -> PathBuf {
     cached(name, |to| {
         let (codename, mirror) = release_and_mirror();
         let include = format!("--include={packages}");
-        let mut debootstrap = program("debootstrap", ["--variant=minbase", &include, &codename]);
-        run(debootstrap.arg(to).arg(mirror)).ok();
+        // What it mounts in there, and every process of it, is gone with it.
+        let mut debootstrap = program("unshare", ["--mount", "--pid", "--fork", "--kill-child"]);
+        debootstrap.args(["debootstrap", "--variant=minbase", &include, &codename]);
+        run_for(DOWNLOAD, debootstrap.arg(to).arg(mirror)).ok();
     })
 }

@@ -42,18 +42,29 @@ pub(crate) fn shifted(id: u32) -> u32 {
     if id == 0 { UID } else { 100_000 + id }
 }
 
-/// The name of the user with [`UID`], who is made if there is none.
+/// The name of the user with [`UID`], whose group has the same number; who is made if there is none.
 pub(crate) fn user() -> String {
     static NAME: OnceLock<String> = OnceLock::new();
     let find = || {
         let passwd = fs::read_to_string("/etc/passwd").unwrap();
         let mut lines = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
-        lines.find(|f| f.get(2) == Some(&"1000")).map(|f| f[0].to_owned())
+        let line = lines.find(|f| f.get(2) == Some(&"1000"))?;
+        assert_eq!(
+            line[3], "1000",
+            "the tests act as user and group 1000, and {line:?} has another"
+        );
+        Some(line[0].to_owned())
     };
     let find_or_make = || {
         let _alone = host_lock("users");
         find().unwrap_or_else(|| {
-            run(program("useradd", ["--uid", "1000", "--no-create-home", "codchi-tester"])).ok();
+            // A group of this number may be there without the user.
+            let groups = fs::read_to_string("/etc/group").unwrap();
+            if !groups.lines().any(|line| line.split(':').nth(2) == Some("1000")) {
+                run(program("groupadd", ["--gid", "1000", "codchi-tester"])).ok();
+            }
+            let user = ["--uid", "1000", "--gid", "1000", "--no-create-home", "codchi-tester"];
+            run(program("useradd", user)).ok();
             find().unwrap()
         })
     };

@@ -228,7 +228,11 @@ pub(crate) fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     if !directory.exists() {
         let partial = all.join(format!("{name}.partial"));
-        let _ = std::fs::remove_dir_all(&partial);
+        // Of a run that was ended.
+        if partial.exists() {
+            std::fs::remove_dir_all(&partial)
+                .unwrap_or_else(|why| panic!("{}: {why}", partial.display()));
+        }
         std::fs::create_dir(&partial).unwrap();
         make(&partial);
         std::fs::rename(&partial, &directory).unwrap();
