@@ -108,7 +108,7 @@ fn build(input: &Input<'_>) -> Layout<u64> {
 fuzz_target!(|input: Input<'_>| {
     let layout = build(&input);
     let size = layout.size() as usize;
-    assert!(size <= 64 << 20 && size % 4096 == 0);
+    assert!(size <= 64 << 20 && size.is_multiple_of(4096));
     let mut whole = vec![0xaa; size + 1];
     let Ok(read) = read_at(&layout, &Pattern, 0, &mut whole);
     assert_eq!(read, size);

@@ -341,7 +341,7 @@ fn clipped(text: &str) -> String {
 }
 
 /// What is made of an answer's status and body.
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub(super) fn open(status: u16, body: &[u8]) -> Result<Value, String> {
     let call =
         Call { socket: "/s".into(), uri: Uri::from_static("/"), deadline: Duration::ZERO, most: 0 };

@@ -269,7 +269,7 @@ fn is_codchis_own(path: &str) -> bool {
 }
 
 /// What `fuzz/` calls; in no other build.
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 #[allow(missing_docs)]
 pub mod fuzzing {
     use super::place::Place;

@@ -254,7 +254,7 @@ pub fn check(options: &MountOptions) -> Result<(), MountError> {
 }
 
 /// Unmounts the codchifs at `path`. `lazy` takes it out of sight at once and ends it when its last
-/// user lets go. Without it, a mount that is in use is tried again for [`BUSY_TIMEOUT`].
+/// user lets go. Without it, a mount that is in use is tried again for two seconds.
 pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountError> {
     let end = Instant::now() + BUSY_TIMEOUT;
     loop {
