@@ -136,11 +136,7 @@ impl LeftOutLine {
 
     /// A member that the archive format cannot express; the error names it.
     pub(super) fn unarchivable(path: &[u8], why: &LayoutError) -> Self {
-        let mut text = why.to_string();
-        if text.len() > MAX_PATH {
-            text.truncate(text.floor_char_boundary(MAX_PATH));
-            text.push_str("...");
-        }
+        let text: String = why.to_string().chars().take(MAX_PATH).collect();
         Self::new(path, "unarchivable", text)
     }
 }
