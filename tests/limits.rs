@@ -188,7 +188,7 @@ fn a_deep_tree_takes_no_more_work_than_a_flat_one() {
         fs::create_dir(flat.join(format!("{number}-d"))).unwrap();
     }
     let mounted = Mounted::new(&fixture);
-    let mut work = |machine: &str| {
+    let work = |machine: &str| {
         let top = mounted.rootfs(machine).join("home/codchi");
         let before = processor_time(mounted.server());
         let walk = "find \"$1\" -name '*d' | wc -l";
