@@ -3,9 +3,10 @@
 //! Each function is one call, with arguments whose types already say all that the call asks of them.
 #![allow(unsafe_code)]
 
-use rustix::fd::{AsRawFd, BorrowedFd};
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use rustix::io::Errno;
 use std::ffi::CStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `listxattrat` and `getxattrat` of linux/xattr.h: the numbers of every architecture but alpha, mips and x32.
 const GETXATTRAT: libc::c_long = 464;
@@ -287,6 +288,34 @@ fn mark_each_descriptor() -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether this process was started with a closed standard output (`>&-`). Rust's runtime opens /dev/null in its place, where
+/// all that is written is lost without an error, and does so before `main`.
+pub(crate) fn stdout_was_closed() -> bool {
+    CLOSED.load(Ordering::Relaxed)
+}
+
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// The dynamic linker calls what is listed here before the runtime starts (elf(5), `SHT_INIT_ARRAY`).
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOOK: extern "C" fn() = look_at_stdout;
+
+extern "C" fn look_at_stdout() {
+    // SAFETY: fcntl(2) with F_GETFD takes a number and changes nothing.
+    let flags = unsafe { libc::fcntl(1, libc::F_GETFD) };
+    CLOSED.store(flags == -1, Ordering::Relaxed);
+}
+
+/// A second descriptor of what this process has open under `number`; EBADF where it has nothing.
+pub(crate) fn duplicate(number: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: fcntl(2) takes numbers; one that is not open is an error. What it returns is new, and so nobody else's.
+    unsafe {
+        let new = outcome(libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3).into())?;
+        Ok(OwnedFd::from_raw_fd(i32::try_from(new).map_err(|_| Errno::BADF)?))
+    }
 }
 
 /// Makes this thread act on files as `uid` and `gid` (setfsuid(2)). Its other ids stay, and with them who may signal it, or

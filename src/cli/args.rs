@@ -188,6 +188,18 @@ pub(super) enum Command {
     Generate(Generate),
 }
 
+impl Command {
+    /// Whether what it finds goes to stdout.
+    pub(super) fn prints(&self) -> bool {
+        match self {
+            Self::Mount(_) | Self::Unmount(_) | Self::Generate(_) => false,
+            Self::Export(export) => export.json || export.output.as_deref() == Some(Path::new("-")),
+            Self::Verify(verify) => !verify.quiet,
+            _ => true,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, ClapArgs)]
 #[command(next_help_heading = "What is taken along")]
 pub(super) struct Select {

@@ -1,12 +1,18 @@
 //! `codchifs export`: a machine's tar without a mount.
 
 use super::args::{Export, Global, Reflink, Secrets};
+use super::output::{Output, shares_blocks};
 use super::progress::{Progress, size};
-use super::target::{Target, shares_blocks};
+use super::target::Target;
 use super::{Context, Failure, Outcome, complain};
 use crate::backend::Power;
+use crate::credentials::as_user;
 use crate::export::{Change, Generation, Sink, StreamError, write_all};
 use crate::machine::Settings;
+use crate::walk;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::fs::File;
@@ -32,10 +38,23 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
     if to_stdout && io::stdout().is_terminal() {
         return Err("export: a tar on a terminal helps nobody; -o FILE, or a pipe".into());
     }
+    let not_written = |why| format!("export {name}: cannot write {}: {why}", output.display());
+    // Before all else: what is in the way shows at once.
+    let place = match to_stdout {
+        true => None,
+        false => Some(Output::find(&output).map_err(not_written)?),
+    };
+    if let Some(Output::Open(file)) = &place
+        && file.is_terminal()
+    {
+        return Err("export: a tar on a terminal helps nobody; -o FILE, or a pipe".into());
+    }
     let mut settings = Settings::from(export.wishes.clone());
-    settings.options.align =
-        export.reflink == Reflink::Auto && !to_stdout && shares_blocks(&output);
-    let machines = Context::new(global)?.machines(settings, Vec::new())?;
+    let shared = matches!(&place, Some(Output::Place(place)) if shares_blocks(place));
+    settings.options.align = export.reflink == Reflink::Auto && shared;
+    let context = Context::new(global)?;
+    let user = context.user;
+    let machines = context.machines(settings, Vec::new())?;
     let machine = machines
         .get(name.as_bytes())
         .ok_or_else(|| format!("export {name}: no such machine; `codchifs list` names them"))?;
@@ -60,16 +79,13 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
         signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stopped))?;
         signal_hook::flag::register(signal, Arc::clone(&stopped))?;
     }
-    // Before the scan: what is in the way shows at once.
-    let target =
-        match to_stdout {
-            true => None,
-            false => Some(Target::create(&output).map_err(|why| {
-                format!("export {name}: cannot write {}: {why}", output.display())
-            })?),
-        };
-    let own = machine.location.iter().map(|l| &l.rootfs).chain([&machine.home]);
-    if let Some(target) = target.as_ref().filter(|t| own.into_iter().any(|dir| t.is_below(dir))) {
+    let target = place.map(Target::create).transpose().map_err(not_written)?;
+    let rootfs = machine.location.as_ref().map(|l| pin_directory(&l.rootfs));
+    let home = as_user(user, || walk::pin(&machine.home)).map(Result::ok);
+    let own = [rootfs.transpose().ok().flatten(), home.ok().flatten()];
+    if let Some(target) = &target
+        && own.iter().flatten().any(|directory| target.is_below(directory))
+    {
         target.discard();
         let output = output.display();
         return Err(format!("export {name}: {output} lies in the machine itself, and would be in its own archive; write it elsewhere").into());
@@ -118,11 +134,12 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
         target.discard();
         return Err(format!("{what}{hint}; nothing was kept").into());
     }
+    let written = target.file.metadata()?.len();
     let tell = |path: &Path| -> io::Result<()> {
         let all = json!({
             "schema": 1, "name": name, "output": path.display().to_string(), "complete": !generation.torn(),
             "generation": format!("{:016x}", generation.id()), "members": generation.members(),
-            "size": generation.size(), "written": path.metadata()?.len(),
+            "size": generation.size(), "written": written,
             "seconds": started.elapsed().as_secs_f64(),
             "changes": generation.status().changes().lines().0.iter().map(|c| &c.path).collect::<Vec<_>>(),
         });
@@ -132,7 +149,7 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
         }
     };
     if generation.torn() {
-        let kept = target.keep()?;
+        let kept = target.keep()?.unwrap_or_else(|| output.clone());
         tell(&kept)?;
         return Ok(verdict(name, &generation, Some(&kept)));
     }
@@ -150,6 +167,11 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
         ));
     }
     Ok(verdict(name, &generation, None))
+}
+
+fn pin_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
 }
 
 /// Writes the archive through zstd, on its own threads.

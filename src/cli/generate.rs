@@ -1,12 +1,16 @@
 //! `codchifs generate`: manual pages and completions, out of the definition of the command line.
 
 use super::args::{Args, Generate};
+use super::output::Output;
+use super::target::Target;
 use super::{Failure, Outcome, complete};
 use clap::{Arg, Command, CommandFactory as _};
 use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
 use clap_mangen::Man;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 /// What no definition knows: the sections behind the options, and all of the helper's page but its options.
@@ -20,7 +24,7 @@ pub(super) fn run(wanted: &Generate) -> Result<Outcome, Failure> {
     let write = |name: &str, content: Vec<u8>| -> Result<(), Failure> {
         let path = wanted.directory.join(name);
         let made = fs::create_dir_all(path.parent().unwrap_or(Path::new(".")));
-        made.and_then(|()| fs::write(&path, content))
+        made.and_then(|()| replace(&path, &content))
             .map_err(|why| format!("generate: {}: {why}", path.display()).into())
     };
     write("man/codchifs.1", manual()?.into())?;
@@ -32,6 +36,14 @@ pub(super) fn run(wanted: &Generate) -> Result<Outcome, Failure> {
     zsh.extend(b"\n[[ $funcstack[1] != _codchifs ]] || _clap_dynamic_completer_codchifs \"$@\"\n");
     write("completions/_codchifs", zsh)?;
     Ok(Outcome::Done)
+}
+
+/// Writes a file that everybody may read, whole or not at all.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut target = Target::create(Output::find(path)?)?;
+    target.file.write_all(content)?;
+    target.file.set_permissions(fs::Permissions::from_mode(0o644))?;
+    target.finish()
 }
 
 fn script(shell: &dyn EnvCompleter) -> Result<Vec<u8>, Failure> {

@@ -14,6 +14,7 @@ mod manifest;
 mod migrate;
 mod mount;
 mod notify;
+mod output;
 mod progress;
 mod status;
 mod target;
@@ -31,6 +32,7 @@ use crate::codchi::{MachineName, State, dirs};
 use crate::credentials::{User, as_user};
 use crate::machine::{Machines, Settings};
 use crate::opener::{Direct, Opener, Vouched};
+use crate::sys;
 
 /// A failure as a person reads it: what was attempted, why it failed, what to do.
 type Failure = Box<dyn std::error::Error>;
@@ -56,8 +58,10 @@ pub fn main() -> ExitCode {
     let args = match args::parse() {
         Ok(args) => args,
         Err(help) if !help.use_stderr() => {
-            let _ = help.print();
-            return ExitCode::SUCCESS;
+            return match to_stdout(|| help.print()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(why) => failed(&*why),
+            };
         }
         Err(help) if help.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = help.print();
@@ -70,7 +74,7 @@ pub fn main() -> ExitCode {
         }
     };
     log::start(args.global.verbose);
-    let result = match &args.command {
+    let run = || match &args.command {
         Command::Mount(mount) => mount::run(&args.global, mount),
         Command::Unmount(unmount) => mount::unmount(unmount),
         Command::List(list) => list::run(&args.global, list),
@@ -83,22 +87,44 @@ pub fn main() -> ExitCode {
         Command::Status(status) => status::run(status),
         Command::Generate(wanted) => generate::run(wanted),
     };
+    let result = match args.command.prints() {
+        true => to_stdout(run),
+        false => run(),
+    };
     log::flush();
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Incomplete) => ExitCode::FAILURE,
         Ok(Outcome::Unknown) => ExitCode::from(2),
         Ok(Outcome::Refused) => ExitCode::from(EX_CONFIG as u8),
-        // Whoever closed the pipe has all that it wanted.
-        Err(why) if is_broken_pipe(&*why) => ExitCode::SUCCESS,
-        Err(why) => {
-            say(tracing::Level::ERROR, &why.to_string());
-            match why.is::<mount::Permanent>() {
-                true => ExitCode::from(EX_CONFIG as u8),
-                false => ExitCode::FAILURE,
-            }
-        }
+        Err(why) => failed(&*why),
     }
+}
+
+/// What has failed, said.
+fn failed(why: &(dyn std::error::Error + 'static)) -> ExitCode {
+    // Whoever closed the pipe has all that it wanted.
+    if is_broken_pipe(why) {
+        return ExitCode::SUCCESS;
+    }
+    say(tracing::Level::ERROR, &why.to_string());
+    match why.is::<mount::Permanent>() {
+        true => ExitCode::from(EX_CONFIG as u8),
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Runs what prints, to the last byte: what cannot be written is a failure, even where nothing of it is left over.
+fn to_stdout<T, E: Into<Failure>>(print: impl FnOnce() -> Result<T, E>) -> Result<T, Failure> {
+    if sys::stdout_was_closed() {
+        return Err(
+            "stdout is closed, and nothing would be printed; name a file with -o, or `>/dev/null`"
+                .into(),
+        );
+    }
+    let printed = print().map_err(Into::into)?;
+    std::io::stdout().flush()?;
+    Ok(printed)
 }
 
 fn is_broken_pipe(why: &(dyn std::error::Error + 'static)) -> bool {

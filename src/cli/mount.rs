@@ -6,6 +6,7 @@ mod server;
 
 use super::args::{Global, Mount, MountWord, Passthrough, Unmount};
 use super::notify::{self, Manager};
+use super::output::Output;
 use super::{Context, Failure, Outcome, complain, journal, log};
 use crate::credentials::User;
 use crate::fuse::{self, MountError, MountOptions};
@@ -15,7 +16,6 @@ use crate::{codchi, sandbox};
 use rustix::process::Uid;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -180,7 +180,11 @@ impl Outputs {
         let null = || OpenOptions::new().write(true).open("/dev/null");
         let log = match &mount.log_file {
             Some(path) => {
-                let log = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+                let log = match Output::find(path) {
+                    Ok(Output::Open(file)) => Ok(file),
+                    Ok(Output::Place(place)) => place.open_log(),
+                    Err(why) => Err(why),
+                };
                 log.map_err(|why| {
                     format!(
                         "--log-file {}: {why}; name a file in a directory where you may write",

@@ -1,110 +1,160 @@
 //! The file that an export is written to.
 
-use rustix::fs::{FlockOperation, flock};
+use super::output::{Output, Place, There, private};
+use rustix::fd::OwnedFd;
+use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, flock};
 use rustix::io::Errno;
-use std::fs::{File, OpenOptions, Permissions};
+use std::ffi::OsString;
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The file being written: under another name until it is whole and on the disk.
+#[derive(Debug)]
 pub(super) struct Target {
     pub(super) file: File,
-    output: PathBuf,
     /// `None` where the output is no regular file (a pipe, a device) and is written as it is.
-    partial: Option<PathBuf>,
+    whole: Option<Whole>,
+}
+
+#[derive(Debug)]
+struct Whole {
+    place: Place,
+    partial: OsString,
 }
 
 impl Target {
-    pub(super) fn create(output: &Path) -> io::Result<Self> {
-        let special = output.metadata().is_ok_and(|m| !m.is_file());
-        if special {
-            let file = OpenOptions::new().write(true).open(output)?;
-            return Ok(Self { file, output: output.into(), partial: None });
-        }
-        // Through a link to the file that is meant.
-        let output = output.canonicalize().unwrap_or_else(|_| output.into());
-        let mut partial = output.as_os_str().to_owned();
+    pub(super) fn create(output: Output) -> io::Result<Self> {
+        let place = match output {
+            Output::Open(file) => return Ok(Self { file, whole: None }),
+            Output::Place(place) if place.there == There::Special => {
+                return Ok(Self { file: place.open_special()?, whole: None });
+            }
+            Output::Place(place) => place,
+        };
+        let mut partial = place.name.clone();
         partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW);
+        let whole = Whole { place, partial };
         // Another export may finish between the open and the lock, and take the name away.
         let file = loop {
-            let file = options.open(&partial)?;
+            let file = whole.open()?;
             flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|why| match why {
-                Errno::WOULDBLOCK => {
-                    io::Error::other(format!("another export is writing {}", partial.display()))
-                }
+                Errno::WOULDBLOCK => io::Error::other(format!(
+                    "another export is writing {}",
+                    whole.partial_path().display()
+                )),
                 why => why.into(),
             })?;
-            let (ours, named) = (file.metadata()?, partial.symlink_metadata());
-            if named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())) {
+            if whole.is_named(&file)? {
                 break file;
             }
         };
         // It holds a person's secrets: for nobody else from its first byte on.
-        let meta = file.metadata()?;
-        if meta.uid() != rustix::process::geteuid().as_raw() || meta.nlink() != 1 {
-            return Err(io::Error::other(format!(
-                "{} is there and not ours; remove it",
-                partial.display()
-            )));
-        }
-        file.set_permissions(Permissions::from_mode(0o600))?;
-        file.set_len(0)?;
-        Ok(Self { file, output, partial: Some(partial) })
+        fs::fchmod(&file, private())?;
+        fs::ftruncate(&file, 0)?;
+        Ok(Self { file: file.into(), whole: Some(whole) })
     }
 
-    /// Whether it lies in one of the machine's own directories, and so would be in its own archive.
-    pub(super) fn is_below(&self, directory: &Path) -> bool {
-        self.partial.is_some()
-            && directory.canonicalize().is_ok_and(|directory| {
-                let parent = self.output.parent().filter(|p| !p.as_os_str().is_empty());
-                parent
-                    .unwrap_or(Path::new("."))
-                    .canonicalize()
-                    .is_ok_and(|p| p.starts_with(directory))
-            })
+    /// Whether it lies in `directory`, one of the machine's own, and so would be in its own archive.
+    pub(super) fn is_below(&self, directory: &OwnedFd) -> bool {
+        self.whole.as_ref().is_some_and(|whole| whole.place.is_below(directory) == Ok(true))
     }
 
     pub(super) fn finish(self) -> io::Result<()> {
-        let Some(partial) = &self.partial else { return Ok(()) };
-        let named = self.file.sync_all().and_then(|()| std::fs::rename(partial, &self.output));
+        let Some(whole) = &self.whole else { return Ok(()) };
+        let named = self.file.sync_all().and_then(|()| whole.rename(&self.file));
         if let Err(why) = named {
             self.discard();
             return Err(why);
         }
-        // The rename is on the disk when its directory is.
-        let dir = self.output.parent().filter(|d| !d.as_os_str().is_empty());
-        File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
+        // The rename is on the disk when its directory is; one that may not be read cannot be told so.
+        match whole.place.open_directory() {
+            Ok(directory) => Ok(fs::fsync(directory)?),
+            Err(Errno::ACCESS) => Ok(()),
+            Err(why) => Err(why.into()),
+        }
     }
 
-    /// Leaves what was written under its other name.
-    pub(super) fn keep(self) -> io::Result<PathBuf> {
-        // A pipe has nothing to be on a disk.
-        if self.partial.is_some() {
-            self.file.sync_all()?;
-        }
-        Ok(self.partial.unwrap_or(self.output))
+    /// Leaves what was written under its other name; `None` where it has none.
+    pub(super) fn keep(self) -> io::Result<Option<PathBuf>> {
+        let Some(whole) = &self.whole else { return Ok(None) };
+        self.file.sync_all()?;
+        Ok(Some(whole.partial_path()))
     }
 
     pub(super) fn discard(&self) {
-        if let Some(partial) = &self.partial {
-            let _ = std::fs::remove_file(partial);
+        if let Some(whole) = &self.whole
+            && whole.is_named(&self.file).unwrap_or(false)
+        {
+            let _ = fs::unlinkat(&whole.place.directory, &whole.partial, AtFlags::empty());
         }
     }
 }
 
-/// Whether files on the file system of `path` can share blocks (statfs(2), linux/magic.h: btrfs, XFS, bcachefs).
-pub(super) fn shares_blocks(path: &Path) -> bool {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let kind = rustix::fs::statfs(parent).map(|fs| fs.f_type as u64 & 0xffff_ffff);
-    matches!(kind, Ok(0x9123_683e | 0x5846_5342 | 0xca45_1a4e))
+impl Whole {
+    fn partial_path(&self) -> PathBuf {
+        self.place.path.with_file_name(&self.partial)
+    }
+
+    /// Makes the file, or takes up one of ours that is there.
+    fn open(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let directory = &self.place.directory;
+        loop {
+            let made = flags | OFlags::CREATE | OFlags::EXCL;
+            match fs::openat(directory, &self.partial, made, private()) {
+                Err(Errno::EXIST) => {}
+                other => return Ok(other?),
+            }
+            // Before it is opened: what somebody else has put there is not.
+            match self.place.stat(&self.partial) {
+                Ok(st) => self.is_ours(&st)?,
+                Err(why) if why.kind() == io::ErrorKind::NotFound => continue,
+                Err(why) => return Err(why),
+            }
+            match fs::openat(directory, &self.partial, flags | OFlags::NONBLOCK, Mode::empty()) {
+                Err(Errno::NOENT) => {}
+                other => {
+                    let file = other?;
+                    self.is_ours(&fs::fstat(&file)?)?;
+                    return Ok(file);
+                }
+            }
+        }
+    }
+
+    fn is_ours(&self, st: &Stat) -> io::Result<()> {
+        let me = rustix::process::geteuid().as_raw();
+        let regular = FileType::from_raw_mode(st.st_mode) == FileType::RegularFile;
+        match regular && st.st_uid == me && st.st_nlink == 1 {
+            true => Ok(()),
+            false => Err(io::Error::other(format!(
+                "{} is there and not ours; remove it",
+                self.partial_path().display()
+            ))),
+        }
+    }
+
+    /// Whether `file` still has its name.
+    fn is_named(&self, file: impl rustix::fd::AsFd) -> io::Result<bool> {
+        let ours = fs::fstat(file)?;
+        match self.place.stat(&self.partial) {
+            Ok(named) => Ok((named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(why) => Err(why),
+        }
+    }
+
+    fn rename(&self, file: &File) -> io::Result<()> {
+        // Whoever owns the directory may exchange it, and would have something else called an export.
+        if !self.is_named(file)? {
+            let partial = self.partial_path();
+            return Err(io::Error::other(format!(
+                "{} was replaced while it was written",
+                partial.display()
+            )));
+        }
+        let (directory, name) = (&self.place.directory, &self.place.name);
+        Ok(fs::renameat(directory, &self.partial, directory, name)?)
+    }
 }
