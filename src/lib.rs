@@ -24,6 +24,7 @@
 pub mod backend;
 pub mod cli;
 pub mod codchi;
+mod confined;
 pub mod credentials;
 pub mod doctor;
 pub mod export;

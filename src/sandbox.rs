@@ -7,6 +7,7 @@
 mod calls;
 
 use crate::credentials::User;
+use crate::sys;
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus,
     Scope,
@@ -19,6 +20,9 @@ use rustix::process::{
     set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
+
+/// The version of Landlock that keeps a file that is opened for reading from being cut.
+const LEAST_TRUNCATE: usize = 3;
 
 /// Why the process is not confined: it must not serve then.
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +48,11 @@ pub fn enter(user: User, quiet: bool) -> Result<(), SandboxError> {
     // Nobody of the same user may attach to it; the changes of ids have reset the signal.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(cannot("being traced"))?;
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(cannot("outliving its host"))?;
-    restrict_files(quiet)?;
-    calls::restrict().map_err(cannot("other system calls"))
+    let openat2 = match restrict_files(quiet)? {
+        true => calls::Openat2::Confined,
+        false => calls::Openat2::Missing,
+    };
+    calls::restrict(openat2).map_err(cannot("other system calls"))
 }
 
 /// Makes the directory of this process's descriptors its root, on a mount that is nowhere: paths lead to what it has open,
@@ -84,7 +91,9 @@ fn change_ids(user: User) -> Result<(), SandboxError> {
 
 /// Landlock (Documentation/userspace-api/landlock.rst): as much of it as the kernel has. It does not restrict reading: for each
 /// open that it restricts, the kernel goes up from the file to the root, which costs a tenth of reading small files.
-fn restrict_files(quiet: bool) -> Result<(), SandboxError> {
+///
+/// Whether nothing is opened for writing, by whatever call.
+fn restrict_files(quiet: bool) -> Result<bool, SandboxError> {
     let mut write = AccessFs::from_write(ABI::V5);
     if quiet {
         // The kernel looks for it at every open, whatever it is for.
@@ -98,8 +107,13 @@ fn restrict_files(quiet: bool) -> Result<(), SandboxError> {
         .and_then(|ruleset| ruleset.create())
         .and_then(|ruleset| ruleset.restrict_self())
         .map_err(cannot("other directories"))?;
-    if status.ruleset == RulesetStatus::NotEnforced {
-        tracing::debug!("this kernel has no Landlock: seccomp alone keeps the server from writing");
+    let abi = match status.ruleset {
+        RulesetStatus::NotEnforced => 0,
+        _ => sys::landlock_abi().unwrap_or(0),
+    };
+    let restricted = abi >= LEAST_TRUNCATE || (quiet && abi > 0);
+    if !restricted {
+        tracing::debug!(abi, "without Landlock the server opens files without openat2");
     }
-    Ok(())
+    Ok(restricted)
 }

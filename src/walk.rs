@@ -16,12 +16,11 @@
 //! The last component is opened for reading by the descriptor that was looked at. All of it is to be called with the user's
 //! ids (`credentials::as_user`).
 
+use crate::confined;
 use crate::mountinfo;
 use crate::sys;
-use rustix::fd::{AsFd, AsRawFd as _, OwnedFd};
-use rustix::fs::{
-    self, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, Statx, StatxFlags,
-};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat, Statx, StatxFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -130,7 +129,7 @@ pub(crate) fn stat_at(dir: impl AsFd, name: &OsStr) -> Result<Stat, WalkError> {
 /// Opens the directory `name` in `dir`, one component and no link, for reading.
 pub(crate) fn open_directory_at(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd, WalkError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match fs::openat2(&dir, name, flags, Mode::empty(), ONE_STEP) {
+    match confined::open(&dir, name, flags) {
         Err(Errno::XDEV) => Ok(directory(pin_at(dir, name)?)?),
         // A link is no directory; too many of them is something else.
         Err(Errno::LOOP) => Err(Errno::NOTDIR.into()),
@@ -140,17 +139,11 @@ pub(crate) fn open_directory_at(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd,
 
 /// Opens the regular file `name` in `dir`, one component and no link, for reading, without waiting for whoever holds a lease.
 pub(crate) fn open_file_at(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd, WalkError> {
-    match fs::openat2(&dir, name, READ, Mode::empty(), ONE_STEP) {
+    match confined::open(&dir, name, READ) {
         Err(Errno::XDEV) => file(&pin_at(dir, name)?),
         other => Ok(other?),
     }
 }
-
-/// Within one mount, without links.
-const ONE_STEP: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
 
 /// Never waits for the other end of a FIFO, and takes no terminal.
 const READ: OFlags =
@@ -165,9 +158,7 @@ fn file(pinned: &OwnedFd) -> Result<OwnedFd, WalkError> {
     if kind(&look(pinned)?) != FileType::RegularFile {
         return Err(Errno::INVAL.into());
     }
-    // Through this process's own table, which leads to the very file.
-    let own = format!("/proc/self/fd/{}", pinned.as_raw_fd());
-    Ok(fs::openat(CWD, own, READ, Mode::empty())?)
+    Ok(confined::reopen(pinned, READ)?)
 }
 
 fn kind(st: &Statx) -> FileType {

@@ -14,6 +14,7 @@ const RANKS: &[(&str, u32)] = &[
     ("mountinfo", 1),
     ("credentials", 1),
     ("sandbox", 2),
+    ("confined", 1),
     ("walk", 2),
     ("codchi", 3),
     ("nar", 3),

@@ -55,12 +55,12 @@ pub(super) fn checks() -> Vec<Check> {
         Ok(abi) => Check::ok("landlock", format!("Landlock is there, ABI {abi}")),
         Err(Errno::OPNOTSUPP) => Check::warning(
             "landlock",
-            "Landlock is built in but not enabled: what serves a mount has one wall less before writing",
+            "Landlock is built in but not enabled: mounts open files by more system calls",
             "boot with landlock in the parameter lsm=",
         ),
         Err(why) => Check::warning(
             "landlock",
-            format!("there is no Landlock ({why}): what serves a mount has one wall less before writing"),
+            format!("there is no Landlock ({why}): mounts open files by more system calls"),
             "boot a kernel with CONFIG_SECURITY_LANDLOCK, 5.13 or later",
         ),
     });

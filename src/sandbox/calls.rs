@@ -70,8 +70,14 @@ const ALLOWED: &[libc::c_long] = &[
     465,
 ];
 
-/// Its flags are behind a pointer: that it opens nothing for writing is Landlock's.
-const OPENAT2: libc::c_long = libc::SYS_openat2;
+/// openat2(2) has its flags behind a pointer, where no filter looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Openat2 {
+    /// Landlock keeps it from opening anything for writing.
+    Confined,
+    /// It is not allowed: `tree` then opens step by step with openat(2).
+    Missing,
+}
 
 /// What pthread_create(3) asks clone(2) for. musl adds CLONE_DETACHED, which the kernel ignores.
 const THREAD: libc::c_int = libc::CLONE_VM
@@ -92,13 +98,13 @@ const FCNTLS: [libc::c_int; 3] = [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_
 const FIEMAP: u64 = 0xc020_660b;
 
 /// What is not allowed does not exist: every caller that tries what is newer than itself is prepared for ENOSYS.
-pub(super) fn restrict() -> Result<(), seccompiler::Error> {
+pub(super) fn restrict(openat2: Openat2) -> Result<(), seccompiler::Error> {
     let arch = std::env::consts::ARCH;
     let Ok(arch) = TargetArch::try_from(arch) else {
         tracing::warn!(arch, "no system call is refused on this architecture");
         return Ok(());
     };
-    seccompiler::apply_filter(&filter(arch)?)
+    seccompiler::apply_filter(&filter(arch, openat2)?)
 }
 
 /// One argument of a call.
@@ -111,11 +117,14 @@ fn only(
     SeccompRule::new(vec![SeccompCondition::new(argument, length, operator, value)?])
 }
 
-fn filter(arch: TargetArch) -> Result<BpfProgram, BackendError> {
+fn filter(arch: TargetArch, openat2: Openat2) -> Result<BpfProgram, BackendError> {
     use SeccompCmpArgLen::{Dword, Qword};
     use SeccompCmpOp::{Eq, MaskedEq};
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().chain([&OPENAT2]).map(|call| (*call, Vec::new())).collect();
+        ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    if openat2 == Openat2::Confined {
+        rules.insert(libc::SYS_openat2, Vec::new());
+    }
     let mut allow = |call, rule| rules.entry(call).or_default().push(rule);
     // Nothing is opened to be written.
     let writing = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND) as u64;

@@ -23,8 +23,8 @@ pub struct CannotRead {
 fn remedy(why: Errno) -> &'static str {
     match why {
         Errno::NOSYS | Errno::PERM | Errno::ACCESS => {
-            "a sandbox around codchifs refuses the call: take RestrictSUIDSGID= and SystemCallFilter= out of the unit, \
-             or allow the call in the container's seccomp profile"
+            "a sandbox around codchifs refuses the call: take SystemCallFilter= out of the unit, or allow the call in the \
+             container's seccomp profile"
         }
         _ => "please report this, with the version of the kernel",
     }
@@ -55,7 +55,7 @@ pub fn open_sample(directory: OwnedFd) -> Result<Root, CannotRead> {
 /// Reads the sample by the calls by which machines are read.
 pub fn check_reading(sample: Root) -> Result<(), CannotRead> {
     let layer = Layer::new(sample).map_err(at("statx"))?;
-    let directory = layer::open_dir(layer.root(), b".").map_err(at("openat2"))?;
+    let directory = layer::open_dir(layer.root(), b".").map_err(at("open"))?;
     let mut found = false;
     layer::names(directory.as_fd(), |name| found |= name == FILE).map_err(at("getdents64"))?;
     if !found {
@@ -67,7 +67,7 @@ pub fn check_reading(sample: Root) -> Result<(), CannotRead> {
     let mut text = [0; 1];
     rustix::io::pread(&file, &mut text, 0).map_err(at("pread64"))?;
     if let Some(opened) = layer.open_path(FILE) {
-        rustix::io::pread(opened.map_err(at("openat2"))?, &mut text, 0).map_err(at("pread64"))?;
+        rustix::io::pread(opened.map_err(at("open"))?, &mut text, 0).map_err(at("pread64"))?;
     }
     Ok(())
 }

@@ -1,18 +1,18 @@
 //! Confined opens below a root: the only place that touches a machine's files.
 //!
-//! Every open is relative to a descriptor below the layer's root and goes through openat2(2) with BENEATH,
-//! NO_SYMLINKS, NO_MAGICLINKS and NO_XDEV, so whatever the machine does to its tree meanwhile, no path of it leads
-//! anywhere else.
+//! Every open is relative to a descriptor below the layer's root and confined to that (`confined`), so whatever the machine does
+//! to its tree meanwhile, no path of it leads anywhere else.
 //!
 //! A layer is read through a detached mount of its own where somebody may make one (root): it is read-only, opens no device
 //! and moves no access time, so one open by the whole path does. It shows what is on the disk below a mount point; which
 //! places those are is found out before. Elsewhere an O_PATH descriptor is looked at before anything is opened, and a
 //! mount point by the mount that a name is on.
 
+use crate::confined;
 use crate::mountinfo::{self, Mount};
 use crate::sys;
 use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
-use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+use rustix::fs::{self, AtFlags, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::path::Arg as _;
@@ -27,11 +27,6 @@ use std::sync::OnceLock;
 
 /// `STATX_SUBVOL` (linux/stat.h, kernel 6.10): rustix has the field but no name for the bit.
 const STATX_SUBVOL: StatxFlags = StatxFlags::from_bits_retain(0x8000);
-
-pub(super) const CONFINED: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
 
 /// A directory of a machine, opened by whoever may: the rootfs or the home.
 #[derive(Debug)]
@@ -173,12 +168,13 @@ impl Layer {
     /// Opens the file `path` below the layer's root; `None` if only [`open_file`] can. Whether it is a regular file is
     /// the caller's to look at: a FIFO that takes its place at this very moment is opened, which its writer may notice.
     pub(crate) fn open_path(&self, path: &[u8]) -> Option<Result<OwnedFd, Errno>> {
-        if !self.quiet || path.len() > LONGEST_PATH {
+        // Step by step a path is as many calls as it has names, and the way by its directory is shorter.
+        if !self.quiet || path.len() > LONGEST_PATH || confined::is_stepwise() {
             return None;
         }
         let flags =
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let opened = fs::openat2(&self.root, path, flags, Mode::empty(), CONFINED);
+        let opened = confined::open(&self.root, path, flags);
         Some(opened.map_err(|error| match error {
             // A device: the mount has none.
             Errno::ACCESS if self.is_device(path) => Errno::NXIO,
@@ -187,8 +183,7 @@ impl Layer {
     }
 
     fn is_device(&self, path: &[u8]) -> bool {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = fs::openat2(&self.root, path, flags, Mode::empty(), CONFINED);
+        let found = confined::open(&self.root, path, confined::PIN);
         let kind = found.and_then(stat_fd).map(|st| kind_of(&st));
         matches!(kind, Ok(fs::FileType::CharacterDevice | fs::FileType::BlockDevice))
     }
@@ -234,8 +229,8 @@ impl Layer {
 fn covered_place(root: &OwnedFd, path: &Path) -> Result<(Identity, (Identity, Vec<u8>)), Errno> {
     let name = path.file_name().ok_or(Errno::INVAL)?.as_bytes().to_vec();
     let parent = path.parent().map_or(&b"."[..], |parent| parent.as_os_str().as_bytes());
-    let parent = open_any(root, if parent.is_empty() { b"." } else { parent })?;
-    let what = open_any(&parent, &name).and_then(stat_fd)?;
+    let parent = confined::pin(root, if parent.is_empty() { &b"."[..] } else { parent })?;
+    let what = confined::pin(&parent, &*name).and_then(stat_fd)?;
     Ok((identity(&what), (identity(&stat_fd(parent)?), name)))
 }
 
@@ -274,9 +269,7 @@ pub(crate) fn stat_fd(fd: impl AsFd) -> Result<Statx, Errno> {
 
 /// Opens the directory `path` (one or more components) below `dir`.
 pub(crate) fn open_dir(dir: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
-    read_quietly(|flags| {
-        fs::openat2(&dir, path, flags | OFlags::DIRECTORY, Mode::empty(), CONFINED)
-    })
+    read_quietly(|flags| confined::open(&dir, path, flags | OFlags::DIRECTORY))
 }
 
 /// Opens the regular file `name` in `dir`; everything else is refused without being opened: ELOOP for a link, EISDIR,
@@ -284,32 +277,19 @@ pub(crate) fn open_dir(dir: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
 ///
 /// An O_PATH descriptor pins the object, its type is looked at, and only then is that very object opened.
 pub(crate) fn open_file(dir: impl AsFd, name: &[u8]) -> Result<(OwnedFd, Statx), Errno> {
-    open_pinned(open_any(&dir, name)?)
+    open_pinned(confined::pin(&dir, name)?)
 }
 
 /// The same in a directory that is no machine's, where what is mounted over a file belongs to it.
 pub(super) fn open_mounted_file(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let resolve = CONFINED & !ResolveFlags::NO_XDEV;
-    Ok(open_pinned(pin(&dir, name, resolve)?)?.0)
+    Ok(open_pinned(confined::pin_mounted(&dir, name)?)?.0)
 }
 
-fn open_pinned(path: OwnedFd) -> Result<(OwnedFd, Statx), Errno> {
-    let st = stat_fd(&path)?;
+fn open_pinned(pinned: OwnedFd) -> Result<(OwnedFd, Statx), Errno> {
+    let st = stat_fd(&pinned)?;
     only_files(&st)?;
-    let number = rustix::path::DecInt::from_fd(&path);
-    let fd = read_quietly(|flags| fs::openat(own_fds()?, number.as_c_str(), flags, Mode::empty()))?;
+    let fd = read_quietly(|flags| confined::reopen(&pinned, flags))?;
     Ok((fd, st))
-}
-
-/// Pins whatever `name` in `dir` is, without opening it.
-fn open_any(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
-    pin(dir, name, CONFINED)
-}
-
-fn pin(dir: impl AsFd, name: &[u8], resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // With O_PATH|O_NOFOLLOW a link in the last place is opened as itself; NO_SYMLINKS would hide which it is.
-    fs::openat2(dir, name, flags, Mode::empty(), resolve & !ResolveFlags::NO_SYMLINKS)
 }
 
 fn kind_of(st: &Statx) -> fs::FileType {
@@ -378,26 +358,6 @@ fn clone_mount(directory: &OwnedFd, flags: OpenTreeFlags) -> Result<OwnedFd, Err
     open_tree(directory, c"", clone | flags)
 }
 
-/// This process's descriptors, opened once. A magic link of our own table leads to the pinned object and nowhere else.
-fn own_fds() -> Result<BorrowedFd<'static>, Errno> {
-    static FDS: OnceLock<Result<OwnedFd, Errno>> = OnceLock::new();
-    FDS.get_or_init(|| {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        fs::open(own_fds_path(), flags, Mode::empty())
-    })
-    .as_ref()
-    .map(AsFd::as_fd)
-    .map_err(|e| *e)
-}
-
-/// Where they are; ends in a slash.
-fn own_fds_path() -> &'static str {
-    match HANDED_OVER.get() {
-        Some(_) => "/",
-        None => "/proc/self/fd/",
-    }
-}
-
 /// Of a process to which all layers are handed over: how they are apart.
 static HANDED_OVER: OnceLock<Apart> = OnceLock::new();
 
@@ -407,6 +367,7 @@ static HANDED_OVER: OnceLock<Apart> = OnceLock::new();
 pub fn all_is_handed_over(how: Apart) {
     // There is no second time.
     let _ = HANDED_OVER.set(how);
+    confined::root_has_own_fds();
 }
 
 /// Opens without leaving an access time behind where the process may (open(2), O_NOATIME: the owner or CAP_FOWNER).
@@ -507,9 +468,9 @@ fn with_c_str<T>(name: &[u8], ask: impl FnOnce(&CStr) -> Result<T, Errno>) -> Re
     name.into_with_c_str(ask)
 }
 
-/// A path to `name` for kernels before 6.13. As with [`own_fds`], our own table's magic link leads to `dir` itself.
+/// A path to `name` for kernels before 6.13. Our own table's magic link leads to `dir` itself.
 fn below(dir: BorrowedFd<'_>, name: &CStr) -> Vec<u8> {
-    let prefix = format!("{}{}/", own_fds_path(), dir.as_raw_fd());
+    let prefix = format!("{}{}/", confined::own_fds_path(), dir.as_raw_fd());
     [prefix.as_bytes(), name.to_bytes()].concat()
 }
 

@@ -19,13 +19,14 @@ MMAP, PAGE, AT_ENTRY = 9, 4096, 9
 # syscall; and for a child that goes on from there: exit(0).
 CODE = bytes.fromhex("0f05 b83c000000 31ff 0f05")
 TEXT, FIRST, SLOT = 0, 1024, 64
-# What lies in the page for calls that take a pointer. struct open_how begins with its flags, in eight bytes.
+# What lies in the page for calls that take a pointer. struct open_how begins with its flags, in eight bytes; nobody waits for the
+# other end of a FIFO.
 PREPARED = {
     "$read": bytes(8),
-    "$write": os.O_WRONLY.to_bytes(8, "little"),
-    "$both": os.O_RDWR.to_bytes(8, "little"),
-    "$append": (os.O_WRONLY | os.O_APPEND).to_bytes(8, "little"),
-    "$truncate": os.O_TRUNC.to_bytes(8, "little"),
+    "$write": (os.O_WRONLY | os.O_NONBLOCK).to_bytes(8, "little"),
+    "$both": (os.O_RDWR | os.O_NONBLOCK).to_bytes(8, "little"),
+    "$append": (os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK).to_bytes(8, "little"),
+    "$truncate": (os.O_TRUNC | os.O_NONBLOCK).to_bytes(8, "little"),
     # struct f_owner_ex, of nobody.
     "$owner": bytes(8),
     "$one": (1).to_bytes(8, "little"),
