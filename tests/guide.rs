@@ -25,7 +25,11 @@ fn it_never_scans_and_says_when_a_scan_was() {
     let place = fixture.sample("m");
     fixture.configured("broken", "{");
     let mounted = Mounted::new(&fixture);
-    let before = text(&mounted, "m");
+    let stat_of = |mounted: &Mounted| {
+        let meta = fs::metadata(page(mounted, "m")).unwrap();
+        (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len())
+    };
+    let (unscanned, before) = (stat_of(&mounted), text(&mounted, "m"));
     assert!(before.contains("Not scanned yet"), "{before}");
     assert!(mounted.report("m")["generation"].is_null(), "reading the page scanned");
     let size = fs::metadata(mounted.tar("m")).unwrap().len();
@@ -34,22 +38,22 @@ fn it_never_scans_and_says_when_a_scan_was() {
         text.contains("Scanned 2") && text.contains(&format!("{size} bytes"))
     });
     assert!(text(&mounted, "broken").contains("cannot leave"));
-    // Unchanged, it is the same file in every respect; and with another content another time.
-    let stat = || {
-        let meta = fs::metadata(page(&mounted, "m")).unwrap();
-        (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len())
-    };
+    // Unchanged, it is the same file in every respect; with another text it is another file, with another time.
+    let stat = || stat_of(&mounted);
     wait_until("its size", || stat().3 == text(&mounted, "m").len() as u64);
     let first = stat();
     assert_eq!(stat(), first);
     Maker::new(&place.rootfs).file("var/lib/postgresql/15/PG_VERSION", b"15\n");
     wait_until("the database in the page", || stat().3 > first.3);
     let second = stat();
-    assert_eq!(second.0, first.0);
+    assert_ne!(second.0, first.0);
     assert_ne!((second.1, second.2), (first.1, first.2));
     mounted.unmount();
-    let mounted = Mounted::new(&fixture);
-    assert_eq!(fs::metadata(page(&mounted, "m")).unwrap().ino(), first.0, "after a remount");
+    // Nothing is scanned yet, as at first.
+    let (first, mounted) = (before, Mounted::new(&fixture));
+    fs::remove_dir_all(place.rootfs.join("var/lib/postgresql")).unwrap();
+    wait_until("the page without a database", || text(&mounted, "m") == first);
+    assert_eq!(stat_of(&mounted).0, unscanned.0, "after a remount");
 }
 
 #[test]

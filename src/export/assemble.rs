@@ -214,7 +214,7 @@ impl<'a> Assembly<'a> {
         match attr.id {
             ObjectId::Disk { .. } => self.newest = self.newest.max(attr.ctime),
             // Its sources have the times that count.
-            ObjectId::Generated(_) => {}
+            ObjectId::Generated { .. } => {}
         }
         let (kind, link) = match (first, attr.kind) {
             (Some(first), _) => (tar::Kind::HardLink, Link::Hard(first)),

@@ -30,7 +30,7 @@ impl ScanFile {
 
     /// The one that an entry of the tree is.
     pub fn of(id: ObjectId) -> Option<Self> {
-        Self::ALL.into_iter().find(|file| ObjectId::generated(file.path().as_bytes()) == id)
+        Self::ALL.into_iter().find(|file| id.is_made_at(file.path().as_bytes()))
     }
 
     /// Whether `name` is the last component of one of their paths.

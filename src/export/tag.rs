@@ -19,8 +19,8 @@ pub(super) struct Tag {
 pub(super) fn layer_of(tree: &Tree, attr: &Attr) -> (u8, u64) {
     match attr.id {
         ObjectId::Disk { layer, ino, .. } => (layer, ino),
-        made @ ObjectId::Generated(_) => {
-            let index = tree.generated().iter().position(|g| g.id() == made);
+        made @ ObjectId::Generated { .. } => {
+            let index = tree.generated().iter().position(|file| made.is_made_at(file.path));
             (GENERATED, index.unwrap_or(0) as u64)
         }
     }

@@ -15,7 +15,7 @@ pub use mount::{Attached, MountOptions, Stop, attach, check, signal_self, unmoun
 pub use mounts::{Health, mounted};
 pub use session::{answer, serve};
 
-use crate::vfs::{Bytes, Cache, Notice, Opened, Seek, Vfs};
+use crate::vfs::{Barrier, Cache, Notice, Opened, Seek, Vfs};
 use background::Background;
 use convert::{attr, errno, kind};
 use fuser::{
@@ -36,7 +36,7 @@ use std::sync::mpsc::Sender;
 const MOST_AT_ONCE: u32 = 1 << 20;
 
 /// Capabilities asked for, each if the kernel has it.
-const CAPABILITIES: [InitFlags; 7] = [
+const CAPABILITIES: [InitFlags; 6] = [
     InitFlags::FUSE_ASYNC_READ,
     // Without it, `ls NAME/` waits behind a lookup that scans.
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -45,9 +45,8 @@ const CAPABILITIES: [InitFlags; 7] = [
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_MAX_PAGES,
-    // Files served past the cache can be mapped as on any file system.
-    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
 ];
+// Not FUSE_ASYNC_DIO: after an asynchronous read of a file opened with O_DIRECT the kernel does not move its position.
 // Not FUSE_CACHE_SYMLINKS: the kernel keeps a target in the page cache, beyond any ttl.
 // Not FUSE_NO_OPEN_SUPPORT: an open is the only look at a file rewritten with size and mtime kept.
 
@@ -63,8 +62,6 @@ struct Adaptor {
     kernel_checks: bool,
     /// Large files are read by the kernel itself, where it can.
     backings: Option<Backings>,
-    /// The kernel can map files that are read past its cache.
-    direct: bool,
 }
 
 /// What the thread does that tells the kernel what it must forget: one after the other.
@@ -159,6 +156,35 @@ fn reply_xattr(reply: ReplyXattr, ino: u64, size: u32, value: Result<Vec<u8>, Sy
     }
 }
 
+/// Answers behind all notices so far.
+fn after_notices(errands: &Sender<Errand>, answer: impl FnOnce() + Send + 'static) {
+    if let Err(errand) = errands.send(Errand::Answer(Box::new(answer)))
+        && let Errand::Answer(answer) = errand.0
+    {
+        answer();
+    }
+}
+
+fn answer_read(
+    errands: &Sender<Errand>,
+    ino: u64,
+    count: Result<usize, Sys>,
+    barrier: Option<Barrier>,
+    buffer: &[u8],
+    reply: ReplyData,
+) {
+    let data = match count {
+        Ok(count) => buffer.get(..count).unwrap_or_default(),
+        Err(error) => return reply.error(failed("read", ino, error)),
+    };
+    let Some(barrier) = barrier else { return reply.data(data) };
+    let data = data.to_vec();
+    after_notices(errands, move || {
+        barrier.pass();
+        reply.data(&data);
+    });
+}
+
 /// A buffer that stays with the thread.
 fn with_buffer<T>(use_it: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     thread_local! {
@@ -177,9 +203,7 @@ impl Filesystem for Adaptor {
         // has a mask. Everywhere else it would bring the kernel's checks with it, and the owner reads everything.
         let acl = self.kernel_checks.then_some(InitFlags::FUSE_POSIX_ACL);
         for capability in CAPABILITIES.into_iter().chain(acl) {
-            let refused = config.add_capabilities(capability).is_err();
-            self.direct |= !refused && capability == InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
-            if refused {
+            if config.add_capabilities(capability).is_err() {
                 tracing::debug!(?capability, "the kernel does not have this");
             }
         }
@@ -243,23 +267,25 @@ impl Filesystem for Adaptor {
                     let mut flags = match opened.cache {
                         Cache::Keep => FopenFlags::FOPEN_KEEP_CACHE,
                         Cache::Drop => FopenFlags::empty(),
-                        Cache::Bypass => FopenFlags::FOPEN_DIRECT_IO,
                     };
-                    flags.set(
-                        FopenFlags::FOPEN_DIRECT_IO,
-                        opened.direct && (self.direct || opened.cache == Cache::Bypass),
-                    );
                     // A round trip less for every file of a tree.
                     flags.set(FopenFlags::FOPEN_NOFLUSH, !opened.close_tells);
                     let handle = FileHandle(opened.handle);
                     let backing = self.backing(ino.0, &opened, how, &reply);
-                    match backing.as_ref().and_then(|backing| backing.id()) {
+                    if opened.resized {
+                        self.vfs.notice_size(opened.handle, backing.is_none());
+                    }
+                    let answer = move || match backing.as_ref().and_then(|backing| backing.id()) {
                         // It is an error to keep what is not cached.
                         Some(id) => {
                             flags.remove(FopenFlags::FOPEN_KEEP_CACHE);
                             reply.opened_passthrough(handle, flags, id);
                         }
                         None => reply.opened(handle, flags),
+                    };
+                    match opened.resized {
+                        true => after_notices(&self.errands, answer),
+                        false => answer(),
                     }
                 }
                 Err(error) => reply.error(failed("open", ino.0, error)),
@@ -275,45 +301,22 @@ impl Filesystem for Adaptor {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        lock_owner: Option<LockOwner>,
+        _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         if self.vfs.reads_slowly(fh.0) {
-            let vfs = Arc::clone(&self.vfs);
+            let (vfs, errands) = (Arc::clone(&self.vfs), self.errands.clone());
             return self.background.run(move || {
                 let mut buffer = Vec::new();
-                match vfs.read(fh.0, offset, size, false, &mut buffer).0 {
-                    Ok(Bytes::Here(count)) => reply.data(buffer.get(..count).unwrap_or_default()),
-                    Ok(Bytes::Shared(part)) => reply.data(part.bytes()),
-                    Err(error) => reply.error(failed("read", ino.0, error)),
-                }
+                let (count, barrier) = vfs.read(fh.0, offset, size, &mut buffer);
+                answer_read(&errands, ino.0, count, barrier, &buffer, reply);
             });
         }
         survive("read", || {
-            // The kernel names an owner with a read past its cache, and with no other (fs/fuse/file.c, fuse_send_read).
-            let direct = lock_owner.is_some();
             with_buffer(|buffer| {
-                let (bytes, barrier) = self.vfs.read(fh.0, offset, size, direct, buffer);
-                let bytes = match bytes {
-                    Ok(bytes) => bytes,
-                    Err(error) => return reply.error(failed("read", ino.0, error)),
-                };
-                let data = match &bytes {
-                    Bytes::Here(count) => buffer.get(..*count).unwrap_or_default(),
-                    Bytes::Shared(part) => part.bytes(),
-                };
-                let Some(barrier) = barrier else { return reply.data(data) };
-                let data = data.to_vec();
-                let answer = move || {
-                    barrier.pass();
-                    reply.data(&data);
-                };
-                if let Err(errand) = self.errands.send(Errand::Answer(Box::new(answer)))
-                    && let Errand::Answer(answer) = errand.0
-                {
-                    answer();
-                }
+                let (count, barrier) = self.vfs.read(fh.0, offset, size, buffer);
+                answer_read(&self.errands, ino.0, count, barrier, buffer, reply);
             });
         });
     }

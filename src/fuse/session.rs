@@ -30,14 +30,15 @@ pub fn answer(
     device: OwnedFd,
     ready: impl FnOnce(),
 ) -> Result<(), MountError> {
-    let (adaptor, errands) = adaptor(Arc::clone(&machines), options, Some(host));
+    let (adaptor, errands) = adaptor(machines, options, Some(host));
+    let vfs = Arc::clone(&adaptor.vfs);
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(1));
     // fuser would compare callers with our own effective user; the kernel compares them with
     // user_id, and `allow_root` is the adaptor's.
     let session = Session::from_fd(adaptor, device, SessionACL::All, config);
     let start = |source| MountError::Start { source };
-    let running = start_session(session.map_err(start)?, errands, machines).map_err(start)?;
+    let running = start_session(session.map_err(start)?, errands, vfs).map_err(start)?;
     ready();
     let ended = running.join();
     ended.map_err(|source| MountError::Session { source })
@@ -56,12 +57,13 @@ pub fn serve(
     let (mountpoint, _) = mount::prepare(options)?;
     let stop = Stop::new()?;
     let (adaptor, errands) = adaptor(Arc::clone(&machines), options, None);
+    let vfs = Arc::clone(&adaptor.vfs);
     let session = mount_with_fusermount(adaptor, &mountpoint, options)?;
     let start = |source| {
         mount::detach(&mountpoint);
         MountError::Start { source }
     };
-    let running = start_session(session, errands, Arc::clone(&machines)).map_err(start)?;
+    let running = start_session(session, errands, vfs).map_err(start)?;
     let (end, ended) = channel();
     let cut_off = end.clone();
     let watched = mountpoint.clone();
@@ -100,7 +102,7 @@ fn adaptor(
     let tell = errands.clone();
     let notify = move |notice| {
         if tell.send(Errand::Tell(notice)).is_err() {
-            tracing::debug!(?notice, "nobody tells the kernel");
+            tracing::debug!("nobody tells the kernel");
         }
     };
     let adaptor = Adaptor {
@@ -109,7 +111,6 @@ fn adaptor(
         errands,
         only: options.allow_root.then_some(options.uid),
         kernel_checks: options.allow_other,
-        direct: false,
         backings: host.filter(|_| options.passthrough).map(Backings::new),
     };
     (adaptor, to_do)
@@ -118,12 +119,12 @@ fn adaptor(
 fn start_session(
     session: Session<Adaptor>,
     errands: Receiver<Errand>,
-    machines: Arc<Machines>,
+    vfs: Arc<Vfs>,
 ) -> io::Result<fuser::BackgroundSession> {
     let notifier = session.notifier();
     std::thread::Builder::new()
         .name("codchifs-notify".into())
-        .spawn(move || run_errands(&notifier, &errands, || machines.tidy()))?;
+        .spawn(move || run_errands(&notifier, &errands, || vfs.tidy()))?;
     session.spawn()
 }
 
@@ -174,6 +175,9 @@ fn run_errands(notifier: &Notifier, errands: &Receiver<Errand>, tidy: impl Fn())
             Ok(Errand::Tell(Notice::Pages { ino, offset })) => {
                 let offset = i64::try_from(offset).unwrap_or(0);
                 told(notifier.inval_inode(INodeNo(ino), offset, 0), "pages");
+            }
+            Ok(Errand::Tell(Notice::Bytes { ino, offset, bytes })) => {
+                told(notifier.store(INodeNo(ino), offset, &bytes), "bytes");
             }
             Ok(Errand::Tell(Notice::Name { parent, name })) => {
                 let (done, wait) = channel();

@@ -2,6 +2,7 @@
 
 use crate::idmap::{IdMap, NOBODY};
 use rustix::fs::{FileType, Statx, StatxTimestamp};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Seconds and nanoseconds since 1970; `sec` may be negative, `nsec` is 0..1e9.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,14 +57,25 @@ pub enum ObjectId {
         /// Inode number on that file system.
         ino: u64,
     },
-    /// A generated file or directory: hash of its path.
-    Generated(u64),
+    /// A generated file or directory. Another content is another file in its place: the kernel keeps pages and the size
+    /// by inode, so two contents under one number would be mixed.
+    Generated {
+        /// Hash of its path.
+        path: u64,
+        /// Hash of its content; that of nothing for a directory.
+        content: u64,
+    },
 }
 
 impl ObjectId {
     /// That of what is made at `path` (absolute, in the machine).
-    pub fn generated(path: &[u8]) -> Self {
-        Self::Generated(xxhash_rust::xxh3::xxh3_64(path))
+    pub fn generated(path: &[u8], content: &[u8]) -> Self {
+        Self::Generated { path: xxh3_64(path), content: xxh3_64(content) }
+    }
+
+    /// Whether it is what is made at `path`, whatever its content.
+    pub fn is_made_at(self, path: &[u8]) -> bool {
+        matches!(self, Self::Generated { path: hash, .. } if hash == xxh3_64(path))
     }
 }
 
@@ -159,9 +171,9 @@ impl Attr {
     /// its nanoseconds, one content from another: config.json may be older than both.
     pub(super) fn made(path: &[u8], kind: Kind, perm: u16, content: &[u8], time: Time) -> Self {
         let size = content.len() as u64;
-        let changed = Time { nsec: digest_nsec(xxhash_rust::xxh3::xxh3_64(content)), ..time };
+        let changed = Time { nsec: digest_nsec(xxh3_64(content)), ..time };
         Self {
-            id: ObjectId::generated(path),
+            id: ObjectId::generated(path, content),
             kind,
             perm,
             uid: 0,
@@ -180,12 +192,15 @@ impl Attr {
     /// The same with another content.
     #[must_use]
     pub fn with_content(self, content: &[u8]) -> Self {
-        self.with_digest(content.len() as u64, xxhash_rust::xxh3::xxh3_64(content))
+        self.with_digest(content.len() as u64, xxh3_64(content))
     }
 
     /// The same with another content of `size` bytes, which `digest` tells from others.
     #[must_use]
     pub fn with_digest(mut self, size: u64, digest: u64) -> Self {
+        if let ObjectId::Generated { content, .. } = &mut self.id {
+            *content = digest;
+        }
         self.size = size;
         self.blocks = self.size.div_ceil(512);
         self.ctime.nsec = digest_nsec(digest);

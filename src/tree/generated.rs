@@ -20,9 +20,9 @@ pub struct GeneratedFile {
 }
 
 impl GeneratedFile {
-    /// What it is, stable over remounts.
+    /// What it is, stable over remounts; without its content where only a scan knows that.
     pub fn id(&self) -> ObjectId {
-        ObjectId::generated(self.path)
+        ObjectId::generated(self.path, self.content.as_deref().unwrap_or_default())
     }
 
     pub(super) fn attr(&self, made: Time) -> Attr {

@@ -207,7 +207,7 @@ impl Tree {
 
     /// The generated file that an entry is, if it is one.
     pub fn generated_file(&self, id: ObjectId) -> Option<&GeneratedFile> {
-        self.generated.iter().find(|file| file.id() == id)
+        self.generated.iter().find(|file| id.is_made_at(file.path))
     }
 
     /// All entries, sorted by bytes. An error if one of them cannot be looked at: a listing without it would be taken

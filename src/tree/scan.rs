@@ -293,7 +293,7 @@ impl Tree {
         name: &'a [u8],
         found: &Found,
     ) -> Result<Option<XattrPlace<'a>>, Errno> {
-        if found.mount_point || matches!(found.attr.id, ObjectId::Generated(_)) {
+        if found.mount_point || matches!(found.attr.id, ObjectId::Generated { .. }) {
             return Ok(None);
         }
         let owners = self.owners(found.layer);

@@ -1,9 +1,8 @@
 //! Opening and reading files.
 
-use super::ahead::Part;
 use super::handle::Handle;
 use super::inode::{Node, Stamp};
-use super::namespace::now;
+use super::namespace::{MANIFEST, now};
 use super::number::{Key, Object};
 use super::transfers::Progress;
 use super::{Attr, Cache, Notice, Opened, Vfs, moved};
@@ -13,7 +12,7 @@ use rustix::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{SeekFrom, StatVfsMountFlags};
 use rustix::io::Errno;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// Marks a place behind notices; to be passed when the kernel has had them.
 #[derive(Debug)]
@@ -26,14 +25,8 @@ impl Barrier {
     }
 }
 
-/// What a read gives.
-#[derive(Debug)]
-pub enum Bytes {
-    /// So many, at the beginning of the buffer that was handed in.
-    Here(usize),
-    /// Some that others read as well.
-    Shared(Part),
-}
+/// A page of the kernel's cache.
+const PAGE_SIZE: u64 = 4096;
 
 /// Where lseek(2) is asked to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,51 +49,31 @@ impl Vfs {
                 if generation.torn() && !self.is_current(&node, &generation) {
                     return Err(Errno::STALE);
                 }
-                // Pages are shared by readers of one time, not kept for later ones: a file that is written through mmap(2)
-                // changes without any sign until it is written back.
-                let other = self.handles.of_inode(node.ino);
-                let shared = other.is_some();
-                let ahead = match other.as_deref() {
-                    Some(Handle::Export { ahead, .. }) => Arc::clone(ahead),
-                    _ => Arc::default(),
-                };
+                let cache = self.shared_with_readers(&node);
                 let history = Arc::clone(self.exports(&node.key.machine)?.history());
                 let hold = history.open(&generation);
-                let next = AtomicU64::new(0);
-                let handle = self.handles.add(Handle::Export {
-                    node,
-                    hold,
-                    ahead,
-                    next,
-                    progress: Progress::new(pid),
-                });
-                let cache = if shared { Cache::Keep } else { Cache::Drop };
-                Ok(Opened { handle, cache, direct: true, close_tells: true, plain: None })
+                let progress = Progress::new(pid);
+                let handle = self.handles.add(Handle::Export { node, hold, progress });
+                Ok(Opened { handle, cache, close_tells: true, plain: None, resized: false })
             }
-            Object::Manifest(_) => {
+            Object::Manifest { .. } => {
                 let generation = node.generation().ok_or(Errno::STALE)?;
+                let cache = self.shared_with_readers(&node);
                 let history = Arc::clone(self.exports(&node.key.machine)?.history());
                 let (manifest, hold) = (generation.manifest(), history.open(&generation));
                 let handle = self.handles.add(Handle::Manifest { node, manifest, hold });
-                // What is in the last page depends on whether all files were as they were scanned.
-                Ok(Opened::past_the_cache(handle, true))
+                Ok(Opened { handle, cache, close_tells: true, plain: None, resized: false })
             }
-            Object::Transfers => {
-                let bytes = self.transfers(&node.key.machine);
-                let attr = self.page_attr(ino, &bytes, now());
-                let handle = self.handles.add(Handle::Bytes { node, bytes: bytes.into(), attr });
-                Ok(Opened::past_the_cache(handle, false))
-            }
-            object @ (Object::Report | Object::Guide) => {
-                let machine = self.machines.get(node.key.machine.as_bytes());
-                let (bytes, time) = self.page(object, &*machine.ok_or(Errno::STALE)?);
-                let attr = self.page_attr(ino, &bytes, time);
-                let handle = self.handles.add(Handle::Bytes { node, bytes: bytes.into(), attr });
-                Ok(Opened::past_the_cache(handle, false))
-            }
-            Object::Placeholder => Err(Errno::STALE),
+            Object::Page { page, .. } => self.open_page(node, page),
+            Object::Placeholder(_) => Err(Errno::STALE),
             _ => Err(Errno::ISDIR),
         }
+    }
+
+    /// Pages of a generation are shared by readers of one time, not kept for later ones: a file that is written through mmap(2)
+    /// changes without any sign until it is written back.
+    fn shared_with_readers(&self, node: &Node) -> Cache {
+        if self.handles.of_inode(node.ino).is_some() { Cache::Keep } else { Cache::Drop }
     }
 
     /// Whether a lookup of `export.tar` would give this very generation again.
@@ -112,7 +85,17 @@ impl Vfs {
 
     fn open_entry(&self, node: Arc<Node>, id: tree::ObjectId) -> Result<Opened, Errno> {
         let (tree, dir, place) = self.place_of(&node)?;
-        let (file, attr) = tree.open_file(&dir, &place.name).map_err(moved)?;
+        let (file, mut attr) = tree.open_file(&dir, &place.name).map_err(moved)?;
+        // What only a scan knows, as the last one has found it.
+        let late = match (&file, ScanFile::of(attr.id)) {
+            (File::Generated(None), Some(late)) => {
+                let exports = self.exports(&node.key.machine)?;
+                let generation = exports.last().ok_or(Errno::STALE)?;
+                attr = generation.settled(attr);
+                Some((late, exports.history().open(&generation)))
+            }
+            _ => None,
+        };
         if attr.id != id {
             return Err(Errno::STALE);
         }
@@ -120,31 +103,37 @@ impl Vfs {
             File::Disk(file) => {
                 let cache = cached_as(&node, &attr);
                 *node.seen.lock() = Some(attr.ctime);
+                let resized = node.told_size.load(Ordering::Relaxed) != attr.size;
+                let plain = Some(attr.size);
                 let handle = self.handles.add(Handle::Disk { node, tree, file, attr });
-                Ok(Opened {
-                    handle,
-                    cache,
-                    direct: false,
-                    close_tells: false,
-                    plain: Some(attr.size),
-                })
+                Ok(Opened { handle, cache, close_tells: false, plain, resized })
             }
             File::Generated(bytes) => {
-                let handle = match bytes {
-                    Some(bytes) => {
-                        let attr = Attr::of(node.ino, &attr);
-                        Handle::Bytes { node, bytes, attr }
-                    }
-                    None => {
-                        let file = ScanFile::of(attr.id).ok_or(Errno::STALE)?;
-                        let exports = self.exports(&node.key.machine)?;
-                        let generation = exports.last().ok_or(Errno::STALE)?;
-                        let attr = Attr::of(node.ino, &generation.settled(attr));
-                        let hold = exports.history().open(&generation);
-                        Handle::Scanned { node, hold, file, attr }
-                    }
+                let attr = Attr::of(node.ino, &attr);
+                let handle = match (bytes, late) {
+                    (Some(bytes), _) => Handle::Bytes { node, bytes, attr },
+                    (None, Some((file, hold))) => Handle::Scanned { node, hold, file, attr },
+                    (None, None) => return Err(Errno::STALE),
                 };
-                Ok(Opened::past_the_cache(self.handles.add(handle), false))
+                Ok(Opened::unchanging(self.handles.add(handle)))
+            }
+        }
+    }
+
+    /// Has the kernel learn the size of a file that was opened, where that is another one than it was told. It would read to
+    /// where the file ended then, for as long as it believes that. `cached`: it reads through its cache.
+    pub fn notice_size(&self, handle: u64, cached: bool) {
+        let Ok(handle) = self.handles.get(handle) else { return };
+        let Handle::Disk { node, file, attr, .. } = &*handle else { return };
+        let told = node.told_size.swap(attr.size, Ordering::Relaxed);
+        self.notice(Notice::Pages { ino: node.ino, offset: 0 });
+        // From now on it asks before it reads. Not so for splice(2) and sendfile(2): they go by the size it has, which only
+        // bytes behind it can move.
+        if cached && told < attr.size {
+            let offset = attr.size.saturating_sub(1) / PAGE_SIZE * PAGE_SIZE;
+            let mut bytes = vec![0; usize::try_from(attr.size - offset).unwrap_or(0)];
+            if tree::read_full(file, offset, &mut bytes).is_ok_and(|count| count == bytes.len()) {
+                self.notice(Notice::Bytes { ino: node.ino, offset, bytes: bytes.into() });
             }
         }
     }
@@ -158,9 +147,9 @@ impl Vfs {
         mount.contains(StatVfsMountFlags::NOATIME).then(|| pass(file.as_fd()))
     }
 
-    /// Up to `size` bytes from `offset` on, in `buf` or shared: less than asked only at the end of the file. A shorter
+    /// Up to `size` bytes from `offset` on, at the beginning of `buf`: less than asked only at the end of the file. A shorter
     /// answer inside the file would make the kernel believe that the file ends there, and a copy would be cut off without
-    /// an error. Only a `direct` read, one past the kernel's cache, may be answered in parts.
+    /// an error.
     ///
     /// With a [`Barrier`], the answer is not to reach the kernel before all notices so far have.
     pub fn read(
@@ -168,67 +157,30 @@ impl Vfs {
         handle: u64,
         offset: u64,
         size: usize,
-        direct: bool,
         buf: &mut Vec<u8>,
-    ) -> (Result<Bytes, Errno>, Option<Barrier>) {
+    ) -> (Result<usize, Errno>, Option<Barrier>) {
         let handle = match self.handles.get(handle) {
             Ok(handle) => handle,
             Err(error) => return (Err(error), None),
         };
-        let Handle::Export { node, hold, progress, .. } = &*handle else {
-            return (Self::read_handle(&handle, offset, sized(buf, size)).map(Bytes::Here), None);
-        };
-        let generation = hold.generation();
-        if !direct {
-            let count = generation.read_at(offset, sized(buf, size)).map(Bytes::Here);
-            note(progress, offset, &count);
-            return match self.announce(node, generation) {
-                // The kernel waits for this very page before it drops it: the answer must not wait for that.
-                Some(_) if generation.has_last_page(offset, size) => (Err(Errno::IO), None),
-                barrier => (count, barrier),
-            };
-        }
-        let read = self.read_direct(&handle, offset, size, buf);
-        note(progress, offset, &read);
-        let barrier = self.announce(node, generation);
-        (read.and_then(|bytes| before_last_page(generation, offset, bytes)), barrier)
-    }
-
-    fn read_direct(
-        &self,
-        handle: &Arc<Handle>,
-        offset: u64,
-        size: usize,
-        buf: &mut Vec<u8>,
-    ) -> Result<Bytes, Errno> {
-        let Handle::Export { hold, ahead, next, .. } = &**handle else { return Err(Errno::BADF) };
-        let generation = hold.generation();
-        let end = offset.saturating_add(size as u64).min(generation.size());
-        let wanted = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
-        // Who reads for the first time may want no more than that.
-        let goes_on = next.swap(end, Ordering::Relaxed) == offset && offset > 0;
-        if !goes_on {
-            return generation.read_unchecked(offset, sized(buf, wanted)).map(Bytes::Here);
-        }
-        let first = ahead.read(generation, offset, wanted);
-        for missing in ahead.missing(Arc::strong_count(ahead), end, generation.size()) {
-            self.makers.prepare(handle, missing);
-        }
-        match first {
-            Some(part) if part.bytes().len() == wanted => Ok(Bytes::Shared(part)),
-            mut next => {
-                let buf = sized(buf, wanted);
-                let mut done: usize = 0;
-                while let Some(part) = next {
-                    let end = done.saturating_add(part.bytes().len());
-                    buf.get_mut(done..end).ok_or(Errno::IO)?.copy_from_slice(part.bytes());
-                    done = end;
-                    next = ahead.read(generation, offset + done as u64, wanted - done);
-                }
-                let rest = buf.get_mut(done..).unwrap_or_default();
-                done += generation.read_unchecked(offset + done as u64, rest)?;
-                Ok(Bytes::Here(done))
+        let buf = sized(buf, size);
+        let (node, generation, count) = match &*handle {
+            Handle::Export { node, hold, progress } => {
+                let count = hold.generation().read_at(offset, buf);
+                progress.read(offset, *count.as_ref().unwrap_or(&0));
+                (node, hold.generation(), count)
             }
+            Handle::Manifest { node, hold, manifest } => {
+                (node, hold.generation(), manifest.read_at(offset, buf))
+            }
+            other => return (Self::read_handle(other, offset, buf), None),
+        };
+        match self.announce(node, generation) {
+            // The kernel waits for this very page before it drops it: the answer must not wait for that.
+            Some(_) if offset.saturating_add(size as u64) > last_page(node, generation) => {
+                (Err(Errno::IO), None)
+            }
+            barrier => (count, barrier),
         }
     }
 
@@ -239,7 +191,15 @@ impl Vfs {
 
     fn read_handle(handle: &Handle, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         match handle {
-            Handle::Disk { file, .. } => tree::read_full(file, offset, buf),
+            Handle::Disk { node, file, .. } => {
+                let count = tree::read_full(file, offset, buf)?;
+                if count < buf.len() {
+                    // The kernel takes that for the end of the file.
+                    let end = offset.saturating_add(count as u64);
+                    node.told_size.fetch_min(end, Ordering::Relaxed);
+                }
+                Ok(count)
+            }
             Handle::Bytes { bytes, .. } => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX);
                 let rest = bytes.get(start..).unwrap_or_default();
@@ -249,17 +209,18 @@ impl Vfs {
                 }
                 Ok(count)
             }
-            Handle::Manifest { manifest, .. } => manifest.read_at(offset, buf),
             Handle::Scanned { hold, file, .. } => {
                 Ok(hold.generation().read_scanned(*file, offset, buf))
             }
-            Handle::Export { .. } | Handle::Directory { .. } => Err(Errno::ISDIR),
+            Handle::Export { .. } | Handle::Manifest { .. } | Handle::Directory { .. } => {
+                Err(Errno::ISDIR)
+            }
         }
     }
 
     /// Announces a torn generation, once. Until the kernel has dropped the last page, no reader gets further: some do not
     /// look at what close(2) answers, and would take that page from the cache.
-    fn announce(&self, node: &Arc<Node>, generation: &Generation) -> Option<Barrier> {
+    fn announce(&self, node: &Arc<Node>, generation: &Arc<Generation>) -> Option<Barrier> {
         if !generation.torn() || node.settled.load(Ordering::SeqCst) {
             return None;
         }
@@ -268,8 +229,12 @@ impl Vfs {
         if !std::mem::replace(&mut *told, true) {
             let parent = Key::new(&node.key.machine, Object::Machine);
             let parent = self.table.number(&parent);
-            self.notice(Notice::Pages { ino: node.ino, offset: generation.last_page() });
-            self.notice(Notice::Name { parent, name: self.machines.export_name() });
+            let name = match node.key.object {
+                Object::Manifest { .. } => MANIFEST,
+                _ => self.machines.export_name(),
+            };
+            self.notice(Notice::Pages { ino: node.ino, offset: last_page(node, generation) });
+            self.notice(Notice::Name { parent, name });
         }
         Some(Barrier(Arc::clone(node)))
     }
@@ -282,12 +247,13 @@ impl Vfs {
     /// What close(2) answers: EIO if what was read is no faithful export.
     pub fn flush(&self, handle: u64) -> Result<(), Errno> {
         match &*self.handles.get(handle)? {
-            Handle::Export { node, hold, .. } if hold.generation().torn() => {
+            Handle::Export { node, hold, .. } | Handle::Manifest { node, hold, .. }
+                if hold.generation().torn() =>
+            {
                 // An error needs not wait.
                 drop(self.announce(node, hold.generation()));
                 Err(Errno::IO)
             }
-            Handle::Manifest { hold, .. } if hold.generation().torn() => Err(Errno::IO),
             _ => Ok(()),
         }
     }
@@ -324,14 +290,6 @@ impl Vfs {
     }
 }
 
-fn note(progress: &Progress, offset: u64, read: &Result<Bytes, Errno>) {
-    match read {
-        Ok(Bytes::Here(count)) => progress.read(offset, *count),
-        Ok(Bytes::Shared(part)) => progress.read(offset, part.bytes().len()),
-        Err(_) => {}
-    }
-}
-
 /// The beginning of `buf`, which grows to that.
 fn sized(buf: &mut Vec<u8>, size: usize) -> &mut [u8] {
     if buf.len() < size {
@@ -340,27 +298,14 @@ fn sized(buf: &mut Vec<u8>, size: usize) -> &mut [u8] {
     buf.get_mut(..size).unwrap_or_default()
 }
 
-/// What a direct read may have of what was read: of a torn generation nothing of the last page, since some readers do not
-/// look at what close(2) answers.
-fn before_last_page(
-    generation: &Generation,
-    offset: u64,
-    mut bytes: Bytes,
-) -> Result<Bytes, Errno> {
-    let count = match &bytes {
-        Bytes::Here(count) => *count,
-        Bytes::Shared(part) => part.bytes().len(),
-    };
-    if !generation.torn() || !generation.has_last_page(offset, count) {
-        return Ok(bytes);
+/// Where the last page of an `export.tar` or of its list begins: what of a torn generation no reader may have.
+fn last_page(node: &Node, generation: &Arc<Generation>) -> u64 {
+    match node.key.object {
+        Object::Manifest { .. } => {
+            generation.manifest_size().saturating_sub(1) / PAGE_SIZE * PAGE_SIZE
+        }
+        _ => generation.last_page(),
     }
-    let most = generation.last_page().saturating_sub(offset);
-    let most = usize::try_from(most).ok().filter(|most| *most > 0).ok_or(Errno::IO)?;
-    match &mut bytes {
-        Bytes::Here(count) => *count = most.min(*count),
-        Bytes::Shared(part) => part.truncate(most),
-    }
-    Ok(bytes)
 }
 
 /// Seconds after which a file's ctime tells of every change to it, with room for a slow writeback.

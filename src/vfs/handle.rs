@@ -1,10 +1,9 @@
 //! Open files and directories.
 
-use super::ahead::{Ahead, Reader};
 use super::inode::Node;
 use super::number::Key;
 use super::transfers::Progress;
-use crate::export::{Generation, Hold, Manifest, ScanFile};
+use crate::export::{Hold, Manifest, ScanFile};
 use crate::tree::{self, Kind, Tree};
 use parking_lot::{Mutex, RwLock};
 use rustix::fd::OwnedFd;
@@ -25,8 +24,8 @@ pub(super) enum Handle {
     Scanned { node: Arc<Node>, hold: Hold, file: ScanFile, attr: super::Attr },
     /// A `manifest.mtree`.
     Manifest { node: Arc<Node>, manifest: Arc<Manifest>, hold: Hold },
-    /// An `export.tar`. `next` is where its reader goes on if it goes on.
-    Export { node: Arc<Node>, hold: Hold, ahead: Arc<Ahead>, next: AtomicU64, progress: Progress },
+    /// An `export.tar`.
+    Export { node: Arc<Node>, hold: Hold, progress: Progress },
     /// A directory.
     Directory { node: Arc<Node>, listing: Mutex<Option<Arc<Listing>>> },
 }
@@ -58,15 +57,6 @@ impl Handle {
             | Self::Manifest { node, .. }
             | Self::Export { node, .. }
             | Self::Directory { node, .. } => node,
-        }
-    }
-}
-
-impl Reader for Handle {
-    fn export(&self) -> Option<(&Ahead, &Generation)> {
-        match self {
-            Self::Export { hold, ahead, .. } => Some((ahead, hold.generation())),
-            _ => None,
         }
     }
 }

@@ -1,12 +1,13 @@
 //! The inode table: what the kernel may still name by number.
 
 use super::number::{Key, Object, ROOT};
+use super::page::Text;
 use crate::export::Generation;
 use crate::tree::{Kind, Time};
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slots;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -38,10 +39,14 @@ pub(super) struct Node {
     /// That of an `export.tar`, as long as it is served or kept: the kernel remembers numbers for longer than anybody
     /// wants a layout in memory.
     generation: Mutex<Weak<Generation>>,
+    /// `Some` exactly for a text about a machine.
+    pub(super) text: Mutex<Option<Box<Text>>>,
     /// Under which stamp the cached pages of a file were read; `None`: unknown, do not keep them.
     pub(super) stamp: Mutex<Option<Stamp>>,
     /// The ctime of a file when the kernel was last told of its content; `None` before it was opened.
     pub(super) seen: Mutex<Option<Time>>,
+    /// The size of a file of a machine that the kernel was told last.
+    pub(super) told_size: AtomicU64,
     /// The notices that this generation is torn are on their way.
     pub(super) told: Mutex<bool>,
     /// The kernel has had them.
@@ -50,18 +55,22 @@ pub(super) struct Node {
 
 impl Node {
     fn new(ino: u64, key: Key, found: Found) -> Self {
-        let (place, generation) = match found {
-            Found::Fixed => (None, Weak::new()),
-            Found::Entry(place) => (Some(place), Weak::new()),
-            Found::Generation(generation) => (None, Arc::downgrade(&generation)),
-        };
+        let (mut place, mut generation, mut text) = (None, Weak::new(), None);
+        match found {
+            Found::Fixed => {}
+            Found::Entry(found) => place = Some(found),
+            Found::Generation(found) => generation = Arc::downgrade(&found),
+            Found::Page(found) => text = Some(found),
+        }
         Self {
             ino,
             key,
             place: Mutex::new(place),
             generation: Mutex::new(generation),
+            text: Mutex::new(text),
             stamp: Mutex::new(None),
             seen: Mutex::new(None),
+            told_size: AtomicU64::new(u64::MAX),
             told: Mutex::new(false),
             settled: AtomicBool::new(false),
         }
@@ -96,8 +105,10 @@ pub(super) enum Found {
     Fixed,
     /// An entry of a tree, here.
     Entry(Place),
-    /// An `export.tar`.
+    /// An `export.tar` or a `manifest.mtree`.
     Generation(Arc<Generation>),
+    /// A text about a machine.
+    Page(Box<Text>),
 }
 
 #[derive(Debug)]
@@ -113,6 +124,8 @@ struct Inner {
     by_number: HashMap<u64, Slot>,
     /// Keys whose first number was taken by another file.
     displaced: HashMap<Key, u64>,
+    /// Numbers of texts about machines.
+    texts: HashSet<u64>,
 }
 
 /// Number to node. One lock, never held across I/O; [`Node`]'s own locks are taken inside it.
@@ -166,6 +179,9 @@ impl Table {
             if key.number(0) != Some(number) {
                 slots.displaced.insert(key.clone(), number);
             }
+            if matches!(found, Found::Page(_)) {
+                slots.texts.insert(number);
+            }
             match slots.by_number.entry(number) {
                 Slots::Vacant(vacant) => {
                     node = Arc::new(Node::new(number, key, found));
@@ -197,12 +213,23 @@ impl Table {
                 return;
             }
             let gone = slots.by_number.remove(&ino);
+            slots.texts.remove(&ino);
             if !slots.displaced.is_empty() {
                 slots.displaced.retain(|_, number| *number != ino);
             }
             gone
         };
         drop(gone);
+    }
+
+    /// Lets go of texts that nobody has needed for a while. The kernel remembers numbers for as long as it has memory.
+    pub(super) fn tidy(&self) {
+        let slots = self.slots.lock();
+        for slot in slots.texts.iter().filter_map(|ino| slots.by_number.get(ino)) {
+            if let Some(text) = slot.node.text.lock().as_deref_mut() {
+                text.tidy();
+            }
+        }
     }
 
     #[cfg(test)]
@@ -231,6 +258,10 @@ impl Node {
             Found::Fixed => Ok(None),
             Found::Generation(generation) => {
                 *self.generation.lock() = Arc::downgrade(&generation);
+                Ok(None)
+            }
+            Found::Page(text) => {
+                *self.text.lock() = Some(text);
                 Ok(None)
             }
             Found::Entry(place) => {

@@ -33,8 +33,8 @@ impl Vfs {
     /// Hands the entries from `offset` on to `add` until it answers that it is full. With `plus`,
     /// every entry but `.` and `..` has attributes and counts as looked up if `add` took it.
     ///
-    /// Never scans: `export.tar` has a stand-in there, valid for no time, so that the next look
-    /// at it is a lookup.
+    /// Never scans and makes no text: `export.tar` and the texts have a stand-in there, valid for no time, so that the next
+    /// look at one is a lookup.
     pub fn read_dir(
         &self,
         handle: u64,
@@ -98,7 +98,7 @@ impl Vfs {
         }
         match &listed.source {
             Source::Dots(_) => Ok(None),
-            Source::Fixed(key) if key.object == Object::Placeholder => {
+            Source::Fixed(key) if matches!(key.object, Object::Placeholder(_)) => {
                 self.insert_fixed(key.clone(), None).map(|entry| Some(unlinked(entry)))
             }
             Source::Fixed(_) => self.lookup_in(node, &listed.name).map(Some),
@@ -130,15 +130,12 @@ impl Vfs {
             Object::Machine => {
                 let found = self.machines.get(machine.as_bytes()).ok_or(Errno::NOENT)?;
                 found.may_be_listed()?;
-                fixed(GUIDE, Kind::File, Key::new(machine, Object::Guide));
+                let placeholder = |place| Key::new(machine, Object::Placeholder(place));
+                fixed(GUIDE, Kind::File, placeholder(2));
                 if found.exports.is_some() {
-                    fixed(
-                        self.machines.export_name(),
-                        Kind::File,
-                        Key::new(machine, Object::Placeholder),
-                    );
+                    fixed(self.machines.export_name(), Kind::File, placeholder(0));
                 }
-                fixed(REPORT, Kind::File, Key::new(machine, Object::Report));
+                fixed(REPORT, Kind::File, placeholder(1));
                 if found.tree.is_ok() {
                     fixed(ROOTFS, Kind::Directory, Key::new(machine, Object::Rootfs));
                 }
@@ -149,7 +146,7 @@ impl Vfs {
                 fixed(
                     self.machines.export_name(),
                     Kind::File,
-                    Key::new(machine, Object::Placeholder),
+                    Key::new(machine, Object::Placeholder(0)),
                 );
             }
             Object::Rootfs | Object::Tree(_) => {

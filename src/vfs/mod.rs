@@ -4,7 +4,7 @@
 //! /                          the machines, found live
 //! └── NAME/
 //!     ├── export.tar         one inode per generation
-//!     ├── report.json, MIGRATE.md
+//!     ├── report.json, MIGRATE.md     one inode per text
 //!     ├── rootfs/            the exported tree
 //!     ├── manifest.mtree, .transfers     found by name, not listed
 //!     └── .generations/ID/export.tar     found by name, not listed
@@ -17,7 +17,6 @@
 //! is looked up by the place where its object was found last; if another object is there now, the
 //! answer is ESTALE, on which the kernel looks the path up again.
 
-mod ahead;
 mod dirs;
 mod file;
 mod handle;
@@ -25,21 +24,20 @@ mod inode;
 mod listing;
 mod namespace;
 mod number;
+mod page;
 mod transfers;
 
 use crate::machine::Machines;
-use crate::tree::{Kind, StatFs, Time, Tree};
-use ahead::Makers;
-pub use ahead::Part;
+use crate::tree::{Kind, ObjectId, StatFs, Time, Tree};
 use dirs::{Dirs, moved};
-pub use file::{Barrier, Bytes, Seek};
-use handle::{Handle, Handles};
+pub use file::{Barrier, Seek};
+use handle::Handles;
 use inode::{Found, Node, Place, Table};
 use number::{Key, Object};
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How long the kernel may believe a name or attributes of something that can change at any time.
@@ -49,7 +47,7 @@ const LASTING: Duration = Duration::from_secs(24 * 60 * 60);
 /// What readers of a file are told to ask for at once.
 pub const BLOCK: u32 = 4096;
 /// The same of `export.tar`, where each read is a request.
-const EXPORT_BLOCK: u32 = ahead::PIECE as u32;
+const EXPORT_BLOCK: u32 = 1 << 20;
 /// The longest name, as on every file system a machine can be on.
 const NAME_MAX: usize = 255;
 
@@ -121,9 +119,9 @@ pub enum Cache {
     Keep,
     /// Cache from here on, but forget what is there: it may be older.
     Drop,
-    /// Do not cache: what a handle sees differs from what another one sees.
-    Bypass,
 }
+// No file is read past the page cache (FOPEN_DIRECT_IO): for such files the kernel does not move the file's position after
+// an asynchronous read (fs/fuse/file.c, fuse_direct_IO), and io_uring at the position gets the same bytes again and again.
 
 /// An opened file.
 #[derive(Clone, Copy, Debug)]
@@ -132,23 +130,24 @@ pub struct Opened {
     pub handle: u64,
     /// What to do with cached pages.
     pub cache: Cache,
-    /// Reads are best answered past the cache; what is mapped is cached all the same.
-    pub direct: bool,
     /// Whether close(2) may fail: [`Vfs::flush`] is then to be asked.
     pub close_tells: bool,
     /// Bytes of a file of the machine, of which nothing here is ever made up; `None` for all others.
     pub plain: Option<u64>,
+    /// The kernel was told another size than the file has now: [`Vfs::notice_size`] is to be called, and the answer must come
+    /// behind its notices.
+    pub resized: bool,
 }
 
 impl Opened {
-    /// A file whose bytes are this handle's own.
-    fn past_the_cache(handle: u64, close_tells: bool) -> Self {
-        Self { handle, cache: Cache::Bypass, direct: true, close_tells, plain: None }
+    /// A file whose number stands for this very content.
+    fn unchanging(handle: u64) -> Self {
+        Self { handle, cache: Cache::Keep, close_tells: false, plain: None, resized: false }
     }
 }
 
 /// Something that the kernel believes and that is not so any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Notice {
     /// Pages of a file from an offset on: the last one of a torn generation, which answers EIO from now on, or all of
     /// a file that was rewritten.
@@ -157,6 +156,15 @@ pub enum Notice {
         ino: u64,
         /// Bytes from its beginning.
         offset: u64,
+    },
+    /// What is at the end of a file that has grown.
+    Bytes {
+        /// Number of the file.
+        ino: u64,
+        /// Bytes from its beginning.
+        offset: u64,
+        /// From there to the end.
+        bytes: Box<[u8]>,
     },
     /// A name that leads to another generation from now on.
     Name {
@@ -167,6 +175,19 @@ pub enum Notice {
     },
 }
 
+// The bytes are a machine's: lengths only.
+impl std::fmt::Debug for Notice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pages { ino, offset } => write!(f, "Pages({ino}, {offset})"),
+            Self::Bytes { ino, offset, bytes } => {
+                write!(f, "Bytes({ino}, {offset}, {})", bytes.len())
+            }
+            Self::Name { parent, name } => write!(f, "Name({parent}, {name})"),
+        }
+    }
+}
+
 /// The mounted namespace.
 #[allow(missing_debug_implementations)] // A closure has none.
 pub struct Vfs {
@@ -175,9 +196,8 @@ pub struct Vfs {
     table: Table,
     handles: Handles,
     dirs: Dirs,
-    makers: Makers<Handle>,
     /// Of each report and guide, the hash of the last one and since when it is so.
-    pages: Mutex<HashMap<Key, (u64, Time)>>,
+    pages: Mutex<page::Since>,
     notify: Box<dyn Fn(Notice) + Send + Sync>,
 }
 
@@ -195,10 +215,15 @@ impl Vfs {
             table: Table::new(),
             handles: Handles::default(),
             dirs: Dirs::new(),
-            makers: Makers::new(),
             pages: Mutex::default(),
             notify: Box::new(notify),
         }
+    }
+
+    /// Lets go of what nobody has needed for a while. To be called now and then.
+    pub fn tidy(&self) {
+        self.table.tidy();
+        self.machines.tidy();
     }
 
     /// The kernel gives back `count` lookups of a number.
@@ -272,7 +297,10 @@ impl Vfs {
         ask: impl FnOnce(&Tree, &crate::tree::Dir, &[u8]) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         let node = self.table.get(ino)?;
-        let Object::Tree(id) = node.key.object else { return Err(not_in_tree) };
+        // What is made is no link and has no attributes.
+        let Object::Tree(id @ ObjectId::Disk { .. }) = node.key.object else {
+            return Err(not_in_tree);
+        };
         let (tree, dir, place) = self.place_of(&node)?;
         let answer = ask(&tree, &dir, &place.name);
         let now = tree.lookup(&dir, &place.name).map_err(moved)?;
@@ -289,8 +317,14 @@ impl Vfs {
         let key = Key::new(&parent.key.machine, Object::Tree(attr.id));
         let place = Place { parent: Arc::clone(parent), name: name.into(), kind: attr.kind };
         let node = self.table.insert(key, Found::Entry(place))?;
-        self.notice_rewrite(&node, attr);
-        Ok(self.entry(Attr::of(node.ino, attr), BRIEF))
+        Ok(self.entry(self.tell(&node, attr), BRIEF))
+    }
+
+    /// The attributes of a file of a machine, for the kernel.
+    fn tell(&self, node: &Node, attr: &crate::tree::Attr) -> Attr {
+        self.notice_rewrite(node, attr);
+        node.told_size.store(attr.size, Ordering::Relaxed);
+        Attr::of(node.ino, attr)
     }
 
     /// Has pages dropped that are of another content than a file has now. The kernel compares size and mtime by itself;

@@ -3,6 +3,7 @@
 use super::handle::Handle;
 use super::inode::{Found, Node};
 use super::number::{Key, Object};
+use super::page::Page;
 use super::{Attr, BLOCK, BRIEF, EXPORT_BLOCK, Entry, LASTING, NAME_MAX, Vfs, moved};
 use crate::export::{Exports, Generation, ScanFile};
 use crate::machine::Machine;
@@ -10,14 +11,13 @@ use crate::tree::{self, Kind, Time, Tree};
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use xxhash_rust::xxh3::xxh3_64;
 
 /// The names in `NAME/`, as listed, beside that of the tar.
 pub(super) const REPORT: &str = "report.json";
 pub(super) const GUIDE: &str = "MIGRATE.md";
 pub(super) const ROOTFS: &str = "rootfs";
 /// Found by name, never listed, so that no backup reads every file once more for it.
-const MANIFEST: &[u8] = b"manifest.mtree";
+pub(super) const MANIFEST: &str = "manifest.mtree";
 /// The same: it is another one each time.
 const TRANSFERS: &[u8] = b".transfers";
 /// Found by name, never listed, so that no backup walks in.
@@ -40,7 +40,7 @@ impl Vfs {
                 exports.fresh().map(|generation| self.insert_generation(&node, generation))
             }
             // Making the list's size looks at every member.
-            Object::Machine | Object::GenerationDir(_) if name == MANIFEST => {
+            Object::Machine | Object::GenerationDir(_) if name == MANIFEST.as_bytes() => {
                 let exports = self.exports(&node.key.machine).ok()?;
                 exports.fresh().filter(|generation| generation.manifest_is_sized())?;
                 Some(self.lookup_in(&node, name))
@@ -82,7 +82,7 @@ impl Vfs {
                 let exports = self.exports(&parent.key.machine)?;
                 self.insert_generation(parent, exports.by_id(id).ok_or(Errno::NOENT)?)
             }
-            Object::GenerationDir(id) if name == MANIFEST => {
+            Object::GenerationDir(id) if name == MANIFEST.as_bytes() => {
                 let exports = self.exports(&parent.key.machine)?;
                 self.insert_manifest(parent, exports.by_id(id).ok_or(Errno::NOENT)?)
             }
@@ -104,11 +104,11 @@ impl Vfs {
     fn lookup_in_machine(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Entry, Errno> {
         let machine = self.machines.get(parent.key.machine.as_bytes()).ok_or(Errno::STALE)?;
         let object = if name == REPORT.as_bytes() {
-            Object::Report
+            return self.insert_page(Page::Report, &machine);
         } else if name == GUIDE.as_bytes() {
-            Object::Guide
+            return self.insert_page(Page::Guide, &machine);
         } else if name == TRANSFERS {
-            Object::Transfers
+            return self.insert_page(Page::Transfers, &machine);
         } else if machine.tree.is_err() {
             return Err(machine.missing());
         } else if name == ROOTFS.as_bytes() {
@@ -118,7 +118,7 @@ impl Vfs {
         } else if name == self.export_name() {
             let exports = machine.exports.as_ref().ok_or(Errno::NOENT)?;
             return self.insert_generation(parent, exports.lookup()?);
-        } else if name == MANIFEST {
+        } else if name == MANIFEST.as_bytes() {
             let exports = machine.exports.as_ref().ok_or(Errno::NOENT)?;
             return self.insert_manifest(parent, exports.lookup()?);
         } else {
@@ -130,12 +130,8 @@ impl Vfs {
     /// Counts a lookup of one of our own names.
     pub(super) fn insert_fixed(&self, key: Key, machine: Option<&Machine>) -> Result<Entry, Errno> {
         let attr = self.attr_of_fixed(&key, 0, machine)?;
-        let brief = !matches!(key.object, Object::Placeholder | Object::Transfers);
-        let ttl = if brief { BRIEF } else { Duration::ZERO };
         let node = self.table.insert(key, Found::Fixed)?;
-        let mut entry = self.entry(Attr { ino: node.ino, ..attr }, ttl);
-        entry.entry_ttl = entry.entry_ttl.min(ttl);
-        Ok(entry)
+        Ok(self.entry(Attr { ino: node.ino, ..attr }, BRIEF))
     }
 
     /// Counts a lookup of a generation. A torn one that the kernel still knows under the same id
@@ -146,28 +142,41 @@ impl Vfs {
         generation: Arc<Generation>,
     ) -> Result<Entry, Errno> {
         let id = generation.id();
+        let node = self.insert_of(parent, &generation, |retry| Object::Export { id, retry })?;
+        Ok(self.entry_of(&generation, self.attr_of_generation(node.ino, &generation)))
+    }
+
+    fn insert_manifest(&self, parent: &Node, generation: Arc<Generation>) -> Result<Entry, Errno> {
+        let id = generation.id();
+        let node = self.insert_of(parent, &generation, |retry| Object::Manifest { id, retry })?;
+        Ok(self.entry_of(&generation, self.attr_of_manifest(node.ino, &generation)))
+    }
+
+    fn insert_of(
+        &self,
+        parent: &Node,
+        generation: &Arc<Generation>,
+        object: impl Fn(u32) -> Object,
+    ) -> Result<Arc<Node>, Errno> {
         let key = (0..=u32::MAX)
-            .map(|retry| Key::new(&parent.key.machine, Object::Export { id, retry }))
+            .map(|retry| Key::new(&parent.key.machine, object(retry)))
             .find(|key| {
                 self.table.find(key).is_none_or(|node| match node.generation() {
-                    Some(known) => Arc::ptr_eq(&known, &generation) || !known.torn(),
+                    Some(known) => Arc::ptr_eq(&known, generation) || !known.torn(),
                     None => !*node.told.lock(),
                 })
             })
             .ok_or(Errno::STALE)?;
-        let torn = generation.torn();
-        let node = self.table.insert(key, Found::Generation(Arc::clone(&generation)))?;
-        let mut entry = self.entry(self.attr_of_generation(node.ino, &generation), LASTING);
-        if torn {
-            entry.entry_ttl = Duration::ZERO;
-        }
-        Ok(entry)
+        self.table.insert(key, Found::Generation(Arc::clone(generation)))
     }
 
-    fn insert_manifest(&self, parent: &Node, generation: Arc<Generation>) -> Result<Entry, Errno> {
-        let key = Key::new(&parent.key.machine, Object::Manifest(generation.id()));
-        let node = self.table.insert(key, Found::Generation(Arc::clone(&generation)))?;
-        Ok(self.entry(self.attr_of_manifest(node.ino, &generation), LASTING))
+    /// The next look at the name of a torn generation has to meet another one.
+    fn entry_of(&self, generation: &Generation, attr: Attr) -> Entry {
+        let mut entry = self.entry(attr, LASTING);
+        if generation.torn() {
+            entry.entry_ttl = Duration::ZERO;
+        }
+        entry
     }
 
     /// The name of every machine's tar.
@@ -202,27 +211,27 @@ impl Vfs {
             Object::Tree(id) => {
                 let (tree, dir, place) = self.place_of(node)?;
                 let mut attr = tree.lookup(&dir, &place.name).map_err(moved)?;
-                if attr.id != id {
-                    return Err(Errno::STALE);
-                }
                 if is_late(&tree, &attr) {
                     // No scan here. Without one, the kernel looks the name up.
                     let last = self.exports(&node.key.machine)?.last();
                     attr = last.ok_or(Errno::STALE)?.settled(attr);
                 }
-                self.notice_rewrite(node, &attr);
-                Ok(self.entry(Attr::of(node.ino, &attr), BRIEF))
+                if attr.id != id {
+                    return Err(Errno::STALE);
+                }
+                Ok(self.entry(self.tell(node, &attr), BRIEF))
             }
+            Object::Page { .. } => Ok(self.entry(self.attr_of_page(node)?, LASTING)),
             Object::Export { .. } => {
                 let generation = node.generation().ok_or(Errno::STALE)?;
                 Ok(self.entry(self.attr_of_generation(node.ino, &generation), LASTING))
             }
-            Object::Manifest(_) => {
+            Object::Manifest { .. } => {
                 let generation = node.generation().ok_or(Errno::STALE)?;
                 Ok(self.entry(self.attr_of_manifest(node.ino, &generation), LASTING))
             }
             // It exists in listings only: whoever asks has to look the name up.
-            Object::Placeholder => Err(Errno::STALE),
+            Object::Placeholder(_) => Err(Errno::STALE),
             _ => {
                 let machine = self.machines.get(node.key.machine.as_bytes());
                 let attr = self.attr_of_fixed(&node.key, node.ino, machine.as_deref())?;
@@ -235,8 +244,7 @@ impl Vfs {
         match handle {
             Handle::Disk { node, tree, file, attr } => {
                 let attr = tree.attr_of(file, attr)?;
-                self.notice_rewrite(node, &attr);
-                Ok(self.entry(Attr::of(node.ino, &attr), BRIEF))
+                Ok(self.entry(self.tell(node, &attr), BRIEF))
             }
             Handle::Bytes { attr, .. } | Handle::Scanned { attr, .. } => {
                 Ok(self.entry(*attr, BRIEF))
@@ -269,37 +277,12 @@ impl Vfs {
                 let attr = Attr::of(ino, &attr);
                 Attr { perm: 0o755, uid: 0, gid: 0, nlink: 1, ..attr }
             }
-            Object::Report | Object::Guide => {
-                let (bytes, time) = self.page(key.object, machine.ok_or(Errno::STALE)?);
-                self.page_attr(ino, &bytes, time)
-            }
-            Object::Transfers => self.page_attr(ino, &self.transfers(&key.machine), now()),
-            Object::Placeholder => self.own_attr(ino, Kind::File, 0o600, 0, time),
-            Object::Export { .. } | Object::Manifest(_) | Object::Tree(_) => {
-                return Err(Errno::STALE);
-            }
+            Object::Placeholder(_) => self.own_attr(ino, Kind::File, 0o600, 0, time),
+            Object::Page { .. }
+            | Object::Export { .. }
+            | Object::Manifest { .. }
+            | Object::Tree(_) => return Err(Errno::STALE),
         })
-    }
-
-    /// The report or the guide as of now, and since when it says so.
-    pub(super) fn page(&self, object: Object, machine: &Machine) -> (Vec<u8>, Time) {
-        let bytes = match object {
-            Object::Guide => machine.guide(),
-            _ => machine.report(),
-        };
-        let hash = xxh3_64(&bytes);
-        let first = rootfs_time(machine);
-        let mut pages = self.pages.lock();
-        let known = pages.entry(Key::new(&machine.name, object)).or_insert((hash, first));
-        if known.0 != hash {
-            *known = (hash, now());
-        }
-        (bytes, known.1)
-    }
-
-    pub(super) fn page_attr(&self, ino: u64, bytes: &[u8], time: Time) -> Attr {
-        let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        self.own_attr(ino, Kind::File, 0o600, size, time)
     }
 
     fn attr_of_generation(&self, ino: u64, generation: &Generation) -> Attr {
@@ -316,7 +299,7 @@ impl Vfs {
         Attr { ctime: generation.ctime(), ..attr }
     }
 
-    fn own_attr(&self, ino: u64, kind: Kind, perm: u16, size: u64, time: Time) -> Attr {
+    pub(super) fn own_attr(&self, ino: u64, kind: Kind, perm: u16, size: u64, time: Time) -> Attr {
         Attr {
             ino,
             kind,
@@ -341,7 +324,7 @@ pub(super) fn is_late(tree: &Tree, attr: &tree::Attr) -> bool {
 }
 
 /// The time that a machine's own directory shows: its rootfs's, which a remount does not change.
-fn rootfs_time(machine: &Machine) -> Time {
+pub(super) fn rootfs_time(machine: &Machine) -> Time {
     let root = machine.tree.as_ref().ok().and_then(|tree| tree.root().ok());
     root.map(|(_, attr)| attr.mtime).unwrap_or_default()
 }

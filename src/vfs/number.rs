@@ -9,20 +9,21 @@
 //! | object | tag | layer, subvol | value |
 //! |---|---|---|---|
 //! | `NAME/` | 1 | 0, 0 | 0 |
-//! | `NAME/report.json` | 2 | 0, 0 | 0 |
+//! | `NAME/report.json` | 2 | 0, 0 | hash of the text |
 //! | `NAME/rootfs/` | 3 | 0, 0 | 0 |
-//! | `export.tar` in a listing | 4 | 0, 0 | 0 |
+//! | a name in a listing that only a lookup finds | 4 | 0, 0 | its place |
 //! | `NAME/.generations/` | 5 | 0, 0 | 0 |
 //! | `NAME/.generations/ID/` | 6 | 0, 0 | ID |
 //! | `export.tar` | 7 | 0, retry | ID |
 //! | file of a layer | 8 | its own | inode on disk |
-//! | generated file | 9 | 0, 0 | hash of its path |
-//! | `NAME/MIGRATE.md` | 10 | 0, 0 | 0 |
-//! | `manifest.mtree` | 11 | 0, 0 | ID |
-//! | `NAME/.transfers` | 12 | 0, 0 | 0 |
+//! | generated file | 9 | 0, hash of the content | hash of its path |
+//! | `NAME/MIGRATE.md` | 10 | 0, 0 | hash of the text |
+//! | `manifest.mtree` | 11 | 0, retry | ID |
+//! | `NAME/.transfers` | 12 | 0, 0 | hash of the text |
 //!
 //! Changing any of this makes every backup tool read everything again.
 
+use super::page::Page;
 use crate::tree::ObjectId;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -45,16 +46,12 @@ pub(super) enum Object {
     Root,
     /// `NAME/`.
     Machine,
-    /// `NAME/report.json`.
-    Report,
-    /// `NAME/MIGRATE.md`.
-    Guide,
-    /// `NAME/.transfers`.
-    Transfers,
+    /// One text about a machine: another text is another object.
+    Page { page: Page, hash: u64 },
     /// `NAME/rootfs/`.
     Rootfs,
-    /// `export.tar` as a listing shows it before anything looked it up.
-    Placeholder,
+    /// A name as a listing shows it before anything looked it up: the how manieth of such names.
+    Placeholder(u8),
     /// `NAME/.generations/`.
     Generations,
     /// `NAME/.generations/ID/`.
@@ -62,8 +59,8 @@ pub(super) enum Object {
     /// `export.tar` of one generation. `retry` counts torn generations of the same id that the
     /// kernel still knows: their cached pages hold zeros and must never be seen under this one.
     Export { id: u64, retry: u32 },
-    /// `manifest.mtree` of one generation.
-    Manifest(u64),
+    /// `manifest.mtree` of one generation, with the same `retry`.
+    Manifest { id: u64, retry: u32 },
     /// An entry below `rootfs/`.
     Tree(ObjectId),
 }
@@ -78,17 +75,17 @@ impl Key {
         let (tag, layer, subvol, value) = match self.object {
             Object::Root => return Some(ROOT),
             Object::Machine => (1, 0, 0, 0),
-            Object::Report => (2, 0, 0, 0),
+            Object::Page { page: Page::Report, hash } => (2, 0, 0, hash),
             Object::Rootfs => (3, 0, 0, 0),
-            Object::Placeholder => (4, 0, 0, 0),
+            Object::Placeholder(place) => (4, 0, 0, u64::from(place)),
             Object::Generations => (5, 0, 0, 0),
             Object::GenerationDir(id) => (6, 0, 0, id),
             Object::Export { id, retry } => (7, 0, u64::from(retry), id),
             Object::Tree(ObjectId::Disk { layer, subvol, ino }) => (8, layer, subvol, ino),
-            Object::Tree(ObjectId::Generated(hash)) => (9, 0, 0, hash),
-            Object::Guide => (10, 0, 0, 0),
-            Object::Manifest(id) => (11, 0, 0, id),
-            Object::Transfers => (12, 0, 0, 0),
+            Object::Tree(ObjectId::Generated { path, content }) => (9, 0, content, path),
+            Object::Page { page: Page::Guide, hash } => (10, 0, 0, hash),
+            Object::Manifest { id, retry } => (11, 0, u64::from(retry), id),
+            Object::Page { page: Page::Transfers, hash } => (12, 0, 0, hash),
         };
         let machine = xxh3_64_with_seed(self.machine.as_bytes(), attempt);
         let mut prefix = [0_u8; 18];

@@ -37,7 +37,7 @@ impl Vfs {
         let name = self.machines.export_name();
         let mut all: Vec<(u64, Value)> = Vec::new();
         for (number, handle) in self.handles.all() {
-            let Handle::Export { node, hold, progress, .. } = &*handle else { continue };
+            let Handle::Export { node, hold, progress } = &*handle else { continue };
             if node.key.machine != *machine {
                 continue;
             }

@@ -20,6 +20,7 @@ pub(crate) mod plants;
 pub(crate) mod played;
 pub(crate) mod processes;
 pub(crate) mod readers;
+pub(crate) mod reading;
 pub(crate) mod room;
 pub(crate) mod sandboxed;
 pub(crate) mod snapshot;
@@ -156,8 +157,25 @@ pub(crate) fn run_while(command: impl BorrowMut<Command>, meanwhile: impl FnMut(
     run_watched(DEADLINE, command, meanwhile)
 }
 
+/// As [`run`], with an open file as its standard input, which it alone has open.
+#[track_caller]
+pub(crate) fn run_with_input(mut command: impl BorrowMut<Command>, input: File) -> Done {
+    command.borrow_mut().stdin(input);
+    run_from(DEADLINE, command, || ())
+}
+
 #[track_caller]
 fn run_watched(
+    limit: Duration,
+    mut command: impl BorrowMut<Command>,
+    meanwhile: impl FnMut(),
+) -> Done {
+    command.borrow_mut().stdin(Stdio::null());
+    run_from(limit, command, meanwhile)
+}
+
+#[track_caller]
+fn run_from(
     limit: Duration,
     mut command: impl BorrowMut<Command>,
     mut meanwhile: impl FnMut(),
@@ -166,11 +184,12 @@ fn run_watched(
     let line = format!("{command:?}");
     let (mut stdout, mut stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     let mut child = command
-        .stdin(Stdio::null())
         .stdout(stdout.try_clone().unwrap())
         .stderr(stderr.try_clone().unwrap())
         .spawn()
         .unwrap_or_else(|error| panic!("cannot run {line}: {error}"));
+    // The command keeps what it hands on.
+    command.stdin(Stdio::null());
     let end = Instant::now() + limit;
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
@@ -238,6 +257,14 @@ pub(crate) fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
         std::fs::rename(&partial, &directory).unwrap();
     }
     directory
+}
+
+/// A directory with a package of npm in `node_modules`.
+pub(crate) fn npm(package: &str) -> PathBuf {
+    cached(&package.replace(['@', '/'], "-"), |directory| {
+        let words = ["install", "--no-audit", "--no-fund", "--no-package-lock", "--prefix"];
+        run_for(5 * DEADLINE, program("npm", words).arg(directory).arg(package)).ok();
+    })
 }
 
 /// Whether `needle` occurs in `bytes`.

@@ -1,0 +1,117 @@
+//! The texts about a machine: `report.json`, `MIGRATE.md`, `.transfers`.
+//!
+//! They change at any time, and the kernel keeps size and pages by inode. Each text is therefore a file of its own that
+//! never changes: another text is another inode under the same name. Whoever has one open reads it to its end, and no
+//! reader gets the beginning of one text and the rest, or the size, of another.
+
+use super::handle::Handle;
+use super::inode::{Found, Node};
+use super::namespace::{now, rootfs_time};
+use super::number::{Key, Object};
+use super::{Attr, Entry, LASTING, Opened, Vfs};
+use crate::machine::Machine;
+use crate::tree::{Kind, Time};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// How long the bytes of a text are kept for an open(2) that may follow the lookup.
+const KEPT: Duration = Duration::from_secs(60);
+
+/// By machine and page: the hash of the last text, and since when it says so.
+pub(super) type Since = HashMap<(Arc<str>, Page), (u64, Time)>;
+
+/// Which of the texts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Page {
+    Report,
+    Guide,
+    Transfers,
+}
+
+/// One text, as it was when the name was looked up.
+#[derive(Clone, Debug)]
+pub(super) struct Text {
+    /// `None`: not needed for a while, to be made again if it still says the same.
+    bytes: Option<Arc<[u8]>>,
+    size: u64,
+    hash: u64,
+    /// Since when it says so.
+    since: Time,
+    made: Instant,
+}
+
+impl Text {
+    /// Lets go of the bytes of a text that nobody has open.
+    pub(super) fn tidy(&mut self) {
+        if self.made.elapsed() > KEPT {
+            self.bytes.take_if(|bytes| Arc::strong_count(bytes) == 1);
+        }
+    }
+}
+
+impl Vfs {
+    /// Counts a lookup of a text as it is now. The name is never believed: the next lookup may meet another text.
+    pub(super) fn insert_page(&self, page: Page, machine: &Machine) -> Result<Entry, Errno> {
+        let text = self.text(page, machine);
+        let key = Key::new(&machine.name, Object::Page { page, hash: text.hash });
+        let node = self.table.insert(key, Found::Page(Box::new(text.clone())))?;
+        let entry = self.entry(self.attr_of_text(node.ino, &text), LASTING);
+        Ok(Entry { entry_ttl: Duration::ZERO, ..entry })
+    }
+
+    /// Attributes of a text that was looked up.
+    pub(super) fn attr_of_page(&self, node: &Node) -> Result<Attr, Errno> {
+        let text = node.text.lock();
+        let text = text.as_deref().ok_or(Errno::STALE)?;
+        Ok(self.attr_of_text(node.ino, text))
+    }
+
+    /// Opens a text that was looked up. ESTALE if it is gone and another one is there now: the kernel then looks the name
+    /// up again.
+    pub(super) fn open_page(&self, node: Arc<Node>, page: Page) -> Result<Opened, Errno> {
+        let mut text = node.text.lock().as_deref().cloned().ok_or(Errno::STALE)?;
+        if text.bytes.is_none() {
+            let machine = self.machines.get(node.key.machine.as_bytes()).ok_or(Errno::STALE)?;
+            let again = self.text(page, &machine);
+            if again.hash != text.hash {
+                return Err(Errno::STALE);
+            }
+            text.bytes = again.bytes;
+            *node.text.lock() = Some(Box::new(text.clone()));
+        }
+        let attr = self.attr_of_text(node.ino, &text);
+        let bytes = text.bytes.ok_or(Errno::STALE)?;
+        let handle = self.handles.add(Handle::Bytes { node, bytes, attr });
+        Ok(Opened::unchanging(handle))
+    }
+
+    /// The text as of now, and since when it says so.
+    fn text(&self, page: Page, machine: &Machine) -> Text {
+        let bytes: Arc<[u8]> = match page {
+            Page::Report => machine.report().into(),
+            Page::Guide => machine.guide().into(),
+            Page::Transfers => self.transfers(&machine.name).into(),
+        };
+        let (size, hash) = (bytes.len() as u64, xxh3_64(&bytes));
+        let since = match page {
+            Page::Transfers => now(),
+            Page::Report | Page::Guide => {
+                let mut pages = self.pages.lock();
+                let first = || (hash, rootfs_time(machine));
+                let known = pages.entry((Arc::clone(&machine.name), page)).or_insert_with(first);
+                if known.0 != hash {
+                    *known = (hash, now());
+                }
+                known.1
+            }
+        };
+        Text { bytes: Some(bytes), size, hash, since, made: Instant::now() }
+    }
+
+    fn attr_of_text(&self, ino: u64, text: &Text) -> Attr {
+        self.own_attr(ino, Kind::File, 0o600, text.size, text.since)
+    }
+}
