@@ -13,6 +13,7 @@
 //!                ├─ codchi ─── Codchi's own files; flake, lock and codchi-env rendered
 //!                └─ backend ─── where a machine's directories and id maps are
 //!
+//!   quote ────── foreign text in our output
 //!   sys ──────── the system calls that no crate wraps    (the only unsafe code)
 //! ```
 //!
@@ -35,6 +36,7 @@ pub mod machine;
 mod mountinfo;
 pub mod nar;
 pub mod opener;
+pub mod quote;
 pub mod sandbox;
 mod sys;
 pub mod tar;

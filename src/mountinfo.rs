@@ -1,5 +1,6 @@
 //! The kernel's mount table, as /proc/self/mountinfo has it.
 
+use crate::quote::unescape_octal;
 use rustix::fd::{AsFd, AsRawFd as _};
 use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
@@ -99,7 +100,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let device = std::str::from_utf8(fields.nth(1)?).ok()?;
     let (major, minor) = device.split_once(':')?;
-    let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    let mountpoint = PathBuf::from(OsString::from_vec(unescape_octal(fields.nth(1)?)));
     let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
     let fstype = String::from_utf8_lossy(fields.next()?).into_owned();
     let options = String::from_utf8_lossy(fields.nth(1).unwrap_or_default()).into_owned();
@@ -113,25 +114,6 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
         fstype,
         owner: number("user_id=").zip(number("group_id=")),
     })
-}
-
-/// Turns `\040` and its like back into bytes.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, tail @ ..] = rest {
-        match rest {
-            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..] => {
-                plain.push(((a & 3) << 6) | ((b & 7) << 3) | (c & 7));
-                rest = tail;
-            }
-            _ => {
-                plain.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    plain
 }
 
 #[cfg(test)]
@@ -152,18 +134,5 @@ mod tests {
         assert_eq!(mounts[1].owner, Some((1000, 100)));
         assert_eq!(below(&mounts, Path::new("/mnt")), [Path::new("a b\\c")]);
         assert!(below(&mounts, Path::new("/sys")).is_empty());
-    }
-
-    #[test]
-    fn only_whole_escapes_are_escapes() {
-        for (text, plain) in [
-            ("a\\040b", &b"a b"[..]),
-            ("\\04", b"\\04"),
-            ("\\777", b"\\777"),
-            ("\\\\", b"\\\\"),
-            ("\\303\\244", "\u{e4}".as_bytes()),
-        ] {
-            assert_eq!(unescape(text.as_bytes()), plain, "{text}");
-        }
     }
 }

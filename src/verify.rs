@@ -331,7 +331,7 @@ fn differing(here: &Entry, there: &Entry) -> Vec<String> {
             continue;
         }
         what.push(match key.strip_prefix(b"SCHILY.xattr.") {
-            Some(name) => format!("xattr {}", crate::export::printable(name)),
+            Some(name) => format!("xattr {}", crate::quote::name(name)),
             None => "ACL".into(),
         });
     }

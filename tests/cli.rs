@@ -7,31 +7,20 @@ use common::fixture::Fixture;
 use common::mounted::Mounted;
 use common::played::played;
 use common::stage;
-use common::{Done, program, run, wait_until};
+use common::terminals::{Terminals, on_terminal};
+use common::{program, run, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 const COMMANDS: [&str; 10] = [
     "list", "status", "doctor", "mount", "unmount", "export", "migrate", "verify", "manifest",
     "demo",
 ];
-
-/// The same on a terminal of 80 columns.
-fn on_terminal(command: &Command) -> Done {
-    let quoted = |word: &std::ffi::OsStr| format!("'{}'", word.to_str().unwrap());
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let line = words.map(quoted).collect::<Vec<_>>().join(" ");
-    let line = format!("stty cols 80 rows 24 && exec {line}");
-    let mut script = program("script", ["-qec", &line, "/dev/null"]);
-    script.env("TERM", "xterm-256color");
-    script.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    run(script)
-}
 
 /// Without what a terminal takes for colours.
 fn visible(text: &str) -> String {
@@ -334,24 +323,6 @@ fn man_and_mandoc_take_the_manual_pages() {
         let out = done.out();
         let long: Vec<_> = out.lines().filter(|line| line.chars().count() > 80).collect();
         assert!(long.is_empty(), "{page}: {long:#?}");
-    }
-}
-
-/// A server of terminals, ended when dropped.
-struct Terminals(PathBuf);
-
-impl Terminals {
-    fn tmux(&self, words: &[&str]) -> Done {
-        run(program("tmux", ["-f", "/dev/null", "-S"])
-            .arg(&self.0)
-            .args(words)
-            .env("LC_ALL", "C.UTF-8"))
-    }
-}
-
-impl Drop for Terminals {
-    fn drop(&mut self) {
-        self.tmux(&["kill-server"]);
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 /// A module may use those of a lower rank, and none of its own.
 const RANKS: &[(&str, u32)] = &[
     ("error", 0),
+    ("quote", 0),
     ("sys", 0),
     ("idmap", 1),
     ("kernel", 1),

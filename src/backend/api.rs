@@ -5,6 +5,7 @@
 //! ends at its deadline whatever the other side does, and takes a bounded amount of memory.
 
 use super::activation;
+use crate::quote;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::client::conn::http1;
@@ -324,17 +325,11 @@ impl Call {
     }
 }
 
-/// Somebody else's words on a line of ours. Quotes stay as they are.
+/// Somebody else's words on a line of ours.
 fn clipped(text: &str) -> String {
-    let mut rest = text.chars();
-    let mut out = String::new();
-    for c in rest.by_ref().take(WORDS) {
-        match c {
-            '"' | '\'' | '\\' => out.push(c),
-            c => out.extend(c.escape_debug()),
-        }
-    }
-    if rest.next().is_some() {
+    let end = text.char_indices().nth(WORDS).map(|(at, _)| at);
+    let mut out = quote::message(end.and_then(|at| text.get(..at)).unwrap_or(text));
+    if end.is_some() {
         out.push('…');
     }
     out

@@ -14,6 +14,7 @@ pub use lxd::{Daemon, Kind};
 pub use record::{Device, IdMaps};
 
 use crate::codchi::INSTANCE_PREFIX;
+use crate::quote::word;
 use serde::{Deserialize, Serialize};
 use std::fs::Metadata;
 use std::io::{ErrorKind, Read as _};
@@ -182,6 +183,7 @@ impl LocateError {
     /// Of the machine whose instance it is.
     fn not_installed(missing: &str, instance: &str) -> Self {
         let name = instance.strip_prefix(INSTANCE_PREFIX).unwrap_or(instance);
+        let name = word(name.as_bytes());
         Self::NotInstalled(format!("there is no {missing}; `codchi rebuild {name}` makes it"))
     }
 }

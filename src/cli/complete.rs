@@ -1,21 +1,35 @@
 //! What a shell offers after TAB: the options by clap, names by looking at what there is.
 
+mod bash;
+
 use super::Context;
 use super::args::{Args, Global};
 use crate::codchi::Found;
 use crate::credentials::as_user;
 use crate::mountinfo;
+use crate::quote::is_hidden;
+pub(super) use bash::Bash;
 use clap::{CommandFactory as _, Parser as _};
 use clap_complete::CompleteEnv;
 use clap_complete::engine::CompletionCandidate;
+use clap_complete::env::{Fish, Shells, Zsh};
 use std::ffi::{OsStr, OsString};
 
 /// By which a shell's script asks; not clap's own `COMPLETE`, which may be anybody's.
 pub(super) const VARIABLE: &str = "CODCHIFS_COMPLETE";
 
-/// Answers a shell, and then does not return; returns at once to everybody else.
+/// Answers a shell, and then does not return; returns at once to everybody else. zsh and fish quote what they insert; other
+/// shells are not known to.
 pub(super) fn answer() {
-    CompleteEnv::with_factory(Args::command).var(VARIABLE).complete();
+    const SHELLS: Shells<'static> = Shells(&[&Bash, &Zsh, &Fish]);
+    CompleteEnv::with_factory(Args::command).var(VARIABLE).shells(SHELLS).complete();
+}
+
+/// What a name can be offered as; `None` for one that has no line of its own, or is shown as something else. A name that
+/// begins with `-` would be an option.
+fn candidate(name: &str) -> Option<CompletionCandidate> {
+    let shown = !name.starts_with('-') && !name.chars().any(is_hidden);
+    shown.then(|| CompletionCandidate::new(name))
 }
 
 /// The machines of whom the words so far name. Only Codchi's own directories are looked at: no daemon, nothing slow.
@@ -23,17 +37,18 @@ pub(super) fn machines(current: &OsStr) -> Vec<CompletionCandidate> {
     let Some(current) = current.to_str() else { return Vec::new() };
     let names = names(std::env::args_os().skip_while(|word| word != "--").skip(2));
     let names = names.unwrap_or_default().into_iter();
-    names.filter(|name| name.starts_with(current)).map(CompletionCandidate::new).collect()
+    names.filter(|name| name.starts_with(current)).filter_map(|name| candidate(&name)).collect()
 }
 
 /// What can be unmounted.
 pub(super) fn mounts(current: &OsStr) -> Vec<CompletionCandidate> {
-    let current = current.to_string_lossy();
+    let Some(current) = current.to_str() else { return Vec::new() };
     let table = mountinfo::read().unwrap_or_default().into_iter();
     let ours = table.filter(|mount| mount.fstype == "fuse.codchifs").map(|mount| mount.mountpoint);
-    ours.filter(|path| path.to_string_lossy().starts_with(&*current))
-        .map(CompletionCandidate::new)
-        .collect()
+    ours.filter_map(|path| {
+        path.to_str().filter(|path| path.starts_with(current)).and_then(candidate)
+    })
+    .collect()
 }
 
 fn names(words: impl Iterator<Item = OsString>) -> Option<Vec<String>> {

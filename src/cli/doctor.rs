@@ -1,10 +1,11 @@
 //! `codchifs doctor`.
 
 use super::args::{Doctor, Global};
-use super::text::{printable, wrapped};
+use super::text::{wrapped, write_json};
 use super::{Context, Failure, Outcome};
 use crate::doctor::{Check, Status, Subject, examine, kernel_features};
 use crate::kernel::OLDEST;
+use crate::quote::message;
 use serde_json::json;
 use std::io::{IsTerminal as _, Write};
 
@@ -28,7 +29,7 @@ pub(super) fn run(global: &Global, doctor: &Doctor) -> Result<Outcome, Failure> 
         let all = json!({
             "schema": 1, "version": env!("CARGO_PKG_VERSION"), "status": worst.as_str(), "checks": list,
         });
-        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
+        write_json(&mut out, &all, true)?;
     } else {
         let colours =
             out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
@@ -77,12 +78,12 @@ fn print(out: &mut impl Write, check: &Check, colours: bool) -> std::io::Result<
         (true, Status::Warning) => format!("\x1b[33m{shown}\x1b[0m"),
         (true, Status::Error) => format!("\x1b[31m{shown}\x1b[0m"),
     };
-    let subject = check.subject.as_ref().map(|s| format!(" {}", printable(s))).unwrap_or_default();
-    let text = format!("{}{subject}: {}", check.check, printable(&check.text));
+    let subject = check.subject.as_ref().map(|s| format!(" {}", message(s))).unwrap_or_default();
+    let text = format!("{}{subject}: {}", check.check, message(&check.text));
     let mut lines = wrapped(&text, WIDTH - INDENT).into_iter();
     writeln!(out, "{shown}{}", lines.next().unwrap_or_default())?;
     let remedy =
-        check.remedy.iter().flat_map(|r| wrapped(&format!("-> {}", printable(r)), WIDTH - INDENT));
+        check.remedy.iter().flat_map(|r| wrapped(&format!("-> {}", message(r)), WIDTH - INDENT));
     for line in lines.chain(remedy) {
         writeln!(out, "{:INDENT$}{line}", "")?;
     }

@@ -4,11 +4,13 @@ use super::args::{Export, Global, Reflink, Secrets};
 use super::output::{Output, shares_blocks};
 use super::progress::{Progress, size};
 use super::target::Target;
+use super::text::write_json;
 use super::{Context, Failure, Outcome, complain};
 use crate::backend::Power;
 use crate::credentials::as_user;
 use crate::export::{Change, Generation, Sink, StreamError, write_all};
 use crate::machine::Settings;
+use crate::quote;
 use crate::walk;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
@@ -137,14 +139,14 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
     let written = target.file.metadata()?.len();
     let tell = |path: &Path| -> io::Result<()> {
         let all = json!({
-            "schema": 1, "name": name, "output": path.display().to_string(), "complete": !generation.torn(),
+            "schema": 1, "name": name, "output": quote::path(path).to_string(), "complete": !generation.torn(),
             "generation": format!("{:016x}", generation.id()), "members": generation.members(),
             "size": generation.size(), "written": written,
             "seconds": started.elapsed().as_secs_f64(),
             "changes": generation.status().changes().lines().0.iter().map(|c| &c.path).collect::<Vec<_>>(),
         });
         match export.json {
-            true => writeln!(io::stdout().lock(), "{all:#}"),
+            true => write_json(&mut io::stdout().lock(), &all, true),
             false => Ok(()),
         }
     };

@@ -1,11 +1,12 @@
 //! `codchifs generate`: manual pages and completions, out of the definition of the command line.
 
 use super::args::{Args, Generate};
+use super::complete::Bash;
 use super::output::Output;
 use super::target::Target;
 use super::{Failure, Outcome, complete};
 use clap::{Arg, Command, CommandFactory as _};
-use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
+use clap_complete::env::{EnvCompleter, Fish, Zsh};
 use clap_mangen::Man;
 use std::fmt::Write as _;
 use std::fs;

@@ -1,11 +1,12 @@
 //! `codchifs list`.
 
 use super::args::{Global, List};
-use super::text::{columns, printable, wrapped};
+use super::text::{columns, wrapped, write_json};
 use super::{Context, Failure, Outcome, progress};
 use crate::backend::{Facts, Location, Power};
 use crate::codchi::Found;
 use crate::machine::{Machine, Status};
+use crate::quote::{self, padded};
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -21,8 +22,13 @@ struct Row {
 }
 
 impl Row {
+    /// The name in a table.
+    fn shown(&self) -> String {
+        quote::message(&self.name)
+    }
+
     fn rootfs(&self) -> Option<String> {
-        self.location.as_ref().map(|l| l.rootfs.display().to_string())
+        self.location.as_ref().map(|l| quote::path(&l.rootfs).to_string())
     }
 
     fn driver(&self) -> Option<&'static str> {
@@ -69,14 +75,14 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
                         .and_then(|exports| exports.lookup().ok())
                         .map(|generation| generation.size()),
                     facts: machine.facts(),
-                    home: Some(machine.home.display().to_string()),
+                    home: Some(quote::path(&machine.home).to_string()),
                     reason: machine.tree.as_ref().err().cloned(),
                     warnings: machine.warnings().to_vec(),
                 });
                 machines.forget(&name);
             }
             Found::Invalid { name, reason } => rows.push(Row {
-                name: name.to_string_lossy().escape_debug().to_string(),
+                name: quote::path(name.as_ref()).to_string(),
                 state: "broken",
                 location: None,
                 home: None,
@@ -99,7 +105,7 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
                 })
             })
             .collect();
-        writeln!(out, "{}", serde_json::to_string_pretty(&rows)?)?;
+        write_json(&mut out, &rows.into(), true)?;
         return Ok(Outcome::Done);
     }
     if rows.is_empty() {
@@ -123,19 +129,21 @@ fn table(
 ) -> std::io::Result<()> {
     let width =
         |text: fn(&Row) -> usize, least| rows.iter().map(text).max().unwrap_or(0).max(least);
-    let pool_width = width(|r| r.pool().map_or(1, str::len), 4);
-    let name_width = width(|r| r.name.chars().count(), 4);
+    let pool_width = width(|r| quote::width(&quote::message(r.pool().unwrap_or("-"))), 4);
+    let name_width = rows.iter().map(|r| quote::width(&r.shown())).max().unwrap_or(0).max(4);
     let state_width = width(|r| r.state.len(), 5);
     // A column of its own only for who asked.
     let size = |text: &str| if sizes { format!("  {text:8}") } else { String::new() };
     let line = |name: &str, state: &str, driver: &str, pool: &str, shifted: &str, bytes: &str| {
         format!(
-            "{name:name_width$}  {state:state_width$}  {driver:6}  {pool:pool_width$}  {shifted:7}{}",
+            "{}  {state:state_width$}  {driver:6}  {}  {shifted:7}{}",
+            padded(name, name_width),
+            padded(pool, pool_width),
             size(bytes)
         )
     };
     let title = line("NAME", "STATE", "DRIVER", "POOL", "SHIFTED", "SIZE");
-    let longest = width(|r| r.rootfs().map_or(1, |path| path.chars().count()), 6);
+    let longest = width(|r| r.rootfs().map_or(1, |path| quote::width(&path)), 6);
     let fits = columns.is_none_or(|columns| title.len() + 2 + longest <= columns);
     if fits {
         writeln!(out, "{title}  ROOTFS")?;
@@ -145,8 +153,8 @@ fn table(
     for r in rows {
         let shifted = r.shifted().map_or("-", |s| if s { "yes" } else { "no" });
         let bytes = r.size.map_or_else(|| "-".into(), progress::size);
-        let (driver, pool) = (r.driver().unwrap_or("-"), r.pool().unwrap_or("-"));
-        let row = line(&r.name, r.state, driver, pool, shifted, &bytes);
+        let (driver, pool) = (r.driver().unwrap_or("-"), quote::message(r.pool().unwrap_or("-")));
+        let row = line(&r.shown(), r.state, driver, &pool, shifted, &bytes);
         let path = r.rootfs();
         if fits {
             writeln!(out, "{row}  {}", path.as_deref().unwrap_or("-"))?;
@@ -156,7 +164,7 @@ fn table(
         let path = path.filter(|_| !fits);
         for text in path.iter().chain(&r.reason).chain(&r.warnings).chain(&r.stale()) {
             let room = columns.map_or(usize::MAX, |columns| columns.saturating_sub(name_width + 2));
-            for line in wrapped(&printable(text), room) {
+            for line in wrapped(&quote::message(text), room) {
                 writeln!(out, "{:name_width$}  {line}", "")?;
             }
         }

@@ -1,11 +1,14 @@
 //! Where log lines go. Nobody who logs in a mount waits for whoever reads the log.
 
 use super::journal;
+use crate::quote;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::format::debug_fn;
 
 /// Bytes of lines that wait to be written. A terminal that was stopped takes none for as long as it likes.
 const MAX_WAITING: usize = 1 << 20;
@@ -45,8 +48,17 @@ pub(super) fn start(verbose: u8) {
         .ok()
         .and_then(|text| tracing_subscriber::EnvFilter::try_new(text).ok())
         .unwrap_or_else(|| tracing_subscriber::EnvFilter::new(level));
+    // Each value on the line of its event: names and other people's words are among them.
+    let fields = debug_fn(|out, field, value| {
+        let value = quote::message(&format!("{value:?}"));
+        match field.name() {
+            "message" => write!(out, "{value}"),
+            name => write!(out, "{name}={value}"),
+        }
+    });
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .fmt_fields(fields.delimited(" "))
         .with_ansi(io::stderr().is_terminal())
         .with_writer(|| Log)
         .event_format(journal::Lines::new())

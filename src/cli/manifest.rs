@@ -3,7 +3,8 @@
 use super::args::{Global, Manifest};
 use super::{Context, Failure, Outcome, complain, export};
 use crate::export::sum_line;
-use std::io::Write as _;
+use crate::quote;
+use std::io::{IsTerminal as _, Write as _};
 
 /// Bytes of the list that are made at once.
 const AT_ONCE: usize = 256 << 10;
@@ -22,11 +23,17 @@ pub(super) fn run(global: &Global, wanted: &Manifest) -> Result<Outcome, Failure
     let generation = exports.lookup_or_why().map_err(|why| failed(why.to_string()))?;
     let manifest = generation.manifest();
     let mut out = std::io::stdout().lock();
+    // For people, names are quoted; a program gets what `sha256sum --check` reads.
+    let people = out.is_terminal();
     if wanted.sums {
         for member in generation.ids_from(0) {
             let digest = manifest.content(member).map_err(|why| failed(why.to_string()))?;
             if let Some(digest) = digest {
-                out.write_all(&sum_line(&generation.entry(member).path, &digest))?;
+                let line = sum_line(&generation.entry(member).path, &digest);
+                match people {
+                    true => writeln!(out, "{}", quote::name(line.trim_ascii_end()))?,
+                    false => out.write_all(&line)?,
+                }
             }
         }
     } else {

@@ -1,6 +1,7 @@
 //! `codchifs migrate`: a machine's guide, without a mount.
 
 use super::args::{Global, Migrate};
+use super::text::write_json;
 use super::{Context, Failure, Outcome};
 use crate::machine::Status;
 use serde_json::json;
@@ -24,7 +25,7 @@ pub(super) fn run(global: &Global, migrate: &Migrate) -> Result<Outcome, Failure
                 "name": name, "state": machine.state.as_str(), "size": last.map(|g| g.size()),
                 "guide": String::from_utf8_lossy(&guide),
             });
-            writeln!(out, "{all:#}")?;
+            write_json(&mut out, &all, true)?;
         }
         false => out.write_all(&guide)?,
     }

@@ -22,7 +22,7 @@ mod text;
 mod verify;
 
 use args::{Command, Driver, Global};
-use clap::error::ErrorKind;
+use clap::error::{ContextValue, ErrorKind};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +32,7 @@ use crate::codchi::{MachineName, State, dirs};
 use crate::credentials::{User, as_user};
 use crate::machine::{Machines, Settings};
 use crate::opener::{Direct, Opener, Vouched};
+use crate::quote;
 use crate::sys;
 
 /// A failure as a person reads it: what was attempted, why it failed, what to do.
@@ -68,8 +69,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
         Err(usage) => {
-            let text = usage.to_string();
-            complain(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+            let text = quoted(usage).to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+            let _ = writeln!(std::io::stderr(), "codchifs: {}", quote::lines(text));
             return ExitCode::from(2);
         }
     };
@@ -131,13 +133,30 @@ fn is_broken_pipe(why: &(dyn std::error::Error + 'static)) -> bool {
     why.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-/// One line on stderr in the program's name.
+/// What a mistake in the arguments says of them, on one line each.
+fn quoted(mut usage: clap::Error) -> clap::Error {
+    let strings = usage.context().filter_map(|(kind, value)| match value {
+        ContextValue::String(text) => Some((kind, ContextValue::String(quote::message(text)))),
+        ContextValue::Strings(texts) => {
+            let texts = texts.iter().map(|text| quote::message(text)).collect();
+            Some((kind, ContextValue::Strings(texts)))
+        }
+        _ => None,
+    });
+    let strings: Vec<_> = strings.collect();
+    for (kind, value) in strings {
+        usage.insert(kind, value);
+    }
+    usage
+}
+
+/// One line on stderr in the program's name, whatever is in `text`.
 fn complain(text: &str) {
     say(tracing::Level::WARN, text);
 }
 
 fn say(level: tracing::Level, text: &str) {
-    let _ = writeln!(std::io::stderr(), "{}{text}", journal::prefix(level));
+    let _ = writeln!(std::io::stderr(), "{}{}", journal::prefix(level), quote::message(text));
 }
 
 /// Whose machines, and where.

@@ -2,11 +2,12 @@
 
 use super::args::Status;
 use super::progress;
-use super::text::{columns, printable};
+use super::text::{columns, write_json};
 use super::{Failure, Outcome};
 use crate::credentials::{User, become_owner};
 use crate::fuse::{self, Health};
 use crate::mountinfo;
+use crate::quote;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs;
@@ -29,10 +30,7 @@ pub(super) fn run(status: &Status) -> Result<Outcome, Failure> {
         let mut out = io::stdout().lock();
         if status.json {
             let all = json!({ "schema": 1, "mounts": mounts });
-            match status.watch {
-                true => writeln!(out, "{all}")?,
-                false => writeln!(out, "{all:#}")?,
-            }
+            write_json(&mut out, &all, !status.watch)?;
         } else {
             let mut text = Vec::new();
             print(&mut text, &mounts)?;
@@ -60,8 +58,7 @@ pub(super) fn run(status: &Status) -> Result<Outcome, Failure> {
 fn redraw(out: &mut impl Write, text: &str, columns: usize, first: bool) -> io::Result<()> {
     write!(out, "\x1b[H{}", if first { "\x1b[2J" } else { "" })?;
     for line in text.lines() {
-        let line: String = line.chars().take(columns).collect();
-        writeln!(out, "\x1b[K{line}")?;
+        writeln!(out, "\x1b[K{}", quote::clipped(line, columns))?;
     }
     write!(out, "\x1b[J")
 }
@@ -93,7 +90,7 @@ fn look(before: &mut Before) -> Result<(Vec<Value>, Outcome), Failure> {
             .map(|(name, transfers)| json!({ "name": name, "transfers": transfers }))
             .collect();
         mounts.push(json!({
-            "mountpoint": point.display().to_string(), "state": health, "reason": why, "machines": machines,
+            "mountpoint": quote::path(&point).to_string(), "state": health, "reason": why, "machines": machines,
         }));
     }
     *before = now;
@@ -183,7 +180,7 @@ fn command(pid: u64) -> Option<String> {
 fn print(out: &mut impl Write, mounts: &[Value]) -> io::Result<()> {
     let text = |value: &Value, key: &str| {
         let text = value.get(key).and_then(Value::as_str).unwrap_or("-");
-        printable(text)
+        quote::message(text)
     };
     let list = |value: &Value, key: &str| {
         value.get(key).and_then(Value::as_array).cloned().unwrap_or_default()

@@ -1,5 +1,8 @@
 //! Text for a terminal.
 
+use crate::quote;
+use serde_json::Value;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 
 /// Columns of what is a terminal.
@@ -9,22 +12,18 @@ pub(super) fn columns(out: &(impl AsFd + std::io::IsTerminal)) -> Option<usize> 
     Some(size.ws_col.into()).filter(|columns| *columns > 0)
 }
 
-/// Names and other people's words, safe on a terminal.
-pub(super) fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let escaped = c.is_control().then(|| c.escape_default().collect::<Vec<_>>());
-            escaped.unwrap_or_else(|| vec![c])
-        })
-        .collect()
+/// Writes JSON: indented for people, or on one line.
+pub(super) fn write_json(out: &mut impl Write, value: &Value, indented: bool) -> io::Result<()> {
+    let text = if indented { format!("{value:#}") } else { value.to_string() };
+    writeln!(out, "{}", quote::json(&text))
 }
 
 /// Broken at spaces; a path that is longer than a line stays whole, so that it can be copied.
-pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
+pub(super) fn wrapped(text: &str, columns: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
         match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+            Some(line) if quote::width(line) + 1 + quote::width(word) <= columns => {
                 line.push(' ');
                 line.push_str(word);
             }
@@ -45,6 +44,5 @@ mod tests {
         let lines = wrapped(&text, 71);
         assert!(lines.iter().all(|l| l.chars().count() <= 71 || *l == long), "{lines:?}");
         assert_eq!(lines.join(" "), text);
-        assert_eq!(printable("a\x1b[31m\nb\u{e4}"), "a\\u{1b}[31m\\nb\u{e4}");
     }
 }

@@ -2,8 +2,10 @@
 
 use super::args::{Global, Verify};
 use super::progress::Progress;
+use super::text::write_json;
 use super::{Context, Failure, Outcome, complain, export};
-use crate::export::{Generation, printable};
+use crate::export::Generation;
+use crate::quote;
 use crate::verify::{
     self, Archive, Difference, Directory, Error, List, Names, Now, Reference, Summary, Why,
 };
@@ -37,12 +39,9 @@ pub(super) fn run(global: &Global, wanted: &Verify) -> Result<Outcome, Failure> 
 fn compare(global: &Global, wanted: &Verify) -> Result<Outcome, Failure> {
     let (mut reference, generation) = reference(global, wanted)?;
     let mut out = io::stdout().lock();
-    let mut each = |difference: Difference| {
-        let line = match wanted.json {
-            true => json_of(&difference).to_string(),
-            false => text_of(&difference),
-        };
-        writeln!(out, "{line}")
+    let mut each = |difference: Difference| match wanted.json {
+        true => write_json(&mut out, &json_of(&difference), false),
+        false => writeln!(out, "{}", text_of(&difference)),
     };
     let result = match wanted.copy.is_dir() {
         true => directory(&mut *reference, wanted, generation.as_deref(), &mut each),
@@ -66,7 +65,7 @@ fn compare(global: &Global, wanted: &Verify) -> Result<Outcome, Failure> {
             "damaged_bytes": summary.damaged_bytes,
             "cut_off_at": summary.cut_off,
         });
-        writeln!(out, "{summary}")?;
+        write_json(&mut out, &summary, false)?;
     }
     out.flush()?;
     drop(out);
@@ -231,7 +230,7 @@ impl<R: Read> Read for Torn<R> {
 }
 
 fn shown(path: &[u8]) -> String {
-    format!("/{}", printable(path))
+    format!("/{}", quote::name(path))
 }
 
 fn because(why: Why) -> (&'static str, &'static str) {

@@ -1,6 +1,7 @@
 //! Renders `/etc/codchi-env`, which shells source to get a machine's secrets.
 
 use super::MachineConfig;
+use crate::quote::{literal, name as name_of};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -18,44 +19,16 @@ pub fn render(config: &MachineConfig) -> String {
     for (name, value) in variables {
         // Writing to a string cannot fail.
         let _ = if name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            writeln!(out, "export CODCHI_{name}={}", quote(value))
+            writeln!(out, "export CODCHI_{name}={}", literal(value))
         } else {
             writeln!(
                 out,
                 "# CODCHI_{}: left out, no shell can export a variable of this name",
-                printable(name)
+                name_of(name)
             )
         };
     }
     out
-}
-
-/// Puts a value in single quotes. A backslash goes outside them, as fish reads escapes inside; NUL
-/// is dropped, as no variable can hold one.
-fn quote(value: &str) -> String {
-    let mut out = String::with_capacity(value.len() + 2);
-    out.push('\'');
-    for c in value.chars() {
-        match c {
-            '\'' => out.push_str(r"'\''"),
-            '\\' => out.push_str(r"'\\'"),
-            '\0' => {}
-            c => out.push(c),
-        }
-    }
-    out.push('\'');
-    out
-}
-
-/// A name that stays on its line, whatever it holds.
-fn printable(name: &str) -> String {
-    name.chars()
-        .flat_map(|c| {
-            let breaks = c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
-            let (plain, escape) = if breaks { (None, Some(c)) } else { (Some(c), None) };
-            plain.into_iter().chain(escape.into_iter().flat_map(char::escape_default))
-        })
-        .collect()
 }
 
 #[cfg(test)]

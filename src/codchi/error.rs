@@ -5,6 +5,7 @@
 
 use super::MachineName;
 use super::url::UrlError;
+use crate::quote::word;
 use std::io;
 use std::path::PathBuf;
 
@@ -65,8 +66,8 @@ pub enum Error {
     },
     /// A machine's config.json is empty: Codchi creates it so, and takes it as "no such machine".
     #[error(
-        "cannot use {} of machine {machine}: it is empty; run `codchi init {machine}` or restore it \
-         from a backup", path.display()
+        "cannot use {} of machine {machine}: it is empty; run `codchi init {}` or restore it \
+         from a backup", path.display(), word(machine.as_str().as_bytes())
     )]
     Empty {
         /// The machine it belongs to.
@@ -106,8 +107,8 @@ pub enum Error {
     },
     /// A flake.lock is JSON, but not a lock file as nix writes it.
     #[error(
-        "cannot rewrite {} of machine {machine}: {fault}; run `codchi rebuild {machine}` to have it \
-         written anew", path.display()
+        "cannot rewrite {} of machine {machine}: {fault}; run `codchi rebuild {}` to have it \
+         written anew", path.display(), word(machine.as_str().as_bytes())
     )]
     Lock {
         /// The machine it belongs to.

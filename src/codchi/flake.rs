@@ -7,6 +7,7 @@ pub use driver::driver_url;
 
 use super::url::{PATH, Source, encode};
 use super::{MachineConfig, ModuleUrl};
+use crate::quote::{nix_attribute, nix_string as quote};
 
 /// The input that is Codchi's own module. No module of a machine has this name.
 pub(super) const DRIVER: &str = "codchi_driver";
@@ -115,42 +116,8 @@ fn input(url: &ModuleUrl) -> String {
 }
 
 fn attribute_path(url: &ModuleUrl) -> String {
-    let quoted: Vec<String> = url
-        .attribute_path()
-        .iter()
-        .map(|name| if is_identifier(name) { name.clone() } else { quote(name) })
-        .collect();
-    quoted.join(".")
-}
-
-/// Whether nix reads `name` as an attribute without quotes.
-fn is_identifier(name: &str) -> bool {
-    const KEYWORDS: [&str; 10] =
-        ["assert", "else", "if", "in", "inherit", "let", "or", "rec", "then", "with"];
-    let mut chars = name.chars();
-    chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
-        && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '\'' | '-'))
-        && !KEYWORDS.contains(&name)
-}
-
-/// A nix string literal. Nix has no escape for NUL, and no caller has one.
-fn quote(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push('"');
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' => out.push_str(r"\\"),
-            '"' => out.push_str("\\\""),
-            '\n' => out.push_str(r"\n"),
-            '\r' => out.push_str(r"\r"),
-            '\t' => out.push_str(r"\t"),
-            '$' if chars.peek() == Some(&'{') => out.push_str(r"\$"),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
+    let names: Vec<_> = url.attribute_path().iter().map(|name| nix_attribute(name)).collect();
+    names.join(".")
 }
 
 #[cfg(test)]

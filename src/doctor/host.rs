@@ -2,8 +2,10 @@
 
 use super::{Check, Status};
 use crate::fuse::{self, Health};
+use crate::quote::word;
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -193,7 +195,7 @@ pub(super) fn mounts() -> Vec<Check> {
         return vec![Check::ok(NAME, "no codchifs is mounted")];
     }
     let check = |(path, health): (PathBuf, Health)| {
-        let detach = format!("codchifs unmount --lazy {}", path.display());
+        let detach = format!("codchifs unmount --lazy {}", word(path.as_os_str().as_bytes()));
         let check = match health {
             Health::Served => Check::ok(NAME, "is served"),
             Health::Stale => Check::error(

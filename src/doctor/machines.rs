@@ -5,6 +5,7 @@ use crate::backend::{Backend, Daemon, Driver, Location};
 use crate::codchi::Found;
 use crate::machine::{self, Machines};
 use crate::opener::{Direct, Opener};
+use crate::quote;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -67,7 +68,7 @@ pub(super) fn checks(subject: Subject) -> Vec<Check> {
                         probes.push(("machine", subject, probe));
                     }
                     Found::Invalid { name, reason } => {
-                        let name = name.to_string_lossy().escape_debug().to_string();
+                        let name = quote::path(name.as_ref()).to_string();
                         let check =
                             Check::error("machine", reason.to_string(), "rename it with codchi");
                         all.push(check.of(name));
@@ -124,7 +125,10 @@ fn group(daemon: &Daemon) -> Option<Check> {
         false => Check::warning(
             NAME,
             format!("{user} is not in the group {name}, whose socket it is"),
-            format!("sudo usermod -aG {name} {user}, then log in again; or run codchifs as root"),
+            format!(
+                "{}, then log in again; or run codchifs as root",
+                quote::words(["sudo", "usermod", "-aG", &*name, &*user])
+            ),
         ),
     })
 }

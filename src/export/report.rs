@@ -1,5 +1,6 @@
 //! What is not in an export, and what changed under a reader: the lines of `report.json`.
 
+use crate::quote::name;
 use crate::tar::LayoutError;
 use crate::tree::{LeftOut, Weight};
 use parking_lot::Mutex;
@@ -25,7 +26,7 @@ const LINE_BYTES: usize = 160;
 /// Something on the disk that is not in the export as it is there.
 #[derive(Clone, Debug, Serialize)]
 pub struct LeftOutLine {
-    /// Path in the machine; bytes that are not UTF-8, control characters and `\` as `\xNN`; of more than 4095 bytes without its middle.
+    /// Path in the machine, as [`name`] writes it; of more than 4095 bytes without its middle.
     pub path: String,
     /// What it is, for programs.
     pub reason: &'static str,
@@ -353,58 +354,18 @@ impl Change {
     }
 }
 
-/// A path as lines have it: [`printable`], and without its middle if no system call takes it. `\[` stands in no name, since
+/// A path as lines have it: [`name`], and without its middle if no system call takes it. `\[` stands in no name, since
 /// `\` is written as `\x5c`.
 pub(super) fn listed(path: &[u8]) -> String {
     if path.len() <= MAX_PATH {
-        return printable(path);
+        return name(path).to_string();
     }
     let (head, rest) = path.split_at(PATH_HEAD);
     let tail = rest.get(rest.len().saturating_sub(PATH_TAIL)..).unwrap_or_default();
-    format!("{}\\[{} bytes in all]{}", printable(head), path.len(), printable(tail))
+    format!("{}\\[{} bytes in all]{}", name(head), path.len(), name(tail))
 }
 
 /// Bytes of a text in JSON, without its quotes.
 fn escaped_len(text: &str) -> usize {
     text.len() + text.bytes().filter(|byte| matches!(byte, b'\\' | b'"')).count()
-}
-
-/// Bytes as text that is safe on a terminal and in JSON, and tells every name from every other.
-pub fn printable(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let mut out = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if c == '\\' || c.is_control() {
-                let mut utf8 = [0; 4];
-                for b in c.encode_utf8(&mut utf8).bytes() {
-                    let _ = write!(out, "\\x{b:02x}");
-                }
-            } else {
-                out.push(c);
-            }
-        }
-        for b in chunk.invalid() {
-            let _ = write!(out, "\\x{b:02x}");
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn printable_tells_names_apart() {
-        for (bytes, text) in [
-            (b"/a b".as_slice(), "/a b"),
-            (b"/\xff", "/\\xff"),
-            (b"/\\xff", "/\\x5cxff"),
-            (b"/a\nb\x1b", "/a\\x0ab\\x1b"),
-            ("/ü".as_bytes(), "/ü"),
-        ] {
-            assert_eq!(printable(bytes), text);
-        }
-    }
 }

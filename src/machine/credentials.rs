@@ -2,7 +2,7 @@
 
 use super::lately::Lately;
 use super::report::{open, walk};
-use crate::export::printable;
+use crate::quote;
 use crate::tree::{Dir, HOME, Kind, Tree};
 use std::collections::BTreeSet;
 
@@ -100,7 +100,7 @@ fn keys(tree: &Tree, ssh: &Dir, path: &str, found: &mut Vec<String>) {
     for name in &first {
         let kind = tree.lookup(ssh, name).map(|attr| attr.kind);
         if matches!(kind, Ok(Kind::File | Kind::Symlink)) {
-            found.push(format!("{path}/{}", printable(name)));
+            found.push(format!("{path}/{}", quote::name(name)));
         }
     }
     if more > 0 {

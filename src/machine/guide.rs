@@ -1,16 +1,15 @@
 //! `MIGRATE.md`: the way of this very machine to a NixOS elsewhere, as commands to paste.
 
 mod found;
-mod quote;
 
 use super::lately::Lately;
 use super::{Machine, Redacted, export_name};
 use crate::backend::{Driver, Power};
 use crate::codchi::{MachineConfig, flake};
 use crate::export::{Exports, Generation, MEMBERS};
+use crate::quote::{code, fenced, word, words};
 use crate::tree::{HOME, Tree};
 use found::{Found, Programs};
-use quote::{code, word, words};
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -105,7 +104,7 @@ impl Page<'_> {
     }
 
     fn block(&mut self, place: &str, commands: &str) {
-        self.say(&format!("{place}:\n\n```sh\n{}\n```", commands.trim_end()));
+        self.say(&format!("{place}:\n\n{}", fenced("sh", commands)));
     }
 
     fn here(&mut self, commands: &str) {
@@ -496,9 +495,9 @@ fn extract(from: &str) -> String {
 
 /// A tar that goes through ssh into tar; the status of each of them counts.
 fn piped(source: &str) -> String {
-    let there = extract("-").replace('\'', r"'\''");
+    let there = word(extract("-").as_bytes());
     format!(
-        "(set -o pipefail; {source} | ssh \"$TARGET\" '{there}') && echo arrived || echo 'NOT whole: copy it again'"
+        "(set -o pipefail; {source} | ssh \"$TARGET\" {there}) && echo arrived || echo 'NOT whole: copy it again'"
     )
 }
 

@@ -6,6 +6,7 @@
 use super::{Machine, Redacted, export_name};
 use crate::backend::{Facts, Location, Power};
 use crate::export::{ChangeLine, Exports, Generation, Note, Status};
+use crate::quote;
 use crate::tree::{Dir, Tree};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -91,9 +92,8 @@ impl Machine {
             report.left_out = left_out.as_deref();
             report.of_exports(exports, last.as_deref(), export_name(self.redacted.is_some()));
         }
-        let mut text = serde_json::to_vec_pretty(&report).unwrap_or_default();
-        text.push(b'\n');
-        text
+        let text = serde_json::to_string_pretty(&report).unwrap_or_default();
+        format!("{}\n", quote::json(&text)).into_bytes()
     }
 }
 

@@ -325,7 +325,7 @@ fn what_cannot_be_archived_is_an_error() {
     assert!(matches!(of(device), LayoutError::Device { .. }));
     for size in [u64::MAX, u64::MAX - 1024, i64::MAX as u64, i64::MAX as u64 - 4096] {
         let huge = Member { size, ..member(b"x\n", Kind::File) };
-        assert_eq!(of(huge), LayoutError::Size { name: "x\\n".to_owned(), size });
+        assert_eq!(of(huge), LayoutError::Size { name: "x\\x0a".to_owned(), size });
     }
 }
 

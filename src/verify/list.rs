@@ -1,7 +1,8 @@
 //! A manifest that was taken along, as [`crate::export::Manifest`] writes it.
 
 use super::{Error, Reference, order};
-use crate::export::{Digest, Entry, Record, unvis};
+use crate::export::{Digest, Entry, Record};
+use crate::quote::unvis;
 use crate::tar::{Kind, MAX_PATH, MAX_RECORDS};
 use std::cmp::Ordering;
 use std::io::{BufRead, Read as _};

@@ -18,6 +18,11 @@ pub(crate) fn blocks(path: &Path) -> Vec<Block> {
     of_text(&String::from_utf8(page).expect("the page is UTF-8"))
 }
 
+/// A block begins and ends with as many backticks.
+fn is_fence(line: &str) -> bool {
+    line.len() >= 3 && line.bytes().all(|byte| byte == b'`')
+}
+
 pub(crate) fn of_text(page: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
     let (mut heading, mut place) = ("", "");
@@ -25,8 +30,8 @@ pub(crate) fn of_text(page: &str) -> Vec<Block> {
     while let Some(line) = lines.next() {
         if let Some(title) = line.strip_prefix("## ") {
             heading = title;
-        } else if line == "```sh" {
-            let commands: Vec<_> = lines.by_ref().take_while(|line| *line != "```").collect();
+        } else if let Some(fence) = line.strip_suffix("sh").filter(|fence| is_fence(fence)) {
+            let commands: Vec<_> = lines.by_ref().take_while(|line| *line != fence).collect();
             let (heading, place) = (heading.to_owned(), place.to_owned());
             blocks.push(Block { heading, place, commands: commands.join("\n") + "\n" });
         } else if !line.is_empty() {

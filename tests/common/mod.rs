@@ -27,6 +27,7 @@ pub(crate) mod snapshot;
 pub(crate) mod ssh;
 pub(crate) mod stage;
 pub(crate) mod target;
+pub(crate) mod terminals;
 pub(crate) mod xattr;
 
 use std::borrow::BorrowMut;

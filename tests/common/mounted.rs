@@ -18,6 +18,12 @@ pub(crate) struct MountEntry {
     pub(crate) source: String,
 }
 
+/// A path as the table of mounts has it: blanks, line breaks and backslashes are octal numbers.
+fn unescaped(path: &str) -> PathBuf {
+    let octal = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    octal.into_iter().fold(path.to_owned(), |path, (from, to)| path.replace(from, to)).into()
+}
+
 /// All mounts on this very directory, the lowest first.
 pub(crate) fn mounts_on(point: &Path) -> Vec<MountEntry> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -25,7 +31,7 @@ pub(crate) fn mounts_on(point: &Path) -> Vec<MountEntry> {
         let (left, right) = line.split_once(" - ")?;
         let (left, right): (Vec<_>, Vec<_>) =
             (left.split(' ').collect(), right.split(' ').collect());
-        (Path::new(left[4]) == point).then(|| MountEntry {
+        (unescaped(left[4]) == point).then(|| MountEntry {
             options: left[5].split(',').map(str::to_owned).collect(),
             kind: right[0].to_owned(),
             source: right[1].to_owned(),
@@ -37,7 +43,7 @@ pub(crate) fn mounts_on(point: &Path) -> Vec<MountEntry> {
 /// Mount points below a directory, the deepest first.
 pub(crate) fn mounts_below(top: &Path) -> Vec<PathBuf> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(unescaped);
     let mut points: Vec<_> = points.filter(|point| point.starts_with(top)).collect();
     points.sort();
     points.reverse();

@@ -3,7 +3,8 @@
 //! A server that had the log itself could open it anew through its descriptors: to read what others logged, or to cut it.
 //! A socket cannot be opened again.
 
-use super::super::{log, text};
+use super::super::log;
+use crate::quote;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, ioctl_fionread};
@@ -116,7 +117,7 @@ impl State {
     /// Whoever has taken over the server sends anything: it may not speak to root's terminal.
     fn end_line(&mut self) {
         if !self.line.is_empty() {
-            let line = text::printable(&String::from_utf8_lossy(&self.line));
+            let line = quote::message(&String::from_utf8_lossy(&self.line));
             log::push(format!("{line}\n").as_bytes());
             self.line.clear();
         }

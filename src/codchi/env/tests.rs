@@ -17,7 +17,7 @@ fn quotes_sorts_and_overrides() {
 export CODCHI_DEBUG=''
 export CODCHI_MACHINE_NAME='web'
 export CODCHI_Z='it'\''s $A `b` "c" '\\''
-# CODCHI_evil\nexport PWNED=1 #: left out, no shell can export a variable of this name
+# CODCHI_evil\x0aexport PWNED=1 #: left out, no shell can export a variable of this name
 # CODCHI_é: left out, no shell can export a variable of this name
 "#;
     assert_eq!(rendered(json), expected);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::quote;
 use crate::tar::header::{self, BLOCK, Fields};
 use crate::tar::{Kind, Link, Member, pax_records, sparse};
 
@@ -87,7 +88,7 @@ impl<T: Copy> LayoutBuilder<T> {
     ///
     /// Two members of one name are not noticed.
     pub fn push(&mut self, member: &Member<'_, T>) -> Result<MemberId, LayoutError> {
-        let name = || String::from_utf8_lossy(member.name).escape_debug().to_string();
+        let name = || quote::name(member.name).to_string();
         let id = u32::try_from(self.layout.records.len())
             .ok()
             .filter(|id| *id < ROOT)
@@ -228,7 +229,7 @@ impl<T: Copy> LayoutBuilder<T> {
     /// takes a longer header. All members after it move, so [`Options::align`] must not be set.
     pub fn replace(&mut self, member: MemberId, size: u64, tag: T) -> Result<(), LayoutError> {
         let index = member.0 as usize;
-        let name = || String::from_utf8_lossy(self.layout.name(member)).escape_debug().to_string();
+        let name = || quote::name(self.layout.name(member)).to_string();
         let too_large = || LayoutError::Size { name: name(), size };
         let record = *self.layout.records.get(index).ok_or_else(too_large)?;
         let (old, new) = (file_len(&record).next_multiple_of(BLOCK), size.next_multiple_of(BLOCK));
