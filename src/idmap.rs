@@ -59,6 +59,9 @@ pub enum IdMapError {
     /// Two ranges claim the same host id: which owner a file had cannot be told.
     #[error("the id map has two ranges for the host id {0}")]
     Overlap(u32),
+    /// Two ranges claim the same id of the machine.
+    #[error("the id map has two ranges for the machine's id {0}")]
+    Inside(u32),
 }
 
 #[derive(Deserialize)]
@@ -72,13 +75,15 @@ struct Raw {
 }
 
 impl IdMap {
-    /// Parses the JSON of `volatile.*.idmap`. `None` for `[]`: what is on the disk is not shifted.
+    /// Parses the JSON of `volatile.*.idmap`. `None` for `[]`, and for the `null` that LXD writes after some migrations:
+    /// what is on the disk is not shifted.
     pub fn parse(json: &str) -> Result<Option<Self>, IdMapError> {
         if json.len() > MOST_TEXT {
             return Err(IdMapError::Long(json.len()));
         }
-        let raw: Vec<Raw> = serde_json::from_str(json)
+        let raw: Option<Vec<Raw>> = serde_json::from_str(json)
             .map_err(|e| IdMapError::Json { line: e.line(), column: e.column() })?;
+        let raw = raw.unwrap_or_default();
         if raw.is_empty() {
             return Ok(None);
         }
@@ -106,16 +111,25 @@ impl IdMap {
             }
         }
         for ranges in [&mut map.uids, &mut map.gids] {
-            ranges.sort_by_key(|r| r.host);
-            for pair in ranges.windows(2) {
-                if let [a, b] = pair
-                    && u64::from(a.host) + u64::from(a.count) > u64::from(b.host)
-                {
-                    return Err(IdMapError::Overlap(b.host));
-                }
+            // No kernel takes a map in which two ranges meet on either side.
+            if let Some(id) = shared(ranges, |r| r.inside) {
+                return Err(IdMapError::Inside(id));
+            }
+            if let Some(id) = shared(ranges, |r| r.host) {
+                return Err(IdMapError::Overlap(id));
             }
         }
         Ok(Some(map))
+    }
+
+    /// The map of a mount that shows ids as they are on the disk, of those that exist inside.
+    pub fn of_inside(&self) -> Self {
+        let same = |ranges: &[Range]| {
+            let mut all: Vec<_> = ranges.iter().map(|r| Range { host: r.inside, ..*r }).collect();
+            all.sort_by_key(|r| r.host);
+            all
+        };
+        Self { uids: same(&self.uids), gids: same(&self.gids) }
     }
 
     /// The machine's uid of a host uid, `None` outside the map.
@@ -127,6 +141,19 @@ impl IdMap {
     pub fn gid(&self, host: u32) -> Option<u32> {
         find(&self.gids, host)
     }
+}
+
+/// Sorts by where ranges start, drops those that are there twice (LXD wrote `both` lines of raw.idmap so until 2024), and
+/// finds an id that two of them claim.
+fn shared(ranges: &mut Vec<Range>, start: fn(&Range) -> u32) -> Option<u32> {
+    ranges.sort_by_key(|r| (start(r), r.host, r.inside, r.count));
+    ranges.dedup();
+    ranges.windows(2).find_map(|pair| match pair {
+        [a, b] => {
+            (u64::from(start(a)) + u64::from(a.count) > u64::from(start(b))).then(|| start(b))
+        }
+        _ => None,
+    })
 }
 
 fn find(ranges: &[Range], host: u32) -> Option<u32> {
@@ -187,5 +214,34 @@ mod tests {
         let twice = r#"[{"Isuid":true,"Isgid":false,"Hostid":5,"Nsid":0,"Maprange":10},
             {"Isuid":true,"Isgid":false,"Hostid":9,"Nsid":100,"Maprange":10}]"#;
         assert_eq!(IdMap::parse(twice), Err(IdMapError::Overlap(9)));
+        let inside = twice.replace(r#""Hostid":9,"Nsid":100"#, r#""Hostid":100,"Nsid":4"#);
+        assert_eq!(IdMap::parse(&inside), Err(IdMapError::Inside(4)));
+        // The same start, but not the same.
+        let longer = twice.replace(
+            r#""Hostid":9,"Nsid":100,"Maprange":10"#,
+            r#""Hostid":5,"Nsid":0,"Maprange":11"#,
+        );
+        assert_eq!(IdMap::parse(&longer), Err(IdMapError::Inside(0)));
+    }
+
+    #[test]
+    fn takes_ranges_that_are_there_twice_and_null() {
+        // LXD 5.0.2, of `raw.idmap: both 1000 0`.
+        let both = r#"[{"Isuid":true,"Isgid":true,"Hostid":1000,"Nsid":0,"Maprange":1},
+            {"Isuid":true,"Isgid":false,"Hostid":100001,"Nsid":1,"Maprange":10000000},
+            {"Isuid":true,"Isgid":true,"Hostid":1000,"Nsid":0,"Maprange":1},
+            {"Isuid":false,"Isgid":true,"Hostid":100001,"Nsid":1,"Maprange":10000000}]"#;
+        assert_eq!(IdMap::parse(both), IdMap::parse(CODCHI));
+        assert_eq!(IdMap::parse("null"), Ok(None));
+        for bad in ["0", "\"\"", "{}", "[null]", "[[]]", ""] {
+            assert!(matches!(IdMap::parse(bad), Err(IdMapError::Json { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ids_that_a_mount_shows_as_they_are_end_where_the_machine_ends() {
+        let map = IdMap::parse(CODCHI).unwrap().unwrap().of_inside();
+        let ids = [0, 1, 1000, 10_000_000, 10_000_001].map(|id| map.uid(id));
+        assert_eq!(ids, [Some(0), Some(1), Some(1000), Some(10_000_000), None]);
     }
 }

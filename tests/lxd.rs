@@ -12,20 +12,6 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown, symlink};
 use std::path::Path;
 
-/// What a program in the instance sees.
-fn inside(server: &Server) -> String {
-    let script = "cd / && for f; do busybox stat -c '%u %g %a %n' $f; done";
-    let paths = entries().map(|e| e.0);
-    let exec = ["exec", "codchi-demo", "--", "/bin/busybox", "sh", "-c", script, "sh"];
-    let all: Vec<_> = exec.into_iter().chain(paths).collect();
-    let files = entries().filter(|e| e.4.is_some());
-    let cat = ["exec", "codchi-demo", "--", "/bin/busybox", "cat"].map(str::to_owned);
-    let cat: Vec<_> = cat.into_iter().chain(files.clone().map(|e| format!("/{}", e.0))).collect();
-    let contents = server.client(&cat.iter().map(String::as_str).collect::<Vec<_>>()).ok().out();
-    assert_eq!(contents, files.map(|e| e.4.unwrap()).collect::<String>());
-    server.client(&all).ok().out()
-}
-
 /// One life of a machine, under one open mount and with a new mount at each stage.
 fn life(kind: &'static Kind, pool: &str) {
     let mut server = Server::new(kind, pool);
@@ -43,7 +29,7 @@ fn life(kind: &'static Kind, pool: &str) {
     assert_eq!(server.host.row("demo")["shifted"], false);
     for name in ["started", "started again"] {
         server.client(&["start", "codchi-demo"]).ok();
-        assert_eq!(inside(&server), expected(), "the instance, {name}");
+        assert_eq!(server.inside(), expected(), "the instance, {name}");
         stage(&server, name, json!(true));
         let row = server.host.row("demo");
         assert_eq!(

@@ -306,6 +306,83 @@ fn a_record_that_lies_of_its_place_opens_nothing() {
     assert!(nothing_leaks("the truth", host.mount("mnt").point()) > 3, "its own place is its own");
 }
 
+/// Sets what a record has twice.
+fn both(record: &mut Value, section: &str, change: impl Fn(&mut Value)) {
+    for section in [section.to_owned(), format!("expanded_{section}")] {
+        change(&mut record[section]);
+    }
+}
+
+/// What no daemon says, of whose machine it is and where. The user's own `demo` is what it is said of.
+const LIES_OF_A_DAEMON: &[Lie] = &[
+    ("a name that is another's directory", |record| record["name"] = "work_codchi-victim".into()),
+    ("a name that is a way", |record| record["name"] = "../containers/codchi-victim".into()),
+    ("a project that is a way", |record| record["project"] = "../containers/work".into()),
+    ("an empty project", |record| record["project"] = "".into()),
+    ("a pool that is a way", |record| {
+        both(record, "devices", |devices| {
+            devices["root"]["pool"] = "../storage-pools/second".into()
+        });
+    }),
+    ("a pool of no instance", |record| {
+        both(record, "devices", |devices| devices["root"]["pool"] = "third".into());
+    }),
+    ("another's home", |record| {
+        both(record, "devices", |devices| {
+            devices["home/codchi"]["source"] = "/root/machine/demo".into()
+        });
+    }),
+    ("a home by a way", |record| {
+        both(record, "devices", |devices| {
+            let own = devices["home/codchi"]["source"].as_str().unwrap().to_owned();
+            devices["home/codchi"]["source"] =
+                format!("{own}/../../../other/machine/victim").into();
+        });
+    }),
+    ("another's map", |record| {
+        both(record, "config", |config| config["raw.idmap"] = "uid 1001 0\ngid 1001 0".into());
+    }),
+    ("the maps of two", |record| {
+        both(record, "config", |config| config["raw.idmap"] = "uid 1001 0\nuid 1000 0".into());
+    }),
+    ("a map that is not its own", |record| {
+        record["config"]["raw.idmap"] = "uid 1001 0".into();
+    }),
+    ("devices that are not its own", |record| {
+        record["devices"]["home/codchi"]["source"] = "/root".into();
+    }),
+];
+
+#[test]
+fn what_no_daemon_says_of_an_instance_opens_nothing() {
+    let host = Host::new();
+    on_disk(&host, &host.lxd, "demo", MAP, shifted);
+    host.configure("victim");
+    for place in ["second/containers/work_codchi-victim", "default/containers/codchi-victim"] {
+        of_another_user(&host, place);
+    }
+    let truth = record(&host, "demo", "Stopped", MAP);
+    let socket = host.lxd.join("unix.socket");
+    let daemon = Played::new(&socket, sync(std::slice::from_ref(&truth)));
+    let together: Lie =
+        ("all together", |record| LIES_OF_A_DAEMON.iter().for_each(|(_, lie)| lie(record)));
+    for (what, lie) in LIES_OF_A_DAEMON.iter().chain([&together]) {
+        let mut lying = truth.clone();
+        lie(&mut lying);
+        daemon.says(sync(&[lying]));
+        let mounted = host.mount("mnt");
+        for machine in ["demo", "victim"] {
+            assert!(!mounted.tar(machine).exists(), "{what}: {machine} is exported");
+            let told = report(&mounted, machine);
+            assert!(!told.contains("codchi-victim/") && !told.contains("work"), "{what}: {told}");
+        }
+        nothing_leaks(what, mounted.point());
+        mounted.unmount();
+    }
+    daemon.says(sync(&[truth]));
+    assert!(nothing_leaks("the truth", host.mount("mnt").point()) > 3);
+}
+
 #[test]
 fn nobody_is_told_what_others_have() {
     let host = Host::new();

@@ -54,6 +54,7 @@ impl Directories {
             driver: Driver::Dir,
             power: None,
             pool: None,
+            project: None,
             home: None,
             foreign: Vec::new(),
         })

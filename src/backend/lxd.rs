@@ -1,13 +1,16 @@
 //! LXD and Incus: from their API while the daemon answers, else from the `backup.yaml` that it keeps beside each rootfs.
 
+mod disk;
+mod list;
 mod told;
 
 use super::api;
-use super::place::Place;
-use super::record::Instance;
-use super::{Driver, Facts, Found, LocateError, Location, Power, Query, read_small};
-use crate::codchi::INSTANCE_PREFIX;
-use std::collections::BTreeSet;
+use super::place::{DEFAULT, Place};
+use super::record::{Home, Instance, LAST_STATE, shown};
+use super::{Driver, Facts, Found, LocateError, Location, Query};
+use disk::{Fault, Why};
+use list::Listing;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
@@ -22,8 +25,6 @@ const DEADLINE: Duration = Duration::from_secs(3);
 const OWN_WORK: Duration = Duration::from_secs(7);
 /// Bytes of an answer at most: 10,000 instances are some 60 MiB.
 const MOST_ANSWER: usize = 256 << 20;
-/// One request for all machines of all projects.
-const INSTANCES: &str = "/1.0/instances?recursion=1&all-projects=true";
 /// Where the snap has its state.
 const SNAP: &str = "/var/snap/lxd";
 /// What the snap has its own view of the pools under, visible from outside of its mount namespace.
@@ -79,6 +80,8 @@ pub struct Daemon {
 #[derive(Debug)]
 struct Answer {
     instances: Vec<Arc<Instance>>,
+    /// Which member of a cluster the daemon is.
+    member: Option<String>,
     /// Where the disk was asked, instances without a record that can be used.
     faults: Vec<Arc<Fault>>,
     /// When these were asked for.
@@ -91,10 +94,47 @@ struct Answer {
     disk: Option<String>,
 }
 
+impl Answer {
+    /// Nothing yet.
+    fn at(checked: Instant) -> Self {
+        Self {
+            instances: Vec::new(),
+            member: None,
+            faults: Vec::new(),
+            checked,
+            online: None,
+            why: None,
+            disk: None,
+        }
+    }
+}
+
 impl Daemon {
     /// A daemon with an explicit base directory.
     pub fn at(kind: Kind, base: PathBuf) -> Self {
         Self { kind, base, told: Arc::default() }
+    }
+
+    /// Those of `all` that are different daemons: a base directory that is a link to another's is that one, which goes by the
+    /// path that is no link.
+    pub fn distinct(all: Vec<Self>) -> Vec<Self> {
+        let identity = |daemon: &Self| daemon.base.metadata().ok().map(|m| (m.dev(), m.ino()));
+        let is_link = |daemon: &Self| {
+            daemon.base.canonicalize().is_ok_and(|canonical| canonical != daemon.base)
+        };
+        let mut kept: Vec<Self> = Vec::new();
+        for daemon in all {
+            let same = |other: &&mut Self| {
+                other.base == daemon.base
+                    || identity(&daemon).is_some_and(|id| identity(other) == Some(id))
+            };
+            match kept.iter_mut().find(same) {
+                Some(other) if is_link(other) && !is_link(&daemon) => *other = daemon,
+                Some(_) => {}
+                None => kept.push(daemon),
+            }
+        }
+        kept
     }
 
     /// All base directories of `kind` that exist on this host.
@@ -145,22 +185,96 @@ impl Daemon {
     /// All instances of that name, and whose they are.
     pub(super) fn find(&self, query: &Query<'_>) -> Found {
         let answer = self.answer();
-        let named = |i: &&Arc<Instance>| {
-            i.name == query.instance && i.belongs_to(query.uid, query.data_dir)
+        let named = |i: &&Arc<Instance>| i.name == query.instance && i.belongs_to(query);
+        let all: Vec<&Arc<Instance>> = answer.instances.iter().filter(named).collect();
+        let elsewhere = |i: &Instance| match (&i.member, &answer.member) {
+            (Some(at), Some(here)) if at != here => {
+                Some(LocateError::Elsewhere { instance: i.name.clone(), member: at.clone() })
+            }
+            _ => None,
         };
-        let (mine, wrong): (Vec<_>, Vec<_>) =
-            answer.instances.iter().filter(named).partition(|i| i.contradiction.is_none());
-        let wrong = wrong.first().map(|i| self.contradiction(i));
-        let fault = answer.faults.iter().find(|f| f.is_of(query));
+        let mut fault = None;
+        let mut mine: Vec<(&Arc<Instance>, Result<Location, LocateError>)> = Vec::new();
+        for instance in all {
+            let wrong = instance.contradiction.is_some().then(|| self.contradiction(instance));
+            match wrong.or_else(|| elsewhere(instance)) {
+                Some(why) => fault = fault.or(Some(why)),
+                None => mine.push((instance, self.location(instance))),
+            }
+        }
+        let mine = self.without_leftovers(mine, &answer.faults, query);
+        let silent = answer.instances.iter().find(|i| i.name == query.instance && i.says_nothing);
+        let unread = answer.faults.iter().find(|f| f.is_of(query));
         Found {
-            mine: mine.into_iter().map(|i| (self.place(i), self.location(i))).collect(),
-            fault: wrong.or_else(|| fault.map(|f| self.error(f, query.instance))),
+            mine,
+            fault: fault
+                .or_else(|| silent.map(|i| self.says_nothing(i)))
+                .or_else(|| unread.map(|f| self.error(f, query.instance))),
             facts: Facts {
                 online: answer.online,
                 why: answer.why.clone(),
                 disk: answer.disk.clone(),
             },
         }
+    }
+
+    /// An instance lies in one pool. A daemon that was interrupted while it moved one leaves a directory in the other: where
+    /// one of the two has a record and no files, that is the leftover; else only the daemon knows.
+    fn without_leftovers(
+        &self,
+        mine: Vec<(&Arc<Instance>, Result<Location, LocateError>)>,
+        faults: &[Arc<Fault>],
+        query: &Query<'_>,
+    ) -> Vec<(String, Result<Location, LocateError>)> {
+        let mut projects = BTreeMap::<String, Vec<_>>::new();
+        for (instance, location) in mine {
+            projects.entry(instance.project.clone()).or_default().push((instance, location));
+        }
+        let daemon = kind_name(self.kind);
+        let in_use = |(project, mut same): (String, Vec<(&Arc<Instance>, _)>)| {
+            if same.iter().any(|(_, location): &(_, Result<_, _>)| location.is_ok()) {
+                same.retain(|(_, location)| location.is_ok());
+            }
+            let places = same.iter().filter_map(|(instance, _)| instance.place.as_ref());
+            let unread = faults.iter().filter(|f| f.place.project == project && f.is_of(query));
+            let pools: BTreeSet<_> =
+                places.chain(unread.map(|f| &f.place)).map(|place| place.pool.clone()).collect();
+            let (instance, location) = same.pop()?;
+            let online = instance.writers.is_empty();
+            let why = match (same.is_empty(), online) {
+                (true, true) => None,
+                (false, true) => {
+                    Some(format!("{daemon} lists it more than once; restart {daemon}"))
+                }
+                (_, false) if pools.len() < 2 => None,
+                (_, false) => {
+                    let pools = Vec::from_iter(pools).join(" and ");
+                    Some(format!(
+                        "it lies in the pools {pools}, and only {daemon} knows which one it uses; start {daemon}"
+                    ))
+                }
+            };
+            let location = match why {
+                Some(why) => Err(LocateError::Record { instance: instance.name.clone(), why }),
+                None => location,
+            };
+            Some((self.place(instance), location))
+        };
+        projects.into_iter().filter_map(in_use).collect()
+    }
+
+    /// Of an instance of which the daemon knows nothing but its name.
+    fn says_nothing(&self, instance: &Instance) -> LocateError {
+        let (daemon, client) = (kind_name(self.kind), self.kind.client());
+        let member =
+            instance.member.as_ref().map(|member| format!(" on the cluster member {member}"));
+        let why = format!(
+            "{daemon} lists it{} with the state {} and nothing else; `{}` says more",
+            member.unwrap_or_default(),
+            shown(&instance.status),
+            command(client, "info", &instance.name, &instance.project)
+        );
+        LocateError::Record { instance: instance.name.clone(), why }
     }
 
     /// Of a record that is the user's and opens nothing.
@@ -172,7 +286,11 @@ impl Daemon {
                 let at = self.base.join(place.path()).join("backup.yaml");
                 format!("{}: {why}; start {daemon}, which has it itself", at.display())
             }
-            _ => format!("{daemon} says of it that {why}"),
+            _ => {
+                let show =
+                    command(self.kind.client(), "config show", &instance.name, &instance.project);
+                format!("{why}; `{show} --expanded` shows what {daemon} has of it")
+            }
         };
         LocateError::Record { instance: instance.name.clone(), why }
     }
@@ -185,23 +303,42 @@ impl Daemon {
 
     fn location(&self, instance: &Instance) -> Result<Location, LocateError> {
         let unusable = |why: String| LocateError::Record { instance: instance.name.clone(), why };
-        let maps = instance.maps().map_err(unusable)?;
+        let say = |verb: &str| command(self.kind.client(), verb, &instance.name, &instance.project);
+        let maps = instance.maps().map_err(|why| {
+            let remedy = match instance.is_mapped() {
+                true => format!("`{}` corrects it", say("config edit")),
+                false => format!(
+                    "if its rootfs belongs to uid 0 on the disk, `{} {LAST_STATE}='[]'` records that nothing is shifted",
+                    say("config set")
+                ),
+            };
+            unusable(format!("{why}; {remedy}"))
+        })?;
         let place = instance
             .place
             .as_ref()
             .ok_or_else(|| unusable("it names no storage pool that can be a directory".into()))?;
-        let pool = place.pool.clone();
-        let below = place.path().join("rootfs");
+        let home = match &instance.home {
+            Home::None => None,
+            Home::Directory(home) => Some(home.clone()),
+            Home::Volume { pool, volume } => {
+                return Err(unusable(format!(
+                    "its home is the volume {} of the pool {}, and codchifs reads homes that are directories; copy what is in it \
+                     to a directory with `cp -a`, and give that to the instance as /home/codchi in its place",
+                    shown(volume),
+                    shown(pool)
+                )));
+            }
+        };
         let directory = |path: &Path| match path.symlink_metadata()?.is_dir() {
             true => Ok(()),
             false => Err(ErrorKind::NotADirectory.into()),
         };
-        let (rootfs, found) = first(&views(&self.base), &below, directory);
+        let (rootfs, found) = first(&views(&self.base), &place.path().join("rootfs"), directory);
         match found {
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                let pool = instance.pool_driver.clone().unwrap_or(pool);
-                return Err(self.unmounted(rootfs, &instance.name, pool));
+                return Err(self.unmounted(rootfs, place, instance.pool_driver.as_deref()));
             }
             Err(source) => return Err(LocateError::Look { path: rootfs, source }),
         }
@@ -211,19 +348,18 @@ impl Daemon {
             rootfs,
             maps,
             driver: self.kind.driver(),
-            power: match instance.status.as_str() {
-                "" => None,
-                "Running" => Some(Power::Running),
-                _ => Some(Power::Stopped),
-            },
-            pool: Some(pool),
-            home: instance.home.clone(),
+            power: instance.power(),
+            pool: Some(place.pool.clone()),
+            project: Some(place.project.clone()).filter(|project| project != DEFAULT),
+            home,
             foreign,
         })
     }
 
-    fn unmounted(&self, path: PathBuf, instance: &str, pool: String) -> LocateError {
-        let start = format!("`{} start {instance}` mounts it", self.kind.client());
+    fn unmounted(&self, path: PathBuf, place: &Place, driver: Option<&str>) -> LocateError {
+        let instance = &place.name;
+        let start = command(self.kind.client(), "start", instance, &place.project);
+        let start = format!("`{start}` mounts it");
         let remedy = match self.base.starts_with(SNAP) {
             true => format!(
                 "{start}, but only for the snap: where {SNAP_NAMESPACE} does not show it, run codchifs with \
@@ -232,14 +368,15 @@ impl Daemon {
             ),
             false => start,
         };
-        LocateError::Unmounted { path, instance: instance.into(), pool, remedy }
+        let pool = driver.unwrap_or(&place.pool).to_owned();
+        LocateError::Unmounted { path, instance: instance.clone(), pool, remedy }
     }
 
     fn error(&self, fault: &Fault, instance: &str) -> LocateError {
         let path = fault.at.clone();
         let why = match &fault.why {
             Why::Look(e) if e.kind() == ErrorKind::NotFound => {
-                return self.unmounted(path, instance, fault.pool.clone());
+                return self.unmounted(path, &fault.place, None);
             }
             Why::Look(e) if e.kind() == ErrorKind::PermissionDenied => {
                 let source = e.raw_os_error().map_or(e.kind().into(), io::Error::from_raw_os_error);
@@ -258,14 +395,30 @@ impl Daemon {
         let answer = self.told.answer(move |before| ask(kind, &base, before));
         answer.unwrap_or_else(|| {
             Arc::new(Answer {
-                instances: Vec::new(),
-                faults: Vec::new(),
-                checked: Instant::now(),
-                online: None,
                 why: Some(format!("{} did not answer in time", kind_name(self.kind))),
                 disk: Some(format!("nor did the disk, {}; try again", self.base.display())),
+                ..Answer::at(Instant::now())
             })
         })
+    }
+
+    /// Has it asked in the background, if what it told last is too old.
+    pub(super) fn start(&self) {
+        let (kind, base) = (self.kind, self.base.clone());
+        self.told.start(move |before| ask(kind, &base, before));
+    }
+}
+
+/// As somebody types it.
+fn command(client: &str, verb: &str, instance: &str, project: &str) -> String {
+    match project {
+        DEFAULT => format!("{client} {verb} {instance}"),
+        // Old servers take any character.
+        project if project.contains(|c: char| !c.is_ascii_alphanumeric() && !"-_.".contains(c)) => {
+            let quoted = project.replace('\'', r"'\''");
+            format!("{client} {verb} {instance} --project '{quoted}'")
+        }
+        project => format!("{client} {verb} {instance} --project {project}"),
     }
 }
 
@@ -278,163 +431,37 @@ fn kind_name(kind: Kind) -> &'static str {
 
 fn ask(kind: Kind, base: &Path, before: Option<&Answer>) -> Answer {
     let checked = Instant::now();
-    match api::get(&base.join("unix.socket"), INSTANCES, DEADLINE, MOST_ANSWER) {
-        Ok(metadata) => {
-            let records = metadata.as_array().map(Vec::as_slice).unwrap_or_default();
-            let instances = records
-                .iter()
-                .filter(|r| r.get("type").and_then(|t| t.as_str()).is_none_or(|t| t == "container"))
-                .filter_map(|r| Instance::from_record(r).ok())
-                .map(Arc::new)
-                .collect();
-            Answer {
+    let why = match list::list(base) {
+        Ok(Listing { instances, member }) => {
+            return Answer {
                 instances,
-                faults: Vec::new(),
-                checked,
+                member,
                 online: Some(SystemTime::now()),
-                why: None,
-                disk: None,
-            }
-        }
-        Err(why) => {
-            let why = format!("{}: {why}", kind_name(kind));
-            tracing::debug!(%why, "asking the disk instead");
-            let disk = from_disk(base);
-            let answer = |instances, online| Answer {
-                instances,
-                faults: disk.faults.into_iter().map(Arc::new).collect(),
-                checked,
-                online,
-                why: Some(why),
-                disk: (!disk.unseen.is_empty()).then(|| disk.unseen.join("; ")),
+                ..Answer::at(checked)
             };
-            let told = before.and_then(|b| Some((b, b.online?)));
-            let Some((before, online)) = told else {
-                return answer(
-                    disk.instances.into_iter().map(|(i, _)| Arc::new(i)).collect(),
-                    None,
-                );
-            };
-            // What the daemon told is newer than any backup.yaml that it has not written since.
-            let mut merged = before.instances.clone();
-            for (new, _) in disk.instances.into_iter().filter(|(_, written)| *written > online) {
-                merged.retain(|old| (&old.name, &old.project) != (&new.name, &new.project));
-                merged.push(Arc::new(new));
-            }
-            answer(merged, Some(online))
         }
+        Err(why) => format!("{}: {why}", kind_name(kind)),
+    };
+    tracing::debug!(%why, "asking the disk instead");
+    let disk = disk::read(base);
+    let mut answer = Answer {
+        faults: disk.faults.into_iter().map(Arc::new).collect(),
+        why: Some(why),
+        disk: (!disk.unseen.is_empty()).then(|| disk.unseen.join("; ")),
+        ..Answer::at(checked)
+    };
+    let Some((before, online)) = before.and_then(|b| Some((b, b.online?))) else {
+        answer.instances = disk.instances.into_iter().map(|(i, _)| Arc::new(i)).collect();
+        return answer;
+    };
+    // What the daemon told is newer than any backup.yaml that it has not written since.
+    answer.instances.clone_from(&before.instances);
+    for (new, _) in disk.instances.into_iter().filter(|(_, written)| *written > online) {
+        answer.instances.retain(|old| (&old.name, &old.project) != (&new.name, &new.project));
+        answer.instances.push(Arc::new(new));
     }
-}
-
-/// An instance's directory without a record that can be used.
-#[derive(Debug)]
-struct Fault {
-    /// The instance's name, by its directory.
-    name: String,
-    /// As [`Instance::writers`].
-    writers: Vec<u32>,
-    pool: String,
-    /// Where its backup.yaml would be.
-    at: PathBuf,
-    why: Why,
-}
-
-#[derive(Debug)]
-enum Why {
-    /// There is no backup.yaml, or it cannot be read.
-    Look(io::Error),
-    /// It is nonsense.
-    Record(String),
-}
-
-impl Fault {
-    /// Whose instance it is, nobody knows; but that of another user who was root in it is not this one's.
-    fn is_of(&self, query: &Query<'_>) -> bool {
-        self.name == query.instance && self.writers.iter().all(|uid| [0, query.uid].contains(uid))
-    }
-}
-
-/// What the disk tells without the daemon.
-#[derive(Debug, Default)]
-struct Disk {
-    /// Each with when its backup.yaml was written.
-    instances: Vec<(Instance, SystemTime)>,
-    faults: Vec<Fault>,
-    /// Where instances may be that are in neither list, and why.
-    unseen: Vec<String>,
-}
-
-/// Every machine's backup.yaml.
-fn from_disk(base: &Path) -> Disk {
-    let (views, mut disk) = (views(base), Disk::default());
-    let mut pools = BTreeSet::new();
-    for view in &views {
-        let at = view.join("storage-pools");
-        match names(&at) {
-            Ok(found) => pools.extend(found),
-            // A daemon that was never started has none.
-            Err(e) if e.kind() == ErrorKind::NotFound && base.is_dir() => {}
-            Err(e) => disk.unseen.push(cannot_read(&at, &e)),
-        }
-    }
-    for pool in pools {
-        let below = Path::new("storage-pools").join(&pool).join("containers");
-        let (at, containers) = first(&views, &below, names);
-        let containers = match containers {
-            Ok(containers) => containers,
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                let at = at.display();
-                let pool = pool.to_string_lossy();
-                disk.unseen.push(format!("the pool {pool} is not mounted: there is no {at}"));
-                continue;
-            }
-            Err(e) => {
-                disk.unseen.push(cannot_read(&at, &e));
-                continue;
-            }
-        };
-        for place in containers.iter().filter_map(|name| Place::of_directory(&pool, name)) {
-            if place.name.starts_with(INSTANCE_PREFIX) {
-                disk.look(&views, &place);
-            }
-        }
-    }
-    disk
-}
-
-impl Disk {
-    /// Takes one instance's record from its directory.
-    fn look(&mut self, views: &[PathBuf], place: &Place) {
-        let (at, read) = first(views, &place.path().join("backup.yaml"), read_small);
-        // LXD and Incus give the directory to who is root in the instance while it runs. That user can put another record
-        // there, but nobody else can.
-        let directory = at.parent().map(Path::symlink_metadata);
-        let mut writers: Vec<u32> =
-            directory.and_then(Result::ok).map(|m| m.uid()).into_iter().collect();
-        let read = read.and_then(|(text, meta)| {
-            writers.push(meta.uid());
-            Ok((text, meta.modified()?))
-        });
-        let read = read.map_err(Why::Look).and_then(|(text, written)| {
-            let read = Instance::from_backup(&text, place);
-            Ok((read.map_err(|e| Why::Record(e.to_string()))?, written))
-        });
-        match read {
-            Ok((mut instance, written)) => {
-                // As of when it was written: a machine outlives its daemon.
-                instance.status.clear();
-                instance.writers = writers;
-                self.instances.push((instance, written));
-            }
-            Err(why) => self.faults.push(Fault {
-                name: place.name.clone(),
-                writers,
-                pool: place.pool.clone(),
-                at,
-                why,
-            }),
-        }
-    }
+    (answer.online, answer.member) = (Some(online), before.member.clone());
+    answer
 }
 
 /// Where a daemon's base directory can be seen: for the snap, also through its mount namespace, where its pools are.

@@ -11,7 +11,7 @@ mod yaml;
 
 pub use dir::Directories;
 pub use lxd::{Daemon, Kind};
-pub use record::{Device, IdMaps};
+pub use record::{Device, HomeIds, IdMaps};
 
 use crate::codchi::INSTANCE_PREFIX;
 use crate::quote::word;
@@ -72,6 +72,8 @@ pub struct Location {
     pub power: Option<Power>,
     /// The storage pool.
     pub pool: Option<String>,
+    /// The daemon's project, where it is not `default`: its client must be told.
+    pub project: Option<String>,
     /// What the instance has at `/home/codchi`, where that is recorded.
     #[serde(with = "bytes::option")]
     pub home: Option<PathBuf>,
@@ -91,7 +93,7 @@ pub struct Facts {
 }
 
 /// Which instance, and whose.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Query<'a> {
     /// `codchi-NAME`.
     pub instance: &'a str,
@@ -99,6 +101,15 @@ pub struct Query<'a> {
     pub uid: u32,
     /// That user's data dir, where the home must lie.
     pub data_dir: &'a Path,
+    /// Where that user gets on a path, without links.
+    pub resolve: &'a dyn Fn(&Path) -> Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Query<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { instance, uid, data_dir, .. } = self;
+        write!(f, "Query {{ {instance:?}, {uid}, {data_dir:?} }}")
+    }
 }
 
 /// Where machines are looked for.
@@ -130,7 +141,7 @@ pub enum LocateError {
     },
     /// More than one is the user's.
     #[error(
-        "there are {} instances {instance}: {}; delete or rename all but one, or choose with --driver lxd|incus or --lxd-dir DIR",
+        "there are {} instances {instance}: {}; choose with --driver lxd|incus or --lxd-dir DIR, or rename all but one",
         places.len(),
         places.join(" and ")
     )]
@@ -139,6 +150,16 @@ pub enum LocateError {
         instance: String,
         /// Where each is.
         places: Vec<String>,
+    },
+    /// It is on another host.
+    #[error(
+        "{instance} is on the cluster member {member}, and so are its files: run codchifs on {member}"
+    )]
+    Elsewhere {
+        /// The instance.
+        instance: String,
+        /// The host of the cluster that has it.
+        member: String,
     },
     /// Its record is unusable: no file's owner would be known.
     #[error("cannot use the record of {instance}: {why}")]
@@ -208,6 +229,8 @@ impl Backend {
             let why = "neither LXD nor Incus is on this host; --lxd-dir or --rootfs-dir say where machines are".into();
             return (Err(LocateError::Unknown { instance, why }), Facts::default());
         }
+        // Each in its own thread, so that those that are silent are waited for side by side.
+        daemons.iter().for_each(Daemon::start);
         let mut all = Found::default();
         let mut silent = Vec::new();
         for daemon in daemons {
@@ -264,9 +287,8 @@ struct Found {
 /// Whether a disk device is part of how Codchi runs a machine: its root, its home, and what is never exported anyway
 /// (the store, sockets of the host below /run and /tmp).
 fn is_codchis_own(path: &str) -> bool {
-    let path = path.trim_end_matches('/');
     let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    matches!(path, "" | "/home/codchi")
+    matches!(path, "/" | "/home/codchi")
         || matches!(first, "nix" | "run" | "tmp" | "dev" | "sys" | "proc" | ".files")
 }
 
@@ -293,7 +315,7 @@ pub mod fuzzing {
 
     /// An instance as the API lists it.
     pub fn record(record: &Value) -> Result<String, String> {
-        let instance = Instance::from_record(record).map_err(|why| why.to_string())?;
+        let instance = Instance::from_record(record, None).map_err(|why| why.to_string())?;
         if let Some(place) = &instance.place {
             let parts: Vec<_> =
                 place.path().components().map(|c| c.as_os_str().to_owned()).collect();
@@ -308,7 +330,13 @@ pub mod fuzzing {
     }
 
     fn all(mut instance: Instance) -> String {
-        let belongs = instance.belongs_to(1000, std::path::Path::new("/home/a"));
+        let query = super::Query {
+            instance: "codchi-a",
+            uid: 1000,
+            data_dir: std::path::Path::new("/home/a"),
+            resolve: &|_| None,
+        };
+        let belongs = instance.belongs_to(&query);
         (instance.place, instance.contradiction, instance.pool_driver) = (None, None, None);
         (instance.name, instance.project) = Default::default();
         format!("{instance:?} {:?} {belongs}", instance.maps())

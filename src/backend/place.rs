@@ -21,7 +21,7 @@ pub(super) struct Place {
 }
 
 /// One name of a path, and one that a message can hold: neither LXD nor Incus take any other.
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..")
         && name.len() <= 255
         && !name.contains(|c: char| c == '/' || c.is_control())

@@ -1,7 +1,8 @@
 //! What LXD and Incus record of an instance: the same object in their API and in `backup.yaml` beside the rootfs.
 
-use super::place::{DEFAULT, Place};
+use super::place::{DEFAULT, Place, is_name};
 use super::yaml::{self, YamlError};
+use super::{Power, Query};
 use crate::idmap::{IdMap, IdMapError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -10,15 +11,49 @@ use std::path::{Component, Path, PathBuf};
 /// Where Codchi mounts the home.
 const HOME: &str = "/home/codchi";
 /// The key of the rootfs's map.
-const LAST_STATE: &str = "volatile.last_state.idmap";
+pub(super) const LAST_STATE: &str = "volatile.last_state.idmap";
 
-/// How a machine's ids are shifted on the disk. `None`: not shifted, or nothing is recorded.
+/// How a machine's ids are shifted on the disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMaps {
-    /// `volatile.last_state.idmap`: that of the rootfs.
+    /// `volatile.last_state.idmap`; `None`: not shifted.
     pub rootfs: Option<IdMap>,
-    /// `volatile.idmap.current`, else `.next`: that of the home, which is always stored shifted.
-    pub home: Option<IdMap>,
+    /// Of the home, which is a directory of the host.
+    pub home: HomeIds,
+}
+
+/// Whose ids the files of a home have on the disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HomeIds {
+    /// Nothing is recorded.
+    #[default]
+    Unrecorded,
+    /// The machine's: it is privileged.
+    Same,
+    /// The host's, by the map that the machine runs with; or the machine's, as far as the map goes, where the home is
+    /// mounted with `shift=true`.
+    Mapped(IdMap),
+}
+
+impl HomeIds {
+    /// The map, where there is one.
+    pub fn map(&self) -> Option<&IdMap> {
+        match self {
+            Self::Mapped(map) => Some(map),
+            Self::Same | Self::Unrecorded => None,
+        }
+    }
+}
+
+/// What an instance has at `/home/codchi`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Home {
+    /// No disk of its own.
+    None,
+    /// A directory of the host.
+    Directory(PathBuf),
+    /// A volume of a storage pool.
+    Volume { pool: String, volume: String },
 }
 
 /// A disk device of an instance.
@@ -51,8 +86,13 @@ pub(super) struct Instance {
     maps: Result<IdMaps, MapError>,
     /// Whether the map of the rootfs is recorded, if only as `[]`.
     mapped: bool,
-    pub(super) home: Option<PathBuf>,
+    pub(super) home: Home,
     pub(super) disks: Vec<Device>,
+    /// The member of a cluster that has its files.
+    pub(super) member: Option<String>,
+    /// Neither configuration nor devices are in the record: a daemon lists an instance so that it cannot load, or that is on
+    /// a member of the cluster that does not answer.
+    pub(super) says_nothing: bool,
 }
 
 /// A map in a record is unusable.
@@ -125,7 +165,7 @@ impl Claims<'_> {
 }
 
 /// A short quotation of foreign text, safe on a terminal.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     let mut short: String = text.chars().take(64).collect();
     if short.len() < text.len() {
         short.push('…');
@@ -170,10 +210,11 @@ impl Instance {
     }
 
     /// Reads an instance as `GET /1.0/instances?recursion=1` lists it.
-    pub(super) fn from_record(record: &Value) -> Result<Self, RecordError> {
+    /// Servers that do not list all projects at once are asked for each `project`, and then do not say it.
+    pub(super) fn from_record(record: &Value, project: Option<&str>) -> Result<Self, RecordError> {
         let text = |key: &str| record.get(key).and_then(Value::as_str);
         let name = text("name").ok_or(RecordError::NoName)?;
-        let project = text("project").unwrap_or(DEFAULT);
+        let project = text("project").or(project).unwrap_or(DEFAULT);
         // Whatever the pool is.
         Place::new("pool", project, name).ok_or(RecordError::Name)?;
         Self::read(record, name.into(), project.into())
@@ -194,48 +235,69 @@ impl Instance {
             .flat_map(Map::values)
             .filter(|d| d.get("type").and_then(Value::as_str) == Some("disk"))
             .collect();
-        let at = |path: &str| {
-            disks.iter().find(|d| {
-                let have = d.get("path").and_then(Value::as_str).unwrap_or_default();
-                have == path || have.strip_suffix('/') == Some(path)
-            })
-        };
-        let pool = at("/").and_then(|d| text(d, "pool"));
+        // LXD takes the device with exactly this path and no source for the root disk.
+        let root = disks.iter().find(|d| {
+            d.get("path").and_then(Value::as_str) == Some("/")
+                && d.get("source").and_then(Value::as_str).unwrap_or_default().is_empty()
+        });
+        let pool = root.and_then(|d| text(d, "pool"));
+        let (home, shifting, twice) = home(&disks);
+        let maps = maps(config, shifting);
+        let member = text(record, "location").filter(|m| m != "none" && is_name(m));
         Ok(Self {
             place: pool.as_ref().and_then(|pool| Place::new(pool, &project, &name)),
             pool,
-            contradiction: contradiction(record),
+            contradiction: contradiction(record).or(twice),
             writers: Vec::new(),
             name,
             project,
             status: text(record, "status").unwrap_or_default(),
             pool_driver: None,
             raw_idmap: text(config, "raw.idmap").unwrap_or_default(),
-            maps: maps(config),
+            maps,
             mapped: text(config, LAST_STATE).is_some_and(|map| !map.is_empty()),
-            home: at(HOME).and_then(|d| text(d, "source")).map(PathBuf::from),
+            home,
             disks: disks
                 .iter()
                 .filter_map(|d| {
                     Some(Device {
-                        path: text(d, "path")?,
+                        path: inside(&text(d, "path")?),
                         source: text(d, "source").unwrap_or_default(),
                     })
                 })
                 .collect(),
+            member,
+            says_nothing: [config, devices].iter().all(|s| s.as_object().is_none_or(Map::is_empty)),
         })
+    }
+
+    /// Whether it runs, by what may change files. A frozen instance may go on at any moment, and holds in memory what is not
+    /// in its files. `None` where the daemon cannot tell, or nobody asked it.
+    pub(super) fn power(&self) -> Option<Power> {
+        match self.status.as_str() {
+            "Stopped" => Some(Power::Stopped),
+            "Running" | "Ready" | "Started" | "Starting" | "Stopping" | "Aborting" | "Freezing"
+            | "Frozen" | "Thawed" => Some(Power::Running),
+            _ => None,
+        }
     }
 
     /// Whether the record proves that the machine is `uid`'s: that user is root in it (`raw.idmap`), and its home lies
     /// in the user's `data_dir`. Anybody may write a config.json with somebody else's machine name. Nobody but root can
     /// write a record that says it of another user.
-    pub(super) fn belongs_to(&self, uid: u32, data_dir: &Path) -> bool {
-        let plain = |p: &Path| {
-            p.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)))
-        };
+    pub(super) fn belongs_to(&self, query: &Query<'_>) -> bool {
+        let uid = query.uid;
         self.writers.iter().all(|writer| [0, uid].contains(writer))
             && maps_to_root(&self.raw_idmap, uid)
-            && self.home.as_ref().is_none_or(|home| plain(home) && home.starts_with(data_dir))
+            && match &self.home {
+                Home::Directory(home) => is_below(home, query),
+                Home::None | Home::Volume { .. } => true,
+            }
+    }
+
+    /// Whether the map of the rootfs is recorded.
+    pub(super) fn is_mapped(&self) -> bool {
+        self.mapped
     }
 
     /// How its ids are shifted; an error says why nobody knows. A daemon always records the map of the rootfs: where there
@@ -287,26 +349,101 @@ fn pool_driver(document: &Value, pool: &str) -> Option<String> {
     one.get("driver").and_then(Value::as_str).map(str::to_owned)
 }
 
-/// `raw.idmap` has lines `uid|gid|both HOST INSIDE`, each a number or a range (LXD's doc/userns-idmap.md).
+/// `raw.idmap` has lines `uid|gid|both HOST INSIDE`, each a number or a range (LXD's doc/userns-idmap.md). Where several
+/// lines make somebody root, nobody knows which one counts.
 fn maps_to_root(raw_idmap: &str, uid: u32) -> bool {
-    raw_idmap.lines().any(|line| {
+    let mut roots = raw_idmap.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         let (kind, host, inside) = (words.next(), words.next(), words.next());
         let start = |word: Option<&str>| word?.split('-').next()?.parse::<u32>().ok();
-        matches!(kind, Some("uid" | "both")) && start(host) == Some(uid) && start(inside) == Some(0)
-    })
+        let to_root = matches!(kind, Some("uid" | "both")) && start(inside) == Some(0);
+        to_root.then(|| start(host))
+    });
+    roots.next() == Some(Some(uid)) && roots.all(|root| root == Some(uid))
 }
 
-fn maps(config: &Value) -> Result<IdMaps, MapError> {
+/// `shifting`: the home is mounted with `shift=true`.
+fn maps(config: &Value, shifting: bool) -> Result<IdMaps, MapError> {
     let map = |key: &'static str| match config.get(key).and_then(Value::as_str) {
         None | Some("") => Ok(None),
-        Some(text) => IdMap::parse(text).map_err(|source| MapError { key, source }),
+        Some(text) => IdMap::parse(text).map(Some).map_err(|source| MapError { key, source }),
     };
-    let current = map("volatile.idmap.current")?;
-    Ok(IdMaps {
-        rootfs: map(LAST_STATE)?,
-        home: if current.is_some() { current } else { map("volatile.idmap.next")? },
-    })
+    let rootfs = map(LAST_STATE)?.flatten();
+    // As LXD does: without a current map it runs with the last one, and one that never ran gets the next.
+    let recorded = match map("volatile.idmap.current")? {
+        Some(current) => Some(current),
+        None if rootfs.is_some() => Some(rootfs.clone()),
+        None => map("volatile.idmap.next")?,
+    };
+    let home = match recorded {
+        Some(Some(map)) if shifting => HomeIds::Mapped(map.of_inside()),
+        Some(Some(map)) => HomeIds::Mapped(map),
+        Some(None) => HomeIds::Same,
+        None if is_true(config.get("security.privileged")) || shifting => HomeIds::Same,
+        None => HomeIds::Unrecorded,
+    };
+    Ok(IdMaps { rootfs, home })
+}
+
+/// The values that LXD takes for true.
+fn is_true(value: Option<&Value>) -> bool {
+    let text = match value {
+        Some(Value::Bool(yes)) => return *yes,
+        Some(Value::Number(number)) => number.to_string(),
+        Some(Value::String(text)) => text.to_ascii_lowercase(),
+        _ => return false,
+    };
+    matches!(text.as_str(), "true" | "1" | "yes" | "on")
+}
+
+/// A path in the instance without the spellings that the kernel takes for the same.
+fn inside(path: &str) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for name in path.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => drop(names.pop()),
+            name => names.push(name),
+        }
+    }
+    format!("/{}", names.join("/"))
+}
+
+/// What is at `/home/codchi`: the device there, else what the lowest one above it has there; whether it is mounted with
+/// shifted ids; and an error where two are there, of which nobody knows which is on top.
+fn home(disks: &[&Value]) -> (Home, bool, Option<String>) {
+    let text = |d: &Value, key: &str| d.get(key).and_then(Value::as_str).map(str::to_owned);
+    let mut over: Vec<(String, &Value)> = disks
+        .iter()
+        .filter_map(|d| Some((inside(&text(d, "path")?), *d)))
+        .filter(|(at, _)| at != "/" && Path::new(HOME).starts_with(at))
+        .collect();
+    over.sort_by_key(|(at, _)| at.len());
+    let Some((at, device)) = over.pop() else { return (Home::None, false, None) };
+    let twice = over.last().is_some_and(|(other, _)| *other == at);
+    let twice = twice.then(|| format!("it has more than one disk at {at}"));
+    let below = Path::new(HOME).strip_prefix(&at).unwrap_or(Path::new(""));
+    let source = text(device, "source").unwrap_or_default();
+    let home = match text(device, "pool").filter(|pool| !pool.is_empty()) {
+        Some(pool) => Home::Volume { pool, volume: source },
+        // A join with nothing would end in a slash.
+        None if below.as_os_str().is_empty() => Home::Directory(source.into()),
+        None => Home::Directory(Path::new(&source).join(below)),
+    };
+    (home, is_true(device.get("shift")), twice)
+}
+
+/// Whether a home lies in the user's data directory: by its path, or, as either may be recorded through a link, by where the
+/// user gets on it.
+fn is_below(home: &Path, query: &Query<'_>) -> bool {
+    let mut parts = home.components();
+    let plain = parts.next() == Some(Component::RootDir)
+        && parts.all(|c| matches!(c, Component::Normal(_)));
+    let resolved = |home: &Path| {
+        let parent = (query.resolve)(home.parent()?)?;
+        Some(parent.starts_with((query.resolve)(query.data_dir)?))
+    };
+    plain && (home.starts_with(query.data_dir) || resolved(home) == Some(true))
 }
 
 #[cfg(test)]
@@ -315,6 +452,10 @@ mod tests {
 
     fn backup(text: &str) -> Result<Instance, RecordError> {
         Instance::from_backup(text, &Place::new("default", "default", "x").unwrap())
+    }
+
+    fn query(data_dir: &Path) -> Query<'_> {
+        Query { instance: "codchi-dev", uid: 1000, data_dir, resolve: &|_| None }
     }
 
     fn entry(host: u32) -> String {
@@ -331,10 +472,10 @@ mod tests {
         let maps = |text: &str| backup(text).unwrap().maps().unwrap();
         let all = maps(&text(&entry(10), &entry(20), &entry(30)));
         assert_eq!(all.rootfs.unwrap().uid(11), Some(1));
-        assert_eq!(all.home.unwrap().uid(22), Some(2));
+        assert_eq!(all.home.map().unwrap().uid(22), Some(2));
         let never_started = maps(&text("[]", "", &entry(30)));
         assert_eq!(never_started.rootfs, None);
-        assert_eq!(never_started.home.unwrap().uid(30), Some(0));
+        assert_eq!(never_started.home.map().unwrap().uid(30), Some(0));
         let cut = backup("instance: {name: x, config: {}}").unwrap().maps();
         assert!(cut.unwrap_err().starts_with("it has no volatile.last_state.idmap"));
     }
@@ -359,11 +500,11 @@ mod tests {
     #[test]
     fn a_machine_is_whose_uid_is_its_root() {
         let of = |idmap: &str, source: &str| {
-            Instance::from_record(&serde_json::json!({
+            let record = serde_json::json!({
                 "name": "codchi-dev", "config": {"raw.idmap": idmap},
                 "devices": {"h": {"type": "disk", "path": "/home/codchi", "source": source}},
-            }))
-            .unwrap()
+            });
+            Instance::from_record(&record, None).unwrap()
         };
         let data = Path::new("/home/a/.local/share/codchi");
         let home = "/home/a/.local/share/codchi/machine/dev";
@@ -373,13 +514,17 @@ mod tests {
             ("both 1000-1001 0-1", home, true),
             ("gid 1000 0", home, false),
             ("uid 1001 0", home, false),
+            ("uid 1000 0\nuid 1001 0", home, false),
+            ("uid 1001 0\nboth 1000 0", home, false),
+            ("uid 999-1001 0-2", home, false),
+            ("uid 1000 0\ngid 1001 0\nuid 1001 1001", home, true),
             ("uid 1000 1000", home, false),
             ("", home, false),
             ("uid 1000 0", "/home/b/.local/share/codchi/machine/dev", false),
             ("uid 1000 0", "/home/a/.local/share/codchi/../../../../b/x", false),
             ("uid 1000 0", "/home/a/.local/share/codchi-other/dev", false),
         ] {
-            assert_eq!(of(idmap, source).belongs_to(1000, data), yes, "{idmap:?} {source}");
+            assert_eq!(of(idmap, source).belongs_to(&query(data)), yes, "{idmap:?} {source}");
         }
     }
 }

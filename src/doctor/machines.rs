@@ -1,7 +1,7 @@
 //! Codchi's state, the daemons, and each machine.
 
 use super::{Check, LONG, Probe, SHORT, Status, Subject, late, parted};
-use crate::backend::{Backend, Daemon, Driver, Location};
+use crate::backend::{Backend, Daemon, Driver, HomeIds, Location};
 use crate::codchi::Found;
 use crate::machine::{self, Machines};
 use crate::opener::{Direct, Opener};
@@ -198,14 +198,17 @@ fn id_maps(location: &Location) -> Check {
     const NAME: &str = "id-maps";
     match (location.driver, &location.maps.rootfs, &location.maps.home) {
         (Driver::Dir, ..) => Check::ok(NAME, "plain directories have none"),
-        (_, _, None) => Check::warning(
+        (_, _, HomeIds::Unrecorded) => Check::warning(
             NAME,
             "no id map is recorded for the home: all in it is shown as 1000:100",
             "start the machine once",
         ),
-        (_, None, Some(_)) => {
+        (_, None, HomeIds::Same) => {
+            Check::ok(NAME, "the machine is privileged: ids are the host's")
+        }
+        (_, None, HomeIds::Mapped(_)) => {
             Check::ok(NAME, "the rootfs is not shifted on the disk; the home has its map")
         }
-        (_, Some(_), Some(_)) => Check::ok(NAME, "rootfs and home have their maps"),
+        (_, Some(_), _) => Check::ok(NAME, "rootfs and home have their maps"),
     }
 }

@@ -1,9 +1,9 @@
 //! One machine put together: its directories opened, its generated files made.
 
 use super::Machines;
+use crate::backend::HomeIds;
 use crate::codchi::{self, MachineConfig, MachineName, flake};
 use crate::export::{Exports, History, MEMBERS, OWNERS};
-use crate::idmap::IdMap;
 use crate::opener::{Located, Opener, Roots};
 use crate::tree::{self, GeneratedFile, Owners, Source, Time, Tree};
 use rustix::fd::OwnedFd;
@@ -43,16 +43,16 @@ impl Machines {
         let redacted = self.settings.redact.then(|| config.redacted());
         let generated = generated(redacted.as_ref().unwrap_or(config), rootfs.fd());
         let generated = generated.map_err(|e| e.to_string())?;
-        let mapped = |map: &Option<IdMap>, otherwise| match map {
-            Some(map) => Owners::Mapped(map.clone()),
-            None => otherwise,
-        };
         let maps = &located.location.maps;
         let source = Source {
             rootfs,
-            rootfs_owners: mapped(&maps.rootfs, Owners::AsOnDisk),
+            rootfs_owners: maps.rootfs.clone().map_or(Owners::AsOnDisk, Owners::Mapped),
             home: Some(home),
-            home_owners: mapped(&maps.home, Owners::All(1000, 100)),
+            home_owners: match &maps.home {
+                HomeIds::Unrecorded => Owners::All(1000, 100),
+                HomeIds::Same => Owners::AsOnDisk,
+                HomeIds::Mapped(map) => Owners::Mapped(map.clone()),
+            },
         };
         let made = time(config.times.config_mtime);
         let tree = Tree::new(source, &self.settings.selection, generated, made)

@@ -195,10 +195,15 @@ impl Page<'_> {
         let machine = self.machine;
         self.heading("2. Stop the machine");
         let location = machine.location.as_ref();
+        let stale = machine.facts().why.is_some();
         match location.and_then(|l| l.power) {
             Some(Power::Running) => {
                 self.say("**It runs.** What changes while it is copied makes the copy fail; what is only in its memory is not in the copy.");
             }
+            Some(Power::Stopped) if stale => self.say(
+                "It was stopped when its daemon last answered, and may have been started since. A copy of one that runs may be \
+                 torn, and then fails."
+            ),
             Some(Power::Stopped) => self.say("It is stopped already."),
             None => self.say("It is not known whether it runs. A copy of one that runs may be torn, and then fails."),
         }
@@ -207,9 +212,13 @@ impl Page<'_> {
             Some(Driver::Incus) => "incus",
             _ => return,
         };
-        if location.and_then(|l| l.power) != Some(Power::Stopped) {
+        if stale || location.and_then(|l| l.power) != Some(Power::Stopped) {
             let instance = format!("codchi-{}", machine.name);
-            self.here(&format!("{client} stop {}", word(instance.as_bytes())));
+            let mut stop = format!("{client} stop {}", word(instance.as_bytes()));
+            if let Some(project) = location.and_then(|l| l.project.as_ref()) {
+                stop += &format!(" --project {}", word(project.as_bytes()));
+            }
+            self.here(&stop);
         }
     }
 

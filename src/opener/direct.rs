@@ -96,6 +96,7 @@ impl Direct {
             instance: &name.instance(),
             uid: self.user.uid,
             data_dir: &self.state.data_dir,
+            resolve: &|path| as_user(self.user, || path.canonicalize().ok()).ok().flatten(),
         };
         let (location, facts) = self.backend.locate(&query);
         let located = location.map(|location| {
@@ -114,7 +115,7 @@ impl Direct {
         let maps = &location.maps;
         inside_map(ROOT, &location.rootfs, &rootfs, maps.rootfs.as_ref())?;
         let opened = self.open_home(home)?;
-        inside_map("home", home, &opened, maps.home.as_ref())?;
+        inside_map("home", home, &opened, maps.home.map())?;
         Ok(Roots {
             rootfs: self.root(ROOT, &location.rootfs, rootfs, located.covered(ROOTFS))?,
             home: self.root("home", home, opened, located.covered(HOME))?,
@@ -227,6 +228,10 @@ fn cannot_open(what: &str, path: &Path, why: impl Into<WalkError>) -> String {
         }
         Some(Errno::NOENT) if what != ROOT => {
             "; mount the disk that it is on, or name the data directory with --data-dir"
+        }
+        Some(Errno::LOOP | Errno::NOTDIR) if what == "home" => {
+            "; it is a link or no directory: put the directory itself in its place, or name the data directory that it is in \
+             with --data-dir"
         }
         _ => "",
     };

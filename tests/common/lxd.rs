@@ -396,6 +396,21 @@ impl Server {
         self.client(&[&["config", "device", "add", &instance][..], &device].concat()).ok();
     }
 
+    /// What a program in the running codchi-demo sees of [`entries`].
+    pub(crate) fn inside(&self) -> String {
+        let script = "cd / && for f; do busybox stat -c '%u %g %a %n' $f; done";
+        let paths = entries().map(|e| e.0);
+        let exec = ["exec", "codchi-demo", "--", "/bin/busybox", "sh", "-c", script, "sh"];
+        let all: Vec<_> = exec.into_iter().chain(paths).collect();
+        let files = entries().filter(|e| e.4.is_some());
+        let cat = ["exec", "codchi-demo", "--", "/bin/busybox", "cat"].map(str::to_owned);
+        let cat: Vec<_> =
+            cat.into_iter().chain(files.clone().map(|e| format!("/{}", e.0))).collect();
+        let contents = self.client(&cat.iter().map(String::as_str).collect::<Vec<_>>()).ok().out();
+        assert_eq!(contents, files.map(|e| e.4.unwrap()).collect::<String>());
+        self.client(&all).ok().out()
+    }
+
     pub(crate) fn rootfs(&self, machine: &str) -> PathBuf {
         self.base().join(format!("storage-pools/default/containers/codchi-{machine}/rootfs"))
     }

@@ -30,6 +30,30 @@ pub(crate) fn pretend(socket: &Path, response: Option<Vec<u8>>) {
     });
 }
 
+/// A daemon that answers by path, on as many connections at once as there are.
+pub(crate) fn serve(socket: &Path, answer: impl Fn(&str) -> Vec<u8> + Clone + Send + 'static) {
+    let _ = fs::remove_file(socket);
+    fs::create_dir_all(socket.parent().unwrap()).unwrap();
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, answer) = (stream.unwrap(), answer.clone());
+            std::thread::spawn(move || {
+                let mut request = [0; 4096];
+                let length = stream.read(&mut request).unwrap_or_default();
+                let line = String::from_utf8_lossy(&request[..length]).into_owned();
+                let path = line.split(' ').nth(1).unwrap_or_default();
+                let _ = stream.write_all(&answer(path));
+            });
+        }
+    });
+}
+
+/// Metadata in the envelope.
+pub(crate) fn metadata(value: &Value) -> Vec<u8> {
+    http("200 OK", &json!({"type": "sync", "status_code": 200, "metadata": value}).to_string())
+}
+
 /// A daemon whose answer changes, and who remembers when it was asked last.
 #[derive(Debug)]
 pub(crate) struct Played {

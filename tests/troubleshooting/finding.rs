@@ -4,9 +4,10 @@ use crate::Case;
 use crate::common::asked::Asked;
 use crate::common::fixture::Fixture;
 use crate::common::lxd::{Host, shifted, user};
-use crate::common::played::{MAP, directory, on_disk, played, pretend};
+use crate::common::played::{MAP, directory, metadata, on_disk, played, pretend, record, serve};
 use crate::common::{program, run};
 use rustix::fs::{FlockOperation, flock};
+use serde_json::{Value, json};
 use std::fs::{self, File, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
@@ -50,6 +51,15 @@ pub(crate) const CASES: &[Case] = &[
         on_disk(&host, &host.incus, "demo", "[]", |id| id);
         let said = list(&host);
         host.run(&["export", "demo", "-q", "-o", "-", "--driver", "incus"]).ok();
+        said
+    }),
+    ("is on the cluster member", || {
+        let (host, mut told) = told_by_lxd();
+        told["location"] = "two".into();
+        cluster(&host, &told, "one");
+        let said = list(&host);
+        cluster(&host, &told, "two");
+        works(&host);
         said
     }),
     ("neither LXD nor Incus is on this host", || {
@@ -115,6 +125,41 @@ pub(crate) const CASES: &[Case] = &[
         works(&host);
         said
     }),
+    ("its home is the volume", || {
+        let (host, mut told) = told_by_lxd();
+        let before = told.clone();
+        for devices in ["devices", "expanded_devices"] {
+            told[devices]["home/codchi"]["pool"] = "default".into();
+            told[devices]["home/codchi"]["source"] = "home".into();
+        }
+        cluster(&host, &told, "one");
+        let said = list(&host);
+        cluster(&host, &before, "one");
+        works(&host);
+        said
+    }),
+    ("and nothing else", || {
+        let (host, told) = told_by_lxd();
+        let nothing =
+            json!({"name": "codchi-demo", "project": "default", "status": "Error", "config": null});
+        cluster(&host, &nothing, "one");
+        let said = list(&host);
+        cluster(&host, &told, "one");
+        works(&host);
+        said
+    }),
+    ("it has no volatile.last_state.idmap", || {
+        let (host, told) = told_by_lxd();
+        let mut without = told.clone();
+        for config in ["config", "expanded_config"] {
+            without[config].as_object_mut().unwrap().remove("volatile.last_state.idmap");
+        }
+        cluster(&host, &without, "one");
+        let said = list(&host);
+        cluster(&host, &told, "one");
+        works(&host);
+        said
+    }),
     ("cannot parse", || {
         let fixture = Fixture::new();
         fixture.configured("m", r#"{"modules": {}, "secrets": {"a": }"#);
@@ -165,6 +210,17 @@ pub(crate) const CASES: &[Case] = &[
         run(export).ok();
         said
     }),
+    ("it is a link or no directory", || {
+        let host = played();
+        let (home, kept) = (host.home("demo"), host.data().join("kept"));
+        fs::rename(&home, &kept).unwrap();
+        symlink(&kept, &home).unwrap();
+        let said = list(&host);
+        fs::remove_file(&home).unwrap();
+        fs::rename(&kept, &home).unwrap();
+        works(&host);
+        said
+    }),
     ("in one of uid UID's own", || {
         let host = played();
         let data = format!("data_dir = {:?}\n", host.data());
@@ -176,6 +232,25 @@ pub(crate) const CASES: &[Case] = &[
         said
     }),
 ];
+
+/// A machine, and what LXD says of it.
+fn told_by_lxd() -> (Host, Value) {
+    let host = played();
+    let told = record(&host, "demo", "Stopped", MAP);
+    (host, told)
+}
+
+/// Has a member of a cluster say this of the machine.
+fn cluster(host: &Host, record: &Value, member: &'static str) {
+    let record = record.clone();
+    serve(&host.lxd.join("unix.socket"), move |path| match path {
+        "/1.0" => metadata(&json!({
+            "api_extensions": ["projects", "instance_all_projects"],
+            "environment": {"server_clustered": true, "server_name": member},
+        })),
+        _ => metadata(&json!([record])),
+    });
+}
 
 fn list(host: &Host) -> String {
     host.run(&["list"]).ok().out()

@@ -47,26 +47,12 @@ impl Told {
         self: &Arc<Self>,
         ask: impl FnOnce(Option<&Answer>) -> Answer + Send + 'static,
     ) -> Option<Arc<Answer>> {
+        self.start(ask);
         let mut state = self.state.lock();
-        let older = |last: &Option<Arc<Answer>>, age| {
-            last.as_ref().is_none_or(|answer| answer.checked.elapsed() > age)
-        };
-        if state.asking.is_none() && older(&state.last, FRESH) {
-            state.asking = Some(Instant::now());
-            let (asking, before) = (Asking(Arc::clone(self)), state.last.clone());
-            let ask = move || {
-                let answer = ask(before.as_deref());
-                asking.0.state.lock().last = Some(Arc::new(answer));
-            };
-            // Where there is no thread, `asking` is dropped, which takes the lock.
-            drop(state);
-            let _ = std::thread::Builder::new().name("codchifs-ask".into()).spawn(ask);
-            state = self.state.lock();
-        }
         while let Some(since) = state.asking {
             let patience = match &state.last {
                 None => DEADLINE + OWN_WORK,
-                Some(last) if last.why.is_none() && older(&state.last, LATE) => PATIENCE,
+                Some(last) if last.why.is_none() && last.checked.elapsed() > LATE => PATIENCE,
                 Some(_) => break,
             };
             if self.done.wait_until(&mut state, since + patience).timed_out() {
@@ -74,6 +60,28 @@ impl Told {
             }
         }
         state.last.clone()
+    }
+
+    /// Asks in the background, if the last answer is too old and nobody asks.
+    pub(super) fn start(
+        self: &Arc<Self>,
+        ask: impl FnOnce(Option<&Answer>) -> Answer + Send + 'static,
+    ) {
+        let mut state = self.state.lock();
+        if state.asking.is_some()
+            || state.last.as_ref().is_some_and(|a| a.checked.elapsed() <= FRESH)
+        {
+            return;
+        }
+        state.asking = Some(Instant::now());
+        let (asking, before) = (Asking(Arc::clone(self)), state.last.clone());
+        let ask = move || {
+            let answer = ask(before.as_deref());
+            asking.0.state.lock().last = Some(Arc::new(answer));
+        };
+        // Where there is no thread, `asking` is dropped, which takes the lock.
+        drop(state);
+        let _ = std::thread::Builder::new().name("codchifs-ask".into()).spawn(ask);
     }
 }
 
@@ -85,12 +93,9 @@ mod tests {
 
     fn told(age: Duration, why: Option<&str>) -> Answer {
         Answer {
-            instances: Vec::new(),
-            faults: Vec::new(),
-            checked: Instant::now().checked_sub(age).unwrap(),
             online: Some(SystemTime::now()),
             why: why.map(str::to_owned),
-            disk: None,
+            ..Answer::at(Instant::now().checked_sub(age).unwrap())
         }
     }
 
