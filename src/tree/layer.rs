@@ -110,6 +110,11 @@ pub(crate) struct Layer {
     /// hard links of a file are not covered.
     covered: HashMap<Identity, Vec<(Identity, Vec<u8>)>>,
     subvol: Option<u64>,
+    /// The root's.
+    device: (u32, u32),
+    /// Files have the device of the file system below that they come from, and its inode number; directories have the
+    /// layer's own.
+    stacked: bool,
     /// One file system without subvolumes: all that is on the mount has the root's device.
     flat: bool,
     /// No extended attribute changes but that the ctime does.
@@ -128,6 +133,7 @@ const EXT4: u64 = 0xef53;
 const XFS: u64 = 0x5846_5342;
 const BTRFS: u64 = 0x9123_683e;
 const TMPFS: u64 = 0x0102_1994;
+const OVERLAYFS: u64 = 0x794c_7630;
 
 /// Bytes of the longest path that a system call takes, without its NUL (linux/limits.h, `PATH_MAX`).
 pub const LONGEST_PATH: usize = 4095;
@@ -149,6 +155,8 @@ impl Layer {
             mount: st.stx_mnt_id,
             covered: places,
             subvol: subvol(&st),
+            device: device(&st),
+            stacked: kind == OVERLAYFS,
             flat: matches!(kind, EXT4 | XFS | TMPFS),
             ctime_tells: matches!(kind, EXT4 | XFS | BTRFS),
         })
@@ -215,7 +223,21 @@ impl Layer {
 
     /// The subvolume of `st`: 0 for that of the layer's root. `parent` is what its directory's is; before kernel 6.10
     /// a change of device without a change of mount marks the root of one, and its path has to name it.
+    ///
+    /// Only a directory can be the root of a subvolume. A file with another device comes from another file system below an
+    /// overlay (Documentation/filesystems/overlayfs.rst, "Inode properties"): all of that one are told from others by their
+    /// device alone, since the names of a file may be anywhere.
     pub(crate) fn subvol(&self, st: &Statx, parent: (u64, (u32, u32)), name: &[u8]) -> u64 {
+        let directory = kind_of(st) == fs::FileType::Directory;
+        if self.stacked || (!directory && subvol(st).is_none()) {
+            if device(st) == if self.stacked { self.device } else { parent.1 } {
+                return if self.stacked { 0 } else { parent.0 };
+            }
+            // As far from the layer's own as it was given out: the numbers themselves are others after each mount.
+            let (major, minor) = device(st);
+            let distance = [major.wrapping_sub(self.device.0), minor.wrapping_sub(self.device.1)];
+            return xxhash_rust::xxh3::xxh3_64(&distance.map(u32::to_le_bytes).concat()) | 1;
+        }
         match (subvol(st), self.subvol) {
             (Some(mine), Some(root)) if mine == root => 0,
             (Some(mine), _) => mine,
