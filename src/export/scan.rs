@@ -17,6 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -54,6 +55,9 @@ pub enum ScanError {
         tar::MAX_RECORDS >> 20
     )]
     Attributes,
+    /// A bug of ours.
+    #[error("the scan failed, which is a bug; the log has more")]
+    Panicked,
     /// More directories than numbers for them.
     #[error("the machine has more than 2^32 directories")]
     TooMany,
@@ -199,18 +203,11 @@ impl Walk<'_> {
             if let Some(number) = queue.pending.pop() {
                 queue.busy += 1;
                 drop(queue);
-                // A panic here would leave the others waiting for work that never ends.
-                let list = std::panic::AssertUnwindSafe(|| self.list(number));
-                let (listing, note, failed) = std::panic::catch_unwind(list)
-                    .unwrap_or_else(|_| (Listing::default(), Note::default(), Some(Errno::IO)));
-                listing.entries().iter().for_each(|entry| ids.add(entry.attr.uid, entry.attr.gid));
+                // A panic would leave the others waiting for work that never ends.
+                let step = AssertUnwindSafe(|| self.step(number, &mut ids));
+                let done = catch_unwind(step).unwrap_or(Err(ScanError::Panicked));
                 queue = self.queue.lock();
-                let listed = self.merge(&mut queue, number, listing, note, failed);
-                drop(queue);
-                self.listed.lock().insert(number, listed);
-                let pushed = self.push();
-                queue = self.queue.lock();
-                if let Err(why) = pushed {
+                if let Err(why) = done {
                     queue.failed = Some(why);
                     queue.pending.clear();
                 }
@@ -225,6 +222,18 @@ impl Walk<'_> {
                 self.work.wait(&mut queue);
             }
         }
+    }
+
+    /// Lists one directory, and pushes what has become complete by that.
+    fn step(&self, number: u32, ids: &mut Ids) -> Result<(), ScanError> {
+        // One directory that cannot be listed is one directory.
+        let list = AssertUnwindSafe(|| self.list(number));
+        let (listing, note, failed) = catch_unwind(list)
+            .unwrap_or_else(|_| (Listing::default(), Note::default(), Some(Errno::IO)));
+        listing.entries().iter().for_each(|entry| ids.add(entry.attr.uid, entry.attr.gid));
+        let listed = self.merge(&mut self.queue.lock(), number, listing, note, failed);
+        self.listed.lock().insert(number, listed);
+        self.push()
     }
 
     /// Pushes what can be pushed, unless somebody else is at it.
@@ -328,6 +337,8 @@ impl Walk<'_> {
                 note.push(LeftOutLine::of(&path, LeftOut::Unreadable(e)));
             }
         }
+        #[cfg(test)]
+        assert!(!listing.entries().iter().any(|e| listing.name(e) == b"panic in merge"));
         let first = queue.dirs.len() as u32;
         for entry in listing.entries().iter().filter(|e| e.attr.kind == Kind::Directory) {
             if u32::try_from(queue.dirs.len()).is_err() {

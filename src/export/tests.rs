@@ -255,3 +255,17 @@ fn a_scan_asks_nothing_twice_that_a_ctime_answers() {
     // Now: another change may yet get the ctimes that there are.
     assert!(names(&at(None, 0)).is_empty());
 }
+
+#[test]
+fn a_panic_beside_the_listing_of_a_directory_ends_the_scan_and_keeps_nobody_waiting() {
+    let sample = Sample::new();
+    for n in 0..50 {
+        fs::create_dir_all(sample.path(&format!("d{n}/e/f"))).unwrap();
+    }
+    fs::create_dir(sample.path("d7/panic in merge")).unwrap();
+    let exports = sample.exports();
+    let why = exports.lookup_or_why().map(drop).unwrap_err().to_string();
+    assert!(why.contains("a bug"), "{why}");
+    fs::remove_dir(sample.path("d7/panic in merge")).unwrap();
+    sample.exports().lookup().unwrap();
+}

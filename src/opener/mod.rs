@@ -4,6 +4,7 @@
 //! finds and opens for it, and its [`Client`] is told by name which machine is meant, and nothing else. So whose a machine
 //! is, is decided on the host's side alone.
 
+mod channel;
 mod client;
 mod direct;
 mod host;

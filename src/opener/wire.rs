@@ -19,7 +19,7 @@ use std::path::PathBuf;
 /// Bytes of one frame at most: an id map has some thousand ranges.
 const MOST: u32 = 16 << 20;
 /// Descriptors of one frame at most (unix(7), SCM_MAX_FD is 253).
-const MOST_FDS: usize = 128;
+pub(super) const MOST_FDS: usize = 128;
 
 /// What the server wants.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -190,23 +190,43 @@ pub(super) fn send(
     what: &impl Serialize,
     fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let text = serde_json::to_vec(what)?;
-    let length = u32::try_from(text.len()).ok().filter(|length| *length <= MOST);
-    let length = length.ok_or_else(|| io::Error::other("a message is too long"))?.to_ne_bytes();
+    let frame = encoded(what)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::other("too many descriptors for one message"));
     }
     let sent = loop {
-        match sendmsg(to, &[IoSlice::new(&length)], &mut ancillary, SendFlags::NOSIGNAL) {
+        match sendmsg(to, &[IoSlice::new(&frame)], &mut ancillary, SendFlags::NOSIGNAL) {
             Err(Errno::INTR) => {}
             sent => break sent?,
         }
     };
     let mut to = to;
-    to.write_all(length.get(sent..).unwrap_or_default())?;
-    to.write_all(&text)
+    to.write_all(frame.get(sent..).unwrap_or_default())
+}
+
+/// A frame: the length of its text, then that.
+pub(super) fn encoded(what: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut frame = vec![0; size_of::<u32>()];
+    serde_json::to_writer(&mut frame, what)?;
+    let length = u32::try_from(frame.len() - size_of::<u32>()).ok().filter(|len| *len <= MOST);
+    let length = length.ok_or_else(|| io::Error::other("a message is too long"))?;
+    for (to, byte) in frame.iter_mut().zip(length.to_ne_bytes()) {
+        *to = byte;
+    }
+    Ok(frame)
+}
+
+/// Bytes of the frame that begins so, with its length; `None` if that is not there yet.
+pub(super) fn length_of(start: &[u8]) -> io::Result<Option<usize>> {
+    let Some(length) = start.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)) else {
+        return Ok(None);
+    };
+    match length > MOST {
+        true => Err(io::Error::other("a message is too long")),
+        false => Ok(Some(size_of::<u32>() + length as usize)),
+    }
 }
 
 /// Receives one frame.
@@ -231,11 +251,8 @@ pub(super) fn receive<T: DeserializeOwned>(from: &UnixStream) -> io::Result<(T, 
     let fds = fds.flatten().collect();
     let mut from = from;
     from.read_exact(length.get_mut(got..).unwrap_or_default())?;
-    let length = u32::from_ne_bytes(length);
-    if length > MOST {
-        return Err(io::Error::other("a message is too long"));
-    }
-    let mut text = vec![0; length as usize];
+    let length = length_of(&length)?.unwrap_or_default().saturating_sub(size_of::<u32>());
+    let mut text = vec![0; length];
     from.read_exact(&mut text)?;
     Ok((serde_json::from_slice(&text)?, fds))
 }

@@ -1,11 +1,11 @@
 //! Listing directories.
 
 use super::handle::{Handle, Listed, Listing, Source};
-use super::inode::Node;
+use super::inode::{Found, Node};
 use super::namespace::{GUIDE, REPORT, ROOTFS, is_late};
 use super::number::{Key, Object};
 use super::{DirEntry, Entry, Vfs};
-use crate::tree::Kind;
+use crate::tree::{Kind, Time};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::sync::Arc;
@@ -63,7 +63,10 @@ impl Vfs {
                 // from a copy without a word.
                 Err(error) => {
                     tracing::debug!(ino = node.ino, %error, "listed without attributes");
-                    None
+                    match self.name_only(node, listed) {
+                        Ok(entry) => entry,
+                        Err(_) => continue,
+                    }
                 }
             };
             let ino = match (&entry, &listed.source) {
@@ -110,6 +113,23 @@ impl Vfs {
             }
             Source::Tree(_) => self.lookup_in(node, &listed.name).map(Some),
         }
+    }
+
+    /// An entry whose attributes cannot be read. The kernel gives its number back at once, so it counts as looked up: else
+    /// that would be somebody else's lookup, and a file that is open would be forgotten.
+    fn name_only(&self, node: &Arc<Node>, listed: &Listed) -> Result<Option<Entry>, Errno> {
+        let entry = match &listed.source {
+            Source::Dots(_) => return Ok(None),
+            Source::Fixed(key) => {
+                let node = self.table.insert(key.clone(), Found::Fixed)?;
+                let attr = self.own_attr(node.ino, listed.kind, 0o600, 0, Time::default());
+                self.entry(attr, Duration::ZERO)
+            }
+            Source::Tree(attr) | Source::Late(attr) => {
+                self.insert_entry(node, &listed.name, attr)?
+            }
+        };
+        Ok(Some(unlinked(entry)))
     }
 
     /// The entries of a directory as of now.
