@@ -215,14 +215,21 @@ fn a_taken_over_server_logs_lines_and_no_control_characters() {
     let text = "a\x1b]0;title\x07b\u{9b}31m\rc";
     let write = call("write", libc::SYS_write, format!("2, \"{text}\", {}", text.len()));
     let newline = call("write", libc::SYS_write, "2, $newline, 1");
+    // Levels of the journal that go to every terminal.
+    let alarm = call("write", libc::SYS_write, "2, \"<0>fire\", 7");
+    let alarms = call("write", libc::SYS_write, "2, \"<002>water\", 10");
     // A line that has no end is broken, and costs the host no memory.
     let endless = call("write", libc::SYS_write, "2, $x, 1000");
-    let calls: Vec<_> =
-        [write, newline].into_iter().chain(std::iter::repeat_n(endless, 100)).collect();
+    let calls: Vec<_> = [write, newline.clone(), alarm, newline.clone(), alarms, newline]
+        .into_iter()
+        .chain(std::iter::repeat_n(endless, 100))
+        .collect();
     assert!(make(mounted.server(), &calls).iter().all(Result::is_ok));
     wait_until("the lines", || mounted.log().lines().any(|line| line.len() > 16_000));
     let log = mounted.log();
     assert!(log.lines().all(|line| line.len() < 17_000));
     assert!(log.chars().all(|c| c == '\n' || !c.is_control()), "{log:?}");
     assert!(log.contains("title"), "{log}");
+    let levels: Vec<_> = log.lines().filter(|line| line.starts_with('<')).collect();
+    assert_eq!(levels, ["<3>fire", "<3>water"]);
 }

@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, recv};
+use std::borrow::Cow;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -104,6 +105,16 @@ impl Shared {
     }
 }
 
+/// A line without the levels "emergency" to "critical" of sd-daemon(3), which go to every terminal of the host: the server has no
+/// reason for them.
+fn without_alarm(line: &str) -> Cow<'_, str> {
+    let level = line.strip_prefix('<').and_then(|rest| rest.split_once('>'));
+    match level.and_then(|(level, rest)| Some((level.parse::<u8>().ok()?, rest))) {
+        Some((0..=2, rest)) => format!("<3>{rest}").into(),
+        _ => line.into(),
+    }
+}
+
 impl State {
     fn add(&mut self, byte: u8) {
         if byte != b'\n' {
@@ -117,8 +128,15 @@ impl State {
     /// Whoever has taken over the server sends anything: it may not speak to root's terminal.
     fn end_line(&mut self) {
         if !self.line.is_empty() {
-            let line = quote::message(&String::from_utf8_lossy(&self.line));
-            log::push(format!("{line}\n").as_bytes());
+            let line = quote::message(&String::from_utf8_lossy(&self.line)).to_string();
+            log::push(
+                format!(
+                    "{}
+",
+                    without_alarm(&line)
+                )
+                .as_bytes(),
+            );
             self.line.clear();
         }
     }
