@@ -5,13 +5,14 @@ mod common;
 
 use common::fixture::Fixture;
 use common::mounted::Mounted;
-use common::processes::resident;
-use common::{Done, program, run, within};
+use common::processes::{resident, threads};
+use common::{Done, contains, program, run, wait_until, within};
 use rustix::fs::{FileType, Mode, OFlags};
 use serde_json::Value;
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 /// The same with this much address space: what takes more ends with an error.
 fn with_memory(mebibytes: u64, command: &Command) -> Command {
@@ -200,4 +201,113 @@ fn a_deep_tree_takes_no_more_work_than_a_flat_one() {
     assert!(deep < 5 * flat + 100, "{deep} against {flat}");
     // Dropping a fixture goes down the tree by whole paths.
     run(program("rm", ["-r"]).arg(fixture.place("deep").home)).ok();
+}
+
+/// A reader, killed when it is dropped.
+struct Reading(Child);
+
+impl Reading {
+    fn of(file: &Path) -> Self {
+        let mut cat = program("cat", [file]);
+        Self(cat.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// With SIGKILL; waits until it is gone.
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        wait_until("the end of a killed reader", || self.0.try_wait().unwrap().is_some());
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Whether a thread of the server does what takes long.
+fn works(mounted: &Mounted) -> bool {
+    let server = mounted.server();
+    let name = |thread| fs::read_to_string(format!("/proc/{server}/task/{thread}/comm"));
+    threads(server).into_iter().any(|t| name(t).is_ok_and(|name| name == "codchifs-slow\n"))
+}
+
+/// A machine with a file that nobody can hash in time.
+fn with_endless_file(fixture: &Fixture, machine: &str) {
+    let place = fixture.empty(machine);
+    fs::File::create(place.home.join("endless")).unwrap().set_len(8 << 40).unwrap();
+    fs::write(place.home.join("small"), "small").unwrap();
+}
+
+#[test]
+fn who_is_killed_while_a_list_is_made_ends_and_so_does_the_work() {
+    let fixture = Fixture::new();
+    with_endless_file(&fixture, "m");
+    for lazily in [false, true] {
+        let mut mounted = Mounted::new(&fixture);
+        let list = mounted.point().join("m/manifest.mtree");
+        let reader = Reading::of(&list);
+        wait_until("the work", || works(&mounted));
+        let point = mounted.point().to_str().unwrap().to_owned();
+        if lazily {
+            fixture.run(["unmount", "--lazy", &point]).silent();
+            reader.kill();
+        } else {
+            reader.kill();
+            wait_until("the end of the work", || !works(&mounted));
+            // The kernel has no page that is waited for any more.
+            fixture.run(["unmount", &point]).silent();
+        }
+        assert!(mounted.wait().success());
+    }
+}
+
+#[test]
+fn who_shares_an_open_list_with_one_that_closes_it_reads_on() {
+    let fixture = Fixture::new();
+    let place = fixture.empty("m");
+    // Some seconds of work.
+    fs::File::create(place.home.join("large")).unwrap().set_len(4 << 30).unwrap();
+    let mounted = Mounted::new(&fixture);
+    let list = mounted.point().join("m/manifest.mtree");
+    let expected = run(program("cat", [&list])).ok().stdout;
+    assert!(contains(&expected, b"./home/codchi/large "));
+    mounted.unmount();
+    let mounted = Mounted::new(&fixture);
+    let shared = fs::File::open(&list).unwrap();
+    let mut cat = program("cat", std::iter::empty::<&str>());
+    let mut reader = cat.stdin(shared).stdout(Stdio::piped()).spawn().unwrap();
+    wait_until("the work", || works(&mounted));
+    // Closes what the parent has of it.
+    drop(cat);
+    let mut read = Vec::new();
+    reader.stdout.take().unwrap().read_to_end(&mut read).unwrap();
+    assert!(reader.wait().unwrap().success() && read == expected);
+}
+
+#[test]
+fn many_who_wait_for_one_machine_keep_none_of_another_waiting() {
+    let fixture = Fixture::new();
+    with_endless_file(&fixture, "bad");
+    fixture.sample("good");
+    // Dropped after the mount: they wait in the kernel.
+    let mut readers = Vec::new();
+    let mounted = Mounted::new(&fixture);
+    let list = mounted.point().join("bad/manifest.mtree");
+    readers.extend((0..64).map(|_| Reading::of(&list)));
+    wait_until("the work", || works(&mounted));
+    let copy = fixture.path().join("good.tar");
+    run(program("cp", [mounted.tar("good"), copy.clone()])).silent();
+    fixture.run(["verify", "good", copy.to_str().unwrap()]).ok();
+    assert!(mounted.rootfs("good").join("opt/tool").exists());
+    for name in ["report.json", "MIGRATE.md", "manifest.mtree"] {
+        run(program("cat", [mounted.point().join("good").join(name)])).ok();
+    }
+    // The machine itself as well.
+    assert!(fs::metadata(mounted.tar("bad")).is_ok());
+    let small = mounted.rootfs("bad").join("home/codchi/small");
+    assert_eq!(within("a small file", move || fs::read(small)).unwrap(), b"small");
+    let memory = resident(mounted.server()) >> 10;
+    assert!(memory < 150, "{memory} MiB of memory");
 }

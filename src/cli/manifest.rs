@@ -39,7 +39,7 @@ pub(super) fn run(global: &Global, wanted: &Manifest) -> Result<Outcome, Failure
     } else {
         let (mut at, mut part) = (0, vec![0; AT_ONCE]);
         while at < manifest.size() && !generation.torn() {
-            let count = match manifest.read_at(at, &mut part) {
+            let count = match manifest.read_at(at, &mut part, &|| true) {
                 // Said below.
                 Err(_) if generation.torn() => break,
                 other => other.map_err(|why| failed(why.to_string()))?,

@@ -28,6 +28,8 @@ const STEP: usize = 64;
 const DIGESTS: NonZeroUsize = NonZeroUsize::new(1 << 15).unwrap();
 /// Bytes that are hashed at once.
 const AT_ONCE: usize = 1 << 20;
+/// The same of zeros, which nobody reads.
+const ZEROS_AT_ONCE: u64 = 16 << 20;
 
 /// The list of one generation.
 #[derive(Debug)]
@@ -73,8 +75,14 @@ impl Manifest {
     }
 
     /// Fills `buf` from `offset` on, short only at the end. Reads the files whose digests are in there. EIO at the end if
-    /// one of them was not as it was scanned: no list may pass for that of a whole export.
-    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+    /// one of them was not as it was scanned: no list may pass for that of a whole export. EINTR as soon as it is not `wanted`
+    /// any more: a file may be read for hours.
+    pub fn read_at(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<usize, Errno> {
         let end = offset.saturating_add(buf.len() as u64).min(self.size);
         copy_part(buf, offset..end, 0, &self.head);
         let step = self.starts.partition_point(|start| *start <= offset).saturating_sub(1);
@@ -87,7 +95,7 @@ impl Manifest {
             let mut text = line(&self.generation, member, content.map(|_| &[0; 32]));
             let after = at + text.len() as u64;
             if let Some(content) = content.filter(|_| after > offset) {
-                text = line(&self.generation, member, Some(&self.digest(content)?));
+                text = line(&self.generation, member, Some(&self.digest(content, wanted)?));
             }
             copy_part(buf, offset..end, at, &text);
             at = after;
@@ -99,35 +107,47 @@ impl Manifest {
     }
 
     /// The digest of a member's content.
-    pub fn digest(&self, member: MemberId) -> Result<Digest, Errno> {
+    fn digest(&self, member: MemberId, wanted: &dyn Fn() -> bool) -> Result<Digest, Errno> {
         if let Some(known) = self.digests.lock().get(&member) {
             return Ok(*known);
         }
-        let digest = self.generation.digest(member)?;
+        let digest = self.generation.digest(member, wanted)?;
         self.digests.lock().put(member, digest);
         Ok(digest)
     }
 
     /// The digest of what a member is a name of; `None` for what has no content.
     pub fn content(&self, member: MemberId) -> Result<Option<Digest>, Errno> {
-        content(&self.generation, member).map(|content| self.digest(content)).transpose()
+        let content = content(&self.generation, member);
+        content.map(|content| self.digest(content, &|| true)).transpose()
     }
 }
 
 impl Generation {
-    /// The digest of a file, as it is in the archive.
-    fn digest(&self, member: MemberId) -> Result<Digest, Errno> {
+    /// The digest of a file, as it is in the archive. EINTR if it is not `wanted` to its end.
+    fn digest(&self, member: MemberId, wanted: &dyn Fn() -> bool) -> Result<Digest, Errno> {
         let size = self.layout.size_of(member);
         let whole = [crate::tar::Extent { offset: 0, len: size }];
         let extents = self.layout.extents(member).unwrap_or_else(|| whole.to_vec());
         let mut buf = vec![0; AT_ONCE.min(usize::try_from(size).unwrap_or(AT_ONCE))];
         let mut hash = Sha256::new();
         let mut at = 0;
+        let go_on = || if wanted() { Ok(()) } else { Err(Errno::INTR) };
+        let zeros = |hash: &mut Sha256, mut len: u64| {
+            while len > 0 {
+                go_on()?;
+                let now = len.min(ZEROS_AT_ONCE);
+                hash_zeros(hash, now);
+                len -= now;
+            }
+            Ok(())
+        };
         for extent in extents {
-            hash_zeros(&mut hash, extent.offset.saturating_sub(at));
+            zeros(&mut hash, extent.offset.saturating_sub(at))?;
             at = extent.offset;
             let end = at.saturating_add(extent.len);
             while at < end {
+                go_on()?;
                 let len = (end - at).min(AT_ONCE as u64);
                 let Some(part) = buf.get_mut(..len as usize) else { return Err(Errno::IO) };
                 crate::tar::Source::read_body(self, &self.layout, member, at, part)?;
@@ -135,7 +155,7 @@ impl Generation {
                 at += len;
             }
         }
-        hash_zeros(&mut hash, size.saturating_sub(at));
+        zeros(&mut hash, size.saturating_sub(at))?;
         Ok(hash.finalize().into())
     }
 }

@@ -1,13 +1,30 @@
 //! Threads for what may take long, so that it does not keep the session's few threads from
 //! answering everybody else.
+//!
+//! Each machine has a share of its own: however many requests wait for a machine whose disk does not answer, those for
+//! another one are answered. So have scans and reads of one machine, since a reader may stay for hours.
 
 use parking_lot::Mutex;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
-/// More scans at once than this only make each other slower; further ones wait.
-const MOST_THREADS: usize = 16;
+/// Threads of one share. More at once only make each other slower; further requests wait.
+const MAX_SHARE: usize = 4;
+/// Threads of all shares.
+const MAX_THREADS: usize = 256;
+
+/// What a request is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Work {
+    /// A look that may scan, or make a text about a machine.
+    Look,
+    /// A read that makes what it reads.
+    Read,
+}
+
+/// Whose time a job takes.
+type Share = (Arc<str>, Work);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -19,6 +36,12 @@ pub(super) struct Background {
 
 #[derive(Default)]
 struct State {
+    shares: HashMap<Share, Queue>,
+    threads: usize,
+}
+
+#[derive(Default)]
+struct Queue {
     waiting: VecDeque<Job>,
     threads: usize,
 }
@@ -26,44 +49,74 @@ struct State {
 impl fmt::Debug for Background {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state.lock();
-        write!(f, "Background({} waiting, {} threads)", state.waiting.len(), state.threads)
+        write!(f, "Background({} shares, {} threads)", state.shares.len(), state.threads)
     }
 }
 
 impl Background {
-    /// Runs `job` as soon as a thread is free. Where none can be had at all it runs here: slow is
+    /// Runs `job` for a machine as soon as a thread is free. Where none can be had at all it runs here: slow is
     /// better than never.
-    pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
+    pub(super) fn run(&self, machine: Arc<str>, work: Work, job: impl FnOnce() + Send + 'static) {
+        let share = (machine, work);
         {
             let mut state = self.state.lock();
-            state.waiting.push_back(Box::new(job));
-            if state.threads >= MOST_THREADS {
+            let all = state.threads;
+            let queue = state.shares.entry(share.clone()).or_default();
+            queue.waiting.push_back(Box::new(job));
+            if queue.threads >= MAX_SHARE || all >= MAX_THREADS {
                 return;
             }
-            state.threads = state.threads.saturating_add(1);
+            queue.threads = queue.threads.saturating_add(1);
+            state.threads = all.saturating_add(1);
         }
-        let worker = self.clone();
-        let thread = std::thread::Builder::new().name("codchifs-scan".into());
-        if let Err(error) = thread.spawn(move || worker.work()) {
-            tracing::warn!(%error, "no thread for a lookup that may scan");
-            self.work();
+        let (worker, of) = (self.clone(), share.clone());
+        let thread = std::thread::Builder::new().name("codchifs-slow".into());
+        if let Err(error) = thread.spawn(move || worker.work(of)) {
+            tracing::warn!(%error, "no thread for what may take long");
+            self.work(share);
         }
     }
 
-    fn work(&self) {
+    /// Does the work of a share, then that of others which got no thread.
+    fn work(&self, mut share: Share) {
         loop {
             let job = {
                 let mut state = self.state.lock();
-                match state.waiting.pop_front() {
-                    Some(job) => job,
-                    None => {
-                        state.threads = state.threads.saturating_sub(1);
-                        return;
+                match state.next(&share) {
+                    Some((job, of)) => {
+                        share = of;
+                        job
                     }
+                    None => return,
                 }
             };
             super::survive("background", job);
         }
+    }
+}
+
+impl State {
+    /// The next job for a thread that has done one of `share`, and whose it is; `None` ends the thread.
+    fn next(&mut self, share: &Share) -> Option<(Job, Share)> {
+        if let Some(queue) = self.shares.get_mut(share) {
+            if let Some(job) = queue.waiting.pop_front() {
+                return Some((job, share.clone()));
+            }
+            queue.threads = queue.threads.saturating_sub(1);
+            if queue.threads == 0 {
+                self.shares.remove(share);
+            }
+        }
+        let waits = |queue: &Queue| queue.threads < MAX_SHARE && !queue.waiting.is_empty();
+        let found = self.shares.iter_mut().find(|(_, queue)| waits(queue));
+        if let Some((of, queue)) = found
+            && let Some(job) = queue.waiting.pop_front()
+        {
+            queue.threads = queue.threads.saturating_add(1);
+            return Some((job, of.clone()));
+        }
+        self.threads = self.threads.saturating_sub(1);
+        None
     }
 }
 
@@ -76,9 +129,10 @@ mod tests {
     fn every_job_runs_even_after_a_panic() {
         let background = Background::default();
         let (done, finished) = channel();
-        for number in 0..100 {
+        for number in 0..2000 {
             let done = done.clone();
-            background.run(move || {
+            let machine = Arc::from(format!("m{}", number % 150));
+            background.run(machine, Work::Look, move || {
                 if number % 7 == 0 {
                     drop(done);
                     panic!("a job that fails");
@@ -87,6 +141,28 @@ mod tests {
             });
         }
         drop(done);
-        assert_eq!(finished.iter().count(), 85);
+        assert_eq!(finished.iter().count(), 1714);
+        let state = background.state.lock();
+        assert!(state.shares.values().all(|queue| queue.waiting.is_empty()));
+    }
+
+    #[test]
+    fn a_machine_that_does_not_answer_keeps_no_other_waiting() {
+        let background = Background::default();
+        let (release, released) = channel::<()>();
+        let released = Arc::new(Mutex::new(released));
+        for number in 0..64 {
+            let released = Arc::clone(&released);
+            let work = if number % 2 == 0 { Work::Look } else { Work::Read };
+            background.run("stuck".into(), work, move || drop(released.lock().recv()));
+        }
+        let (done, finished) = channel();
+        for name in ["healthy", "other"] {
+            let done = done.clone();
+            background.run(name.into(), Work::Look, move || done.send(name).unwrap());
+        }
+        drop(done);
+        assert_eq!(finished.iter().count(), 2);
+        drop(release);
     }
 }

@@ -16,7 +16,7 @@ pub use mounts::{Health, mounted};
 pub use session::{answer, serve};
 
 use crate::vfs::{Barrier, Cache, Notice, Opened, Seek, Vfs};
-use background::Background;
+use background::{Background, Work};
 use convert::{attr, errno, kind};
 use fuser::{
     AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -34,6 +34,9 @@ use std::sync::mpsc::Sender;
 
 /// Largest read that the kernel may send at once; it sends no writes. Bounds our buffers.
 const MOST_AT_ONCE: u32 = 1 << 20;
+
+/// Asynchronous reads that the kernel may send before one of them is answered.
+const MAX_BACKGROUND: u16 = 4096;
 
 /// Capabilities asked for, each if the kernel has it.
 const CAPABILITIES: [InitFlags; 6] = [
@@ -98,7 +101,9 @@ fn failed(op: &str, ino: u64, error: Sys) -> Errno {
         | Sys::ACCESS
         | Sys::OPNOTSUPP
         | Sys::NXIO
-        | Sys::NAMETOOLONG => tracing::debug!(op, ino, %error),
+        | Sys::NAMETOOLONG
+        // Nobody waits any more.
+        | Sys::INTR => tracing::debug!(op, ino, %error),
         _ => tracing::warn!(op, ino, %error, "operation failed"),
     }
     errno(error)
@@ -208,6 +213,11 @@ impl Filesystem for Adaptor {
             }
         }
         self.backings = self.backings.take().filter(|_| passthrough::ask(config));
+        // The kernel keeps further asynchronous reads back, those of other machines as well: the default is 12, and readers of
+        // a machine that does not answer would be as many.
+        if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
+            tracing::debug!(nearest, "another limit for reads that nobody waits for");
+        }
         if let Err(nearest) = config.set_max_write(MOST_AT_ONCE) {
             tracing::debug!(nearest, "another limit for one request");
         }
@@ -223,7 +233,8 @@ impl Filesystem for Adaptor {
                 Some(found) => reply_entry(reply, "lookup", parent.0, found),
                 None => {
                     let (vfs, name) = (Arc::clone(&self.vfs), name.to_owned());
-                    self.background.run(move || {
+                    let machine = self.vfs.machine_of(parent.0);
+                    self.background.run(machine, Work::Look, move || {
                         let found = vfs.lookup(parent.0, name.as_bytes());
                         reply_entry(reply, "lookup", parent.0, found);
                     });
@@ -295,7 +306,7 @@ impl Filesystem for Adaptor {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -305,17 +316,18 @@ impl Filesystem for Adaptor {
         reply: ReplyData,
     ) {
         let size = usize::try_from(size).unwrap_or(usize::MAX);
-        if self.vfs.reads_slowly(fh.0) {
+        if let Some(slow) = self.vfs.slow_read(fh.0, req.pid(), size) {
             let (vfs, errands) = (Arc::clone(&self.vfs), self.errands.clone());
-            return self.background.run(move || {
+            let machine = self.vfs.machine_of(ino.0);
+            return self.background.run(machine, Work::Read, move || {
                 let mut buffer = Vec::new();
-                let (count, barrier) = vfs.read(fh.0, offset, size, &mut buffer);
+                let (count, barrier) = vfs.read(fh.0, offset, size, Some(&slow), &mut buffer);
                 answer_read(&errands, ino.0, count, barrier, &buffer, reply);
             });
         }
         survive("read", || {
             with_buffer(|buffer| {
-                let (count, barrier) = self.vfs.read(fh.0, offset, size, buffer);
+                let (count, barrier) = self.vfs.read(fh.0, offset, size, None, buffer);
                 answer_read(&self.errands, ino.0, count, barrier, buffer, reply);
             });
         });
@@ -325,13 +337,13 @@ impl Filesystem for Adaptor {
     /// that its copy is torn.
     fn flush(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        survive("flush", || match self.vfs.flush(fh.0) {
+        survive("flush", || match self.vfs.flush(fh.0, req.pid()) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(failed("flush", ino.0, error)),
         });

@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often what nobody needs any more is looked for.
 const TIDY: Duration = Duration::from_secs(60);
@@ -170,8 +170,14 @@ fn run_errands(notifier: &Notifier, errands: &Receiver<Errand>, tidy: impl Fn())
     if let Err(error) = started {
         tracing::warn!(%error, "no thread for names: a retired export is seen for a second");
     }
+    let mut tidied = Instant::now();
     loop {
-        match errands.recv_timeout(TIDY) {
+        // Whatever else there is to do: a mount that is always busy is tidied as well.
+        if tidied.elapsed() >= TIDY {
+            super::survive("tidy", &tidy);
+            tidied = Instant::now();
+        }
+        match errands.recv_timeout(TIDY.saturating_sub(tidied.elapsed())) {
             Ok(Errand::Tell(Notice::Pages { ino, offset })) => {
                 let offset = i64::try_from(offset).unwrap_or(0);
                 told(notifier.inval_inode(INodeNo(ino), offset, 0), "pages");
@@ -186,7 +192,7 @@ fn run_errands(notifier: &Notifier, errands: &Receiver<Errand>, tidy: impl Fn())
                 }
             }
             Ok(Errand::Answer(answer)) => super::survive("read", answer),
-            Err(RecvTimeoutError::Timeout) => super::survive("tidy", &tidy),
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }

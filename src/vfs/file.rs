@@ -8,6 +8,7 @@ use super::transfers::Progress;
 use super::{Attr, Cache, Notice, Opened, Vfs, moved};
 use crate::export::{Generation, ScanFile};
 use crate::tree::{self, File};
+use parking_lot::Mutex;
 use rustix::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{SeekFrom, StatVfsMountFlags};
 use rustix::io::Errno;
@@ -27,6 +28,29 @@ impl Barrier {
 
 /// A page of the kernel's cache.
 const PAGE_SIZE: u64 = 4096;
+
+/// A read that takes as long as reading large files does.
+#[derive(Debug)]
+pub struct SlowRead {
+    handle: Arc<Handle>,
+    /// The thread that reads.
+    pid: u32,
+    /// How often the file had been closed when the request came.
+    closes: usize,
+    size: usize,
+}
+
+impl SlowRead {
+    /// Whether somebody may still wait for it. A reader that is killed does not wait for pages any more and closes the file,
+    /// which is all that the kernel tells of it. So does anybody who shares the open file with others that go on: they ask
+    /// again, for each page alone, and such a request ends with its own reader only.
+    fn is_wanted(&self) -> bool {
+        let Handle::Manifest { closed_by, .. } = &*self.handle else { return true };
+        let closed_by = closed_by.lock();
+        let again = self.closes > 0 && self.size as u64 <= PAGE_SIZE;
+        closed_by.count == self.closes || again && !closed_by.by_since(self.closes, self.pid)
+    }
+}
 
 /// Where lseek(2) is asked to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +85,8 @@ impl Vfs {
                 let cache = self.shared_with_readers(&node);
                 let history = Arc::clone(self.exports(&node.key.machine)?.history());
                 let (manifest, hold) = (generation.manifest(), history.open(&generation));
-                let handle = self.handles.add(Handle::Manifest { node, manifest, hold });
+                let closed_by = Mutex::default();
+                let handle = self.handles.add(Handle::Manifest { node, manifest, hold, closed_by });
                 Ok(Opened { handle, cache, close_tells: true, plain: None, resized: false })
             }
             Object::Page { page, .. } => self.open_page(node, page),
@@ -157,6 +182,7 @@ impl Vfs {
         handle: u64,
         offset: u64,
         size: usize,
+        slow: Option<&SlowRead>,
         buf: &mut Vec<u8>,
     ) -> (Result<usize, Errno>, Option<Barrier>) {
         let handle = match self.handles.get(handle) {
@@ -170,8 +196,9 @@ impl Vfs {
                 progress.read(offset, *count.as_ref().unwrap_or(&0));
                 (node, hold.generation(), count)
             }
-            Handle::Manifest { node, hold, manifest } => {
-                (node, hold.generation(), manifest.read_at(offset, buf))
+            Handle::Manifest { node, hold, manifest, .. } => {
+                let wanted = || slow.is_none_or(SlowRead::is_wanted);
+                (node, hold.generation(), manifest.read_at(offset, buf, &wanted))
             }
             other => return (Self::read_handle(other, offset, buf), None),
         };
@@ -184,9 +211,13 @@ impl Vfs {
         }
     }
 
-    /// Whether a read of this handle may take as long as reading large files does: it must not keep others waiting.
-    pub fn reads_slowly(&self, handle: u64) -> bool {
-        matches!(self.handles.get(handle).as_deref(), Ok(Handle::Manifest { .. }))
+    /// What is to be known of a read that may take as long as reading large files does: it must not keep others waiting.
+    /// The process `pid` reads.
+    pub fn slow_read(&self, handle: u64, pid: u32, size: usize) -> Option<SlowRead> {
+        let handle = self.handles.get(handle).ok()?;
+        let Handle::Manifest { closed_by, .. } = &*handle else { return None };
+        let closes = closed_by.lock().count;
+        Some(SlowRead { handle, pid, closes, size })
     }
 
     fn read_handle(handle: &Handle, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
@@ -245,8 +276,13 @@ impl Vfs {
     }
 
     /// What close(2) answers: EIO if what was read is no faithful export.
-    pub fn flush(&self, handle: u64) -> Result<(), Errno> {
-        match &*self.handles.get(handle)? {
+    /// The process `pid` closes.
+    pub fn flush(&self, handle: u64, pid: u32) -> Result<(), Errno> {
+        let handle = self.handles.get(handle)?;
+        if let Handle::Manifest { closed_by, .. } = &*handle {
+            closed_by.lock().add(pid);
+        }
+        match &*handle {
             Handle::Export { node, hold, .. } | Handle::Manifest { node, hold, .. }
                 if hold.generation().torn() =>
             {

@@ -8,7 +8,7 @@ use crate::tree::{self, Kind, Tree};
 use parking_lot::{Mutex, RwLock};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,12 +22,38 @@ pub(super) enum Handle {
     Bytes { node: Arc<Node>, bytes: Arc<[u8]>, attr: super::Attr },
     /// A generated file that only a scan knows.
     Scanned { node: Arc<Node>, hold: Hold, file: ScanFile, attr: super::Attr },
-    /// A `manifest.mtree`.
-    Manifest { node: Arc<Node>, manifest: Arc<Manifest>, hold: Hold },
+    /// A `manifest.mtree`. `closed_by` has each thread that closed it: whoever shares the open file does.
+    Manifest { node: Arc<Node>, manifest: Arc<Manifest>, hold: Hold, closed_by: Mutex<Closes> },
     /// An `export.tar`.
     Export { node: Arc<Node>, hold: Hold, progress: Progress },
     /// A directory.
     Directory { node: Arc<Node>, listing: Mutex<Option<Arc<Listing>>> },
+}
+
+/// How often a handle was closed, and by which threads the last times.
+#[derive(Debug, Default)]
+pub(super) struct Closes {
+    pub(super) count: usize,
+    last: VecDeque<u32>,
+}
+
+impl Closes {
+    /// How many are remembered by their thread.
+    const KEPT: usize = 64;
+
+    pub(super) fn add(&mut self, pid: u32) {
+        self.count = self.count.wrapping_add(1);
+        self.last.push_back(pid);
+        if self.last.len() > Self::KEPT {
+            self.last.pop_front();
+        }
+    }
+
+    /// Whether `pid` has closed it lately, after the first `count` times.
+    pub(super) fn by_since(&self, count: usize, pid: u32) -> bool {
+        let since = self.count.wrapping_sub(count);
+        self.last.iter().rev().take(since).any(|by| *by == pid)
+    }
 }
 
 // The bytes may be codchi-env's, and must not reach a log through a derived Debug: lengths only.

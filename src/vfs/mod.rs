@@ -30,7 +30,7 @@ mod transfers;
 use crate::machine::Machines;
 use crate::tree::{Kind, ObjectId, StatFs, Time, Tree};
 use dirs::{Dirs, moved};
-pub use file::{Barrier, Seek};
+pub use file::{Barrier, Seek, SlowRead};
 use handle::Handles;
 use inode::{Found, Node, Place, Table};
 use number::{Key, Object};
@@ -263,6 +263,11 @@ impl Vfs {
             return Err(Errno::ACCESS);
         }
         Ok(())
+    }
+
+    /// The machine whose file a number is; none of the mount's root, and of what is not known.
+    pub fn machine_of(&self, ino: u64) -> Arc<str> {
+        self.table.get(ino).map_or_else(|_| Arc::from(""), |node| Arc::clone(&node.key.machine))
     }
 
     /// Figures of the machine's storage; of nothing for the mount's root.
