@@ -32,6 +32,7 @@ pub mod export;
 pub mod fuse;
 pub mod idmap;
 pub mod kernel;
+mod look;
 pub mod machine;
 mod mountinfo;
 pub mod nar;

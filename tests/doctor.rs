@@ -241,12 +241,12 @@ fn mounts_are_served_stale_or_silent() {
     check("ok", "is served");
     let server = rustix::process::Pid::from_raw(mounted.server() as i32).unwrap();
     rustix::process::kill_process(server, Signal::STOP).unwrap();
-    // A state in there that nobody answers for: neither a check nor the whole waits for it.
+    // A state in there that nobody answers for: it is not asked at all, and the whole does not wait for it.
     let config = mounted.rootfs("demo").join("etc");
     let stuck = ["--config-dir", config.to_str().unwrap()];
     let setup = "set -- \"$1\" doctor --json --data-dir \"$AT\" ";
     let said = doctor(&host, Root, &format!("{setup} {} {}", stuck[0], stuck[1]), &[]);
-    said.expect("state", None, "error", "no answer within");
+    said.expect("state", None, "error", "is on a FUSE file system of uid 1000");
     said.expect("mount", mounted.point().to_str(), "error", "does not answer");
     check("error", "codchifs unmount --lazy");
     mounted.signal(Signal::KILL);

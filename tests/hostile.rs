@@ -342,3 +342,50 @@ fn what_is_excluded_stays_so_when_its_directories_move() {
     });
     assert!(fs::read(root.join("srv/d/sub/secret")).is_err(), "an excluded file is shown");
 }
+
+/// Holds a lease on a file, and lets go when it is told to, or never.
+fn lease(path: &Path, lets_go: bool) -> std::process::Child {
+    let script = "
+import fcntl, os, signal, sys, time
+file = os.open(sys.argv[1], os.O_RDWR)
+signal.signal(signal.SIGIO, lambda *_: sys.argv[2] == 'true' and fcntl.fcntl(file, 1024, fcntl.F_UNLCK))
+fcntl.fcntl(file, 1024, fcntl.F_WRLCK)
+print('held', flush=True)
+while True:
+    time.sleep(1000)";
+    let mut python = program("/usr/bin/python3", ["-c", script]);
+    python.arg(path).arg(lets_go.to_string()).stdout(std::process::Stdio::piped());
+    let mut child = python.spawn().unwrap();
+    let mut line = String::new();
+    let stdout = child.stdout.as_mut().unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).unwrap();
+    assert_eq!(line, "held\n");
+    child
+}
+
+#[test]
+fn a_lease_delays_an_export_by_a_bounded_time_and_is_named() {
+    let fixture = Fixture::new();
+    let place = fixture.sample("m");
+    let file = place.rootfs.join("srv/leased");
+    fs::write(&file, "leased").unwrap();
+    let whole = fixture.run(["export", "m", "-q", "-o", "-"]).ok().stdout;
+    let mut holder = lease(&file, true);
+    let done = fixture.run(["export", "m", "-q", "-o", "-"]).ok();
+    assert!(done.stdout == whole, "a lease that is given up");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let mut holder = lease(&file, false);
+    let done = fixture.run(["export", "m", "-q", "-o", "-"]).exits(1);
+    assert!(
+        done.err().contains("srv/leased: cannot be read: a program in the machine holds a lease")
+    );
+    assert!(done.err().contains("stop the machine and try again"), "{}", done.err());
+    let mounted = Mounted::new(&fixture);
+    let other = mounted.rootfs("m").join("opt/tool");
+    let leased = fs::read(mounted.rootfs("m").join("srv/leased"));
+    assert!(leased.is_err() || leased.unwrap() == b"leased");
+    assert!(fs::read(other).is_ok(), "the others");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+}

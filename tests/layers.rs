@@ -17,6 +17,7 @@ const RANKS: &[(&str, u32)] = &[
     ("sandbox", 2),
     ("confined", 1),
     ("walk", 2),
+    ("look", 2),
     ("codchi", 3),
     ("nar", 3),
     ("tar", 3),

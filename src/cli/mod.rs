@@ -30,6 +30,7 @@ use std::process::ExitCode;
 use crate::backend::{Backend, Daemon, Directories, Kind};
 use crate::codchi::{MachineName, State, dirs};
 use crate::credentials::{User, as_user};
+use crate::look;
 use crate::machine::{Machines, Settings};
 use crate::opener::{Direct, Opener, Vouched};
 use crate::quote;
@@ -55,6 +56,9 @@ const EX_CONFIG: i32 = 78;
 
 /// Parses the arguments, runs the command. Exit status: 0 done, 1 failed or incomplete, 2 usage.
 pub fn main() -> ExitCode {
+    if let Some(status) = look::answer() {
+        return status;
+    }
     complete::answer();
     let args = match args::parse() {
         Ok(args) => args,

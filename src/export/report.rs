@@ -329,6 +329,8 @@ pub enum Change {
     Vanished,
     /// The system refuses to read it: zeros.
     Unreadable,
+    /// A program in the machine holds a lease on it and does not let go in time: zeros.
+    Leased,
     /// Rewritten between two reads: parts of two states.
     Rewritten,
 }
@@ -349,6 +351,7 @@ impl Change {
             Self::Shrank => "shrank while it was exported",
             Self::Vanished => "vanished while it was exported",
             Self::Unreadable => "cannot be read",
+            Self::Leased => "cannot be read: a program in the machine holds a lease on it",
             Self::Rewritten => "was rewritten while it was exported",
         }
     }

@@ -7,11 +7,13 @@ mod error;
 mod mount;
 mod mounts;
 mod passthrough;
+mod point;
 mod readonly;
 mod session;
 
 pub use error::MountError;
 pub use mount::{Attached, MountOptions, Stop, attach, check, signal_self, unmount};
+pub(crate) use mounts::transfers;
 pub use mounts::{Health, mounted};
 pub use session::{answer, serve};
 

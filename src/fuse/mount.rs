@@ -1,7 +1,8 @@
 //! Mounting and unmounting.
 
 use super::MountError;
-use super::mounts::{self, TYPE, mounted_at};
+use super::mounts::{self, TYPE};
+use super::point::Point;
 use crate::kernel;
 use crate::mountinfo::{self, Mount};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -9,7 +10,6 @@ use rustix::fd::{AsFd, AsRawFd as _, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount as sys;
-use rustix::mount::UnmountFlags;
 use rustix::process::{Signal, getpid, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
@@ -65,7 +65,7 @@ pub struct MountOptions {
 
 impl MountOptions {
     /// Where, without symbolic links, if nothing in the options speaks against it.
-    fn place(&self) -> Result<PathBuf, MountError> {
+    fn place(&self) -> Result<Point, MountError> {
         if let Some(why) = kernel::too_old() {
             return Err(MountError::Kernel { why });
         }
@@ -75,7 +75,7 @@ impl MountOptions {
         if self.nosymfollow && !rustix::process::geteuid().is_root() {
             return Err(MountError::OnlyRootNosymfollow);
         }
-        resolve(&self.mountpoint)
+        Point::find(&self.mountpoint)
     }
 }
 
@@ -109,32 +109,20 @@ impl Attached {
     /// of sight at once and ends it when its last user lets go.
     pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
         let mounted = self.found()?.ok_or(MountError::NotMounted)?;
-        let path = &mounted.mountpoint;
-        let failed = |source| not_unmounted(path, source);
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(MountError::NotMounted);
-        };
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // From here on by the directory that the mount is in, which its owner may move as well. The mount's own cannot be
-        // moved, and an open one would be in use by ourselves.
-        let parent = rustix::fs::openat(CWD, parent, flags | OFlags::DIRECTORY, Mode::empty())
-            .map_err(failed)?;
-        let root = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
-        if numbers(&root).map_err(failed)? != self.numbers {
-            return Err(MountError::NotMounted);
+        let point = Point::find(&mounted.mountpoint)?;
+        match point.mounted()? {
+            Some((same, root)) if (same.id, same.device) == self.numbers => {
+                point.unmount(root, lazy)
+            }
+            _ => Err(MountError::NotMounted),
         }
-        drop(root);
-        let path = Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string()).join(name);
-        let mut flags = UnmountFlags::NOFOLLOW;
-        flags.set(UnmountFlags::DETACH, lazy);
-        sys::unmount(&path, flags).map_err(failed)
     }
 
     /// Takes away what is left of the mount, whoever still uses it, after its connection has ended. Another mount that got its
     /// numbers stays, since it is served.
     pub fn clear(&self) -> Result<(), MountError> {
         match self.found()? {
-            Some(mounted) if mounts::is_stale(&mounted) => self.unmount(true),
+            Some(mounted) if mounts::is_stale_there(&mounted) => self.unmount(true),
             _ => Ok(()),
         }
     }
@@ -246,11 +234,11 @@ fn attach_at(
 
 /// Whether `options` can be mounted, without doing it; a mount that is there already is none of its business.
 pub fn check(options: &MountOptions) -> Result<(), MountError> {
-    let path = options.place()?;
-    if mounted_at(&path)?.is_some_and(|mounted| mounted.fstype == TYPE) {
-        return Ok(());
+    let point = options.place()?;
+    match point.mounted()? {
+        Some(_) => Ok(()),
+        None => point.empty_directory().map(drop),
     }
-    empty_directory(&path).map(drop)
 }
 
 /// Unmounts the codchifs at `path`. `lazy` takes it out of sight at once and ends it when its last
@@ -266,77 +254,35 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountError> {
 }
 
 fn unmount_now(path: &Path, lazy: bool) -> Result<(), MountError> {
-    let path = resolve(path)?;
-    match mounted_at(&path)? {
-        Some(mounted) if mounted.fstype == TYPE => unmount_at(&path, lazy),
-        _ => Err(MountError::NotMounted),
-    }
-}
-
-/// `path` without symbolic links. Only its parent is looked at: the directory itself may be a
-/// mount that answers nobody.
-fn resolve(path: &Path) -> Result<PathBuf, MountError> {
-    let look = |source| MountError::Look { source };
-    let absolute = std::path::absolute(path).map_err(look)?;
-    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-        return std::fs::canonicalize(path).map_err(look);
-    };
-    let direct = match std::fs::canonicalize(parent) {
-        Ok(parent) => parent.join(name),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(MountError::Missing { path: path.to_owned() });
-        }
-        Err(error) => return Err(look(error)),
-    };
-    // What is there is not asked: its server may have stopped.
-    if mounted_at(&direct)?.is_some_and(|mounted| mounted.fstype == TYPE) {
-        return Ok(direct);
-    }
-    match std::fs::symlink_metadata(&direct) {
-        Ok(found) if found.is_symlink() => std::fs::canonicalize(&direct).map_err(look),
-        _ => Ok(direct),
-    }
+    let point = Point::find(path)?;
+    let (_, root) = point.mounted()?.ok_or(MountError::NotMounted)?;
+    unmount_at(&point, root, lazy)
 }
 
 /// Makes sure that the directory can be mounted on, taking away what a crash left there.
 pub(super) fn prepare(options: &MountOptions) -> Result<(PathBuf, OwnedFd), MountError> {
-    let path = options.place()?;
+    let point = options.place()?;
     raise_descriptor_limit();
-    while let Some(mounted) = mounted_at(&path)?.filter(|mounted| mounted.fstype == TYPE) {
-        if !mounts::is_stale(&mounted) {
+    while let Some((mounted, root)) = point.mounted()? {
+        let path = point.path.clone();
+        if !mounts::is_stale(&mounted, &root) {
             return Err(MountError::AlreadyMounted { path });
         }
         tracing::warn!(mountpoint = %path.display(), "detaching what a crashed codchifs left");
-        unmount_at(&path, true)
-            .map_err(|source| MountError::Stale { path: path.clone(), source: Box::new(source) })?;
+        unmount_at(&point, root, true)
+            .map_err(|source| MountError::Stale { path, source: Box::new(source) })?;
     }
-    let directory = empty_directory(&path)?;
-    Ok((path, directory))
+    let directory = point.empty_directory()?;
+    Ok((point.path, directory))
 }
 
-fn empty_directory(path: &Path) -> Result<OwnedFd, MountError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = rustix::fs::openat(CWD, path, flags, Mode::empty());
-    let directory = directory.map_err(|source| match source {
-        Errno::NOENT => MountError::Missing { path: path.to_owned() },
-        Errno::NOTDIR => MountError::NotADirectory,
-        source => MountError::Look { source: source.into() },
-    })?;
-    let look = |source: Errno| MountError::Look { source: source.into() };
-    for entry in rustix::fs::Dir::read_from(&directory).map_err(look)? {
-        if !matches!(entry.map_err(look)?.file_name().to_bytes(), b"." | b"..") {
-            return Err(MountError::NotEmpty);
-        }
-    }
-    Ok(directory)
-}
-
-fn unmount_at(path: &Path, lazy: bool) -> Result<(), MountError> {
+fn unmount_at(point: &Point, root: OwnedFd, lazy: bool) -> Result<(), MountError> {
     if rustix::process::geteuid().is_root() {
-        let mut flags = UnmountFlags::NOFOLLOW;
-        flags.set(UnmountFlags::DETACH, lazy);
-        return sys::unmount(path, flags).map_err(|source| not_unmounted(path, source));
+        return point.unmount(root, lazy);
     }
+    // It looks by itself whose mount is there.
+    drop(root);
+    let path = &point.path;
     let failed = |reason| MountError::Fusermount { reason };
     let output = Command::new("fusermount3")
         .arg(if lazy { "-uz" } else { "-u" })
@@ -351,13 +297,6 @@ fn unmount_at(path: &Path, lazy: bool) -> Result<(), MountError> {
         true => Ok(()),
         false if text.contains("busy") => Err(MountError::Busy { path: path.to_owned() }),
         false => Err(failed(text)),
-    }
-}
-
-fn not_unmounted(path: &Path, source: Errno) -> MountError {
-    match source {
-        Errno::BUSY => MountError::Busy { path: path.to_owned() },
-        _ => MountError::Unmount { source },
     }
 }
 

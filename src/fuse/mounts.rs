@@ -1,12 +1,12 @@
 //! Whether a mount of ours is there, and whether anybody serves it.
 
 use super::MountError;
-use crate::credentials::{User, become_owner};
+use super::point::Point;
+use crate::look::{Answer, Look, Machines, What};
 use crate::mountinfo::{self, Mount};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// The file system type of our mounts.
@@ -14,12 +14,8 @@ pub(super) const TYPE: &str = "fuse.codchifs";
 
 /// How long a mount may take to show that somebody serves it.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The topmost mount at `path`, an absolute path without symbolic links.
-pub(super) fn mounted_at(path: &Path) -> Result<Option<Mount>, MountError> {
-    let table = mountinfo::read().map_err(|source| MountError::Table { source })?;
-    Ok(table.into_iter().rfind(|mounted| mounted.mountpoint == path))
-}
+/// Looks at once.
+const AT_ONCE: usize = 16;
 
 /// Whether somebody serves a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,50 +28,68 @@ pub enum Health {
     Silent,
 }
 
-/// Every codchifs in the mount table with how it is. All are asked at once, so that it takes no longer than for one.
+/// Every codchifs in the mount table with how it is.
 pub fn mounted() -> Result<Vec<(PathBuf, Health)>, MountError> {
-    let table = mountinfo::read().map_err(|source| MountError::Table { source })?;
-    let ours = table.into_iter().filter(|mounted| mounted.fstype == TYPE);
-    let asked: Vec<_> = ours.map(|mounted| (mounted.mountpoint.clone(), ask(&mounted))).collect();
-    let end = Instant::now() + PATIENCE;
-    let health = |answer: mpsc::Receiver<_>| match answer
-        .recv_timeout(end.saturating_duration_since(Instant::now()))
-    {
-        Ok(Err(Errno::NOTCONN | Errno::CONNABORTED)) => Health::Stale,
-        Ok(_) => Health::Served,
-        Err(_) => Health::Silent,
+    let all = ask_all(What::Health)?.into_iter();
+    Ok(all.map(|(path, answer)| (path, health(answer.as_ref()))).collect())
+}
+
+/// The same with who reads what of it; an error of its own where only that cannot be seen.
+pub(crate) fn transfers() -> Result<Vec<(PathBuf, Health, Result<Machines, Errno>)>, MountError> {
+    let with_machines = |(path, answer): (PathBuf, Option<Answer>)| {
+        let health = health(answer.as_ref());
+        let machines = match answer {
+            Some(Answer::Machines(machines)) => Ok(machines),
+            Some(Answer::Failed(why)) => Err(Errno::from_raw_os_error(why)),
+            _ => Err(Errno::TIMEDOUT),
+        };
+        (path, health, machines)
     };
-    Ok(asked.into_iter().map(|(path, answer)| (path, health(answer))).collect())
+    Ok(ask_all(What::Transfers)?.into_iter().map(with_machines).collect())
 }
 
-/// Whether nobody serves the mount any more. A daemon that does not answer in time counts as
-/// alive: detaching a mount that is in use is worse than refusing.
-pub(super) fn is_stale(mounted: &Mount) -> bool {
-    // The second where the server goes at this very moment.
-    matches!(ask(mounted).recv_timeout(PATIENCE), Ok(Err(Errno::NOTCONN | Errno::CONNABORTED)))
-}
-
-fn ask(mounted: &Mount) -> mpsc::Receiver<Result<(), Errno>> {
-    let (path, owner) = (mounted.mountpoint.clone(), mounted.owner);
-    let (answer, answered) = mpsc::channel();
-    // Its own thread: it may hang, and it changes its own ids for good. Without one there is no answer.
-    let _ = std::thread::Builder::new().name("codchifs-probe".into()).spawn(move || {
-        // A dropped receiver means that the answer came too late.
-        let _ = answer.send(probe(&path, owner));
-    });
-    answered
-}
-
-/// Asks for the attributes of a mount's root as its owner: to anybody else, root included, the
-/// kernel answers EACCES whether the mount is alive or not.
-fn probe(path: &Path, owner: Option<(u32, u32)>) -> Result<(), Errno> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let root = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
-    if let Some((uid, gid)) = owner
-        && rustix::process::geteuid().is_root()
-    {
-        become_owner(User { uid, gid })?;
+fn health(answer: Option<&Answer>) -> Health {
+    let gone = [Errno::NOTCONN, Errno::CONNABORTED].map(Errno::raw_os_error);
+    match answer {
+        Some(Answer::Failed(why)) if gone.contains(why) => Health::Stale,
+        Some(_) => Health::Served,
+        None => Health::Silent,
     }
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
-    rustix::fs::statx(root, "", flags, StatxFlags::BASIC_STATS).map(drop)
+}
+
+/// As many at once as make no difference to a host, so that a few take no longer than one; and for a bounded time, however many
+/// somebody has mounted.
+fn ask_all(what: What) -> Result<Vec<(PathBuf, Option<Answer>)>, MountError> {
+    let table = mountinfo::read().map_err(|source| MountError::Table { source })?;
+    let ours: Vec<_> = table.into_iter().filter(|mounted| mounted.fstype == TYPE).collect();
+    let (mut all, last) = (Vec::new(), Instant::now() + 2 * PATIENCE);
+    for some in ours.chunks(AT_ONCE) {
+        let end = last.min(Instant::now() + PATIENCE);
+        let started: Vec<_> = some.iter().map(|mounted| (mounted, ask(mounted, what))).collect();
+        let answered = started.into_iter().map(|(mounted, look)| {
+            (mounted.mountpoint.clone(), look.and_then(|look| look.wait(end)))
+        });
+        all.extend(answered);
+    }
+    Ok(all)
+}
+
+/// Whether nobody serves the mount any more. A daemon that does not answer in time counts as alive: detaching a mount that is in
+/// use is worse than refusing.
+pub(super) fn is_stale(mounted: &Mount, root: &OwnedFd) -> bool {
+    // The second where the server goes at this very moment.
+    let look = root.try_clone().and_then(|root| Look::start(root, mounted.owner, What::Health));
+    let answer = look.ok().and_then(|look| look.wait(Instant::now() + PATIENCE));
+    health(answer.as_ref()) == Health::Stale
+}
+
+/// The same of a mount in the table, where that very one is found at its place.
+pub(super) fn is_stale_there(mounted: &Mount) -> bool {
+    let found = Point::find(&mounted.mountpoint).and_then(|point| point.mounted());
+    matches!(found, Ok(Some((same, root))) if same.id == mounted.id && is_stale(mounted, &root))
+}
+
+fn ask(mounted: &Mount, what: What) -> Option<Look> {
+    let (_, root) = Point::find(&mounted.mountpoint).ok()?.mounted().ok()??;
+    Look::start(root, mounted.owner, what).ok()
 }

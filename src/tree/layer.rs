@@ -24,6 +24,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// `STATX_SUBVOL` (linux/stat.h, kernel 6.10): rustix has the field but no name for the bit.
 const STATX_SUBVOL: StatxFlags = StatxFlags::from_bits_retain(0x8000);
@@ -182,7 +183,7 @@ impl Layer {
         }
         let flags =
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let opened = confined::open(&self.root, path, flags);
+        let opened = patiently(|| confined::open(&self.root, path, flags));
         Some(opened.map_err(|error| match error {
             // A device: the mount has none.
             Errno::ACCESS if self.is_device(path) => Errno::NXIO,
@@ -310,8 +311,31 @@ pub(super) fn open_mounted_file(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd, 
 fn open_pinned(pinned: OwnedFd) -> Result<(OwnedFd, Statx), Errno> {
     let st = stat_fd(&pinned)?;
     only_files(&st)?;
-    let fd = read_quietly(|flags| confined::reopen(&pinned, flags))?;
-    Ok((fd, st))
+    Ok((patiently(|| read_quietly(|flags| confined::reopen(&pinned, flags)))?, st))
+}
+
+/// How long a lease may delay an open: those who use leases as they are meant (Samba, NFS) give them up within milliseconds.
+const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for whoever answers a mount: others wait behind this open.
+const LEASE_TIMEOUT_OF_A_MOUNT: Duration = Duration::from_secs(1);
+const LEASE_PAUSE: Duration = Duration::from_millis(10);
+
+/// Opens again what a program in the machine holds a lease on (fcntl(2), `F_SETLEASE`): its first open has told the holder, who
+/// has `/proc/sys/fs/lease-break-time` to let go, 45 seconds as a rule. EAGAIN after [`LEASE_TIMEOUT`].
+fn patiently(open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
+    let first = open();
+    if !matches!(first, Err(Errno::AGAIN)) {
+        return first;
+    }
+    let mount = HANDED_OVER.get().is_some();
+    let end = Instant::now() + if mount { LEASE_TIMEOUT_OF_A_MOUNT } else { LEASE_TIMEOUT };
+    loop {
+        std::thread::sleep(LEASE_PAUSE);
+        match open() {
+            Err(Errno::AGAIN) if Instant::now() < end => {}
+            other => return other,
+        }
+    }
 }
 
 fn kind_of(st: &Statx) -> fs::FileType {

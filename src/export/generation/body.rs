@@ -130,7 +130,11 @@ impl Generation {
         buf.fill(0);
         let gone =
             matches!(why, Errno::NOENT | Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::NOTDIR);
-        let change = if gone { Change::Vanished } else { Change::Unreadable };
+        let change = match why {
+            _ if gone => Change::Vanished,
+            Errno::AGAIN => Change::Leased,
+            _ => Change::Unreadable,
+        };
         tracing::debug!(%why, ?change, "cannot read a member");
         self.note(member, change, None);
     }

@@ -1,0 +1,239 @@
+//! Looks at mounts that somebody else serves, each in a process of its own.
+//!
+//! Whoever serves a mount may not answer, answer without end, and, as the kernel lets a mount's owner alone in, has to be asked
+//! with the owner's ids: the owner can then end, stop and slow down whoever asks. So root's commands do not ask themselves. They
+//! start this program once more, with nothing but the root of the mount, and wait for a bounded time for a bounded answer, which
+//! is parsed as what a stranger wrote. A process that was ended, or says nonsense, has not answered.
+
+use crate::credentials::{User, become_owner};
+use rustix::fd::{AsFd as _, OwnedFd};
+use rustix::fs::{self, AtFlags, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, setrlimit};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// The first argument of such a process.
+const WORD: &str = "--look";
+/// Bytes of an answer, and of what one machine says.
+const MAX_ANSWER: u64 = 8 << 20;
+const MAX_TRANSFERS: u64 = 1 << 20;
+/// Machines of one mount, and copies of one machine.
+const MAX_MACHINES: usize = 10_000;
+const MAX_COPIES: usize = 1_000;
+/// Bytes of a command line that is shown.
+const MAX_COMMAND: u64 = 4 << 10;
+/// Seconds of a processor.
+const MAX_SECONDS: u64 = 10;
+
+/// What is found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// Whether anybody serves the mount.
+    Health,
+    /// Its machines, and who reads their exports.
+    Transfers,
+}
+
+impl What {
+    const ALL: [(Self, &'static str); 2] =
+        [(Self::Health, "health"), (Self::Transfers, "transfers")];
+}
+
+/// One reader of an `export.tar`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Transfer {
+    /// What is read.
+    #[serde(default)]
+    pub(crate) file: String,
+    /// Of which generation.
+    #[serde(default)]
+    pub(crate) generation: String,
+    /// The thread that opened it.
+    pub(crate) pid: Option<u64>,
+    /// How far it is.
+    #[serde(default)]
+    pub(crate) offset: u64,
+    /// How large it is.
+    #[serde(default)]
+    pub(crate) size: u64,
+    /// Bytes that were read.
+    #[serde(default)]
+    pub(crate) bytes: u64,
+    /// Seconds since it was opened.
+    #[serde(default)]
+    pub(crate) seconds: f64,
+    /// Bytes a second.
+    #[serde(default)]
+    pub(crate) rate: u64,
+    /// The command line.
+    #[serde(default)]
+    pub(crate) command: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Transfers {
+    transfers: Vec<Transfer>,
+}
+
+/// Each machine with its readers.
+pub(crate) type Machines = BTreeMap<String, Vec<Transfer>>;
+
+/// What such a process says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    /// The kernel's number of an error.
+    Failed(i32),
+    /// Somebody serves it.
+    Served,
+    /// These are in it.
+    Machines(Machines),
+}
+
+/// A look that goes on. Ends its process when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Look {
+    child: Option<Child>,
+    answer: Receiver<Option<Answer>>,
+}
+
+impl Look {
+    /// Starts one at the mount with this root, as its owner where that can be.
+    pub(crate) fn start(
+        root: OwnedFd,
+        owner: Option<(u32, u32)>,
+        what: What,
+    ) -> std::io::Result<Self> {
+        crate::sys::keep_descriptors()?;
+        let name = What::ALL.iter().find(|(one, _)| *one == what).map_or("", |(_, name)| name);
+        let (uid, gid) = owner.unwrap_or((0, 0));
+        let mut child = Command::new("/proc/self/exe")
+            .arg0("codchifs")
+            .args([WORD, name, &uid.to_string(), &gid.to_string()])
+            .env_clear()
+            .current_dir("/")
+            // Keys typed at a terminal are for the command, and signals to this group for nobody else.
+            .process_group(0)
+            .stdin(Stdio::from(root))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let (sender, answer) = channel();
+        if let Some(stdout) = child.stdout.take() {
+            std::thread::Builder::new().name("codchifs-look".into()).spawn(move || {
+                let mut text = Vec::new();
+                let read = stdout.take(MAX_ANSWER).read_to_end(&mut text);
+                let answer = read.ok().and_then(|_| serde_json::from_slice(&text).ok());
+                // Nobody waits any more.
+                let _ = sender.send(answer);
+            })?;
+        }
+        Ok(Self { child: Some(child), answer })
+    }
+
+    /// What it says until then; `None` if it says nothing that can be understood.
+    pub(crate) fn wait(self, end: Instant) -> Option<Answer> {
+        let left = end.saturating_duration_since(Instant::now());
+        self.answer.recv_timeout(left.max(Duration::from_millis(1))).ok().flatten()
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let _ = child.kill();
+        if matches!(child.try_wait(), Ok(None)) {
+            // It may hang in the kernel for a while.
+            let reap = move || drop(child.wait());
+            let _ = std::thread::Builder::new().name("codchifs-reap".into()).spawn(reap);
+        }
+    }
+}
+
+/// Answers as such a process, if this is one.
+pub(crate) fn answer() -> Option<ExitCode> {
+    let mut words = std::env::args_os().skip(1);
+    if words.next()? != WORD {
+        return None;
+    }
+    let mut words = words.filter_map(|word| word.into_string().ok());
+    let what = words.next()?;
+    let what = What::ALL.iter().find(|(_, name)| *name == what)?.0;
+    let (uid, gid) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    let answer = look(what, User { uid, gid })
+        .unwrap_or_else(|why: Errno| Answer::Failed(why.raw_os_error()));
+    let said = serde_json::to_vec(&answer).ok()?;
+    Some(match std::io::stdout().write_all(&said) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    })
+}
+
+fn look(what: What, owner: User) -> Result<Answer, Errno> {
+    let limit = |most| Rlimit { current: Some(most), maximum: Some(most) };
+    setrlimit(Resource::Core, limit(0))?;
+    setrlimit(Resource::Cpu, limit(MAX_SECONDS))?;
+    rustix::thread::set_no_new_privs(true)?;
+    if rustix::process::geteuid().is_root() && owner.uid != 0 {
+        match rustix::thread::set_thread_groups(&[]) {
+            // A user namespace may forbid it (user_namespaces(7)).
+            Err(Errno::PERM) => {}
+            set => set?,
+        }
+        become_owner(owner)?;
+    }
+    let root = std::io::stdin();
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    fs::statx(root.as_fd(), "", flags, StatxFlags::BASIC_STATS)?;
+    match what {
+        What::Health => Ok(Answer::Served),
+        What::Transfers => machines().map(Answer::Machines),
+    }
+}
+
+fn machines() -> Result<Machines, Errno> {
+    let root = std::io::stdin();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = fs::openat(root.as_fd(), ".", flags, Mode::empty())?;
+    let mut machines = Machines::new();
+    for entry in fs::Dir::read_from(&top)?.take(MAX_MACHINES) {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') {
+            continue;
+        }
+        let path = [entry.file_name().to_bytes(), b"/.transfers"].concat();
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        // One that is gone meanwhile is no fault.
+        let Ok(file) = fs::openat(&top, path, flags, Mode::empty()) else { continue };
+        let mut text = Vec::new();
+        let read = std::fs::File::from(file).take(MAX_TRANSFERS).read_to_end(&mut text);
+        let parsed = read.ok().and_then(|_| serde_json::from_slice(&text).ok());
+        let Transfers { mut transfers } = parsed.ok_or(Errno::PROTO)?;
+        transfers.truncate(MAX_COPIES);
+        for transfer in &mut transfers {
+            transfer.command = transfer.pid.and_then(command);
+        }
+        machines.insert(name, transfers);
+    }
+    Ok(machines)
+}
+
+/// The command line of a process, or of the one that a thread belongs to. Its owner can have this wait, too: its memory may be
+/// that of a file of a FUSE.
+fn command(pid: u64) -> Option<String> {
+    let file = std::fs::File::open(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut line = Vec::new();
+    file.take(MAX_COMMAND).read_to_end(&mut line).ok()?;
+    let words = line.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    let words: Vec<_> = words.map(|word| String::from_utf8_lossy(word)).collect();
+    match words.is_empty() {
+        true => std::fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|n| n.trim().into()),
+        false => Some(words.join(" ")),
+    }
+}
