@@ -269,7 +269,7 @@ const FIGURES: &[(&str, &str, &str)] = &[
     ("src/backend/lxd.rs", "DEADLINE: Duration = Duration::from_secs(3)", "has 3 s to answer"),
     ("src/opener/client.rs", "PATIENCE: Duration = Duration::from_secs(15)", "than 15 s"),
     ("src/fuse/mounts.rs", "PATIENCE: Duration = Duration::from_secs(5)", "wait 5 s for a mount"),
-    ("src/cli/status.rs", "PATIENCE: Duration = Duration::from_secs(5)", "wait 5 s for a mount"),
+    ("src/fuse/mounts.rs", "PATIENCE: Duration = Duration::from_secs(5)", "wait 5 s for a mount"),
     ("src/tree/scan.rs", "LEAST_HOLE: u64 = 1 << 20;", "holes of 1 MiB or more"),
 ];
 
