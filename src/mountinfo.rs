@@ -44,6 +44,11 @@ pub(crate) fn read() -> std::io::Result<Vec<Mount>> {
     Ok(table)
 }
 
+/// All mounts of the namespace of process 1, which is what people see.
+pub(crate) fn read_of_init() -> std::io::Result<Vec<Mount>> {
+    Ok(parse(&std::fs::read("/proc/1/mountinfo")?))
+}
+
 fn read_once() -> std::io::Result<Vec<Mount>> {
     Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
 }

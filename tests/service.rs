@@ -198,3 +198,23 @@ fn the_journal_gets_levels_and_no_times_and_a_file_gets_times() {
         }));
     }
 }
+
+#[test]
+fn a_service_whose_mount_nobody_would_see_does_not_come_up() {
+    let fixture = Fixture::new();
+    fixture.sample("m");
+    let socket = fixture.path().join("notify");
+    let _manager = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    let mount = fixture.command(["mount", "--foreground"]);
+    let mut command = program("unshare", ["--mount", "--propagation", "slave"]);
+    command.arg(mount.get_program()).args(mount.get_args()).arg(fixture.mount_point());
+    let done = run(command.env("NOTIFY_SOCKET", &socket)).exits(78);
+    assert!(done.err().contains("PrivateTmp="), "{}", done.err());
+    // Whoever has a namespace and no manager has it on purpose.
+    let mount = fixture.command(["mount"]);
+    let script = "\"$@\" && ls \"${@: -1}/m\" && umount \"${@: -1}\"";
+    let mut command = program("unshare", ["--mount", "--propagation", "slave", "bash", "-ec"]);
+    command.args([script, "bash"]).arg(mount.get_program()).args(mount.get_args());
+    let done = run(command.arg(fixture.mount_point())).ok();
+    assert!(done.out().contains("export.tar"), "{}", done.out());
+}

@@ -113,6 +113,7 @@ fn options(mount: &Mount, user: User, mountpoint: PathBuf) -> MountOptions {
         source: mount.source.clone(),
         threads: THREADS,
         passthrough: mount.passthrough == Passthrough::Auto,
+        of_service: mount.foreground && std::env::var_os("NOTIFY_SOCKET").is_some(),
         stop_timeout: mount.stop_timeout.map(Duration::from_secs),
     }
 }

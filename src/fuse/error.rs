@@ -13,6 +13,12 @@ pub enum MountError {
     /// codchifs does not run on this kernel.
     #[error("{why}")]
     Kernel { why: String },
+    /// It is in the mount namespace of a service.
+    #[error(
+        "nobody but the service would see the mount, since the service has a mount namespace of its own; \
+         take PrivateTmp=, ProtectSystem=, ProtectHome= and the like out of the unit"
+    )]
+    Unseen,
     /// The mount point does not exist.
     #[error("there is no such directory; create it with: mkdir -p {}", .path.display())]
     Missing { path: PathBuf },
@@ -77,6 +83,7 @@ impl MountError {
         matches!(
             self,
             Self::Kernel { .. }
+                | Self::Unseen
                 | Self::Missing { .. }
                 | Self::NotADirectory
                 | Self::NotEmpty

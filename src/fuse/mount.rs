@@ -59,6 +59,8 @@ pub struct MountOptions {
     pub threads: usize,
     /// Have the kernel read large files of `rootfs/` by itself where it can.
     pub passthrough: bool,
+    /// It is a service's, which is of no use if only the service sees the mount.
+    pub of_service: bool,
     /// How long whoever uses the mount keeps it after a signal. Without one: until a second signal.
     pub stop_timeout: Option<Duration>,
 }
@@ -124,6 +126,16 @@ impl Attached {
         match self.found()? {
             Some(mounted) if mounts::is_stale_there(&mounted) => self.unmount(true),
             _ => Ok(()),
+        }
+    }
+
+    /// Fails if the mount is in a namespace of this service alone, where nobody would find it. Where process 1 cannot be looked at,
+    /// it is taken to be seen.
+    pub fn check_seen(&self) -> Result<(), MountError> {
+        let Ok(table) = mountinfo::read_of_init() else { return Ok(()) };
+        match table.iter().any(|mount| mount.device == self.numbers.1 && mount.fstype == TYPE) {
+            true => Ok(()),
+            false => Err(MountError::Unseen),
         }
     }
 

@@ -47,6 +47,15 @@ pub(crate) const CASES: &[Case] = &[
             .exits(1)
             .err()
     }),
+    ("nobody but the service would see the mount", || {
+        let fixture = Fixture::new();
+        let socket = fixture.path().join("notify");
+        let _manager = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+        let mount = fixture.command(["mount", "--foreground"]);
+        let mut command = program("unshare", ["--mount", "--propagation", "slave"]);
+        command.arg(mount.get_program()).args(mount.get_args()).arg(fixture.mount_point());
+        run(command.env("NOTIFY_SOCKET", &socket)).exits(78).err()
+    }),
     ("a dash must be escaped", || {
         let fixture = Fixture::new();
         let point = fixture.mount_point();

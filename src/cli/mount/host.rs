@@ -41,6 +41,12 @@ pub(super) fn run(
         tree::check_reading(Root::parted(sample, apart, Vec::new()))?;
     }
     let (attached, device) = fuse::attach(options)?;
+    if options.of_service
+        && let Err(why) = attached.check_seen()
+    {
+        attached.unmount(true)?;
+        return Err(why.into());
+    }
     let attached = Arc::new(attached);
     let theirs = device.try_clone();
     let host = Host::new(direct, device);
