@@ -6,7 +6,7 @@ mod common;
 
 use common::lxd::{Host, LXD, Server, UID, check, shifted};
 use common::played::{MAP, directory, on_disk, played, pretend, record, sync};
-use common::{program, run};
+use common::{program, run, wait_until};
 use serde_json::{Value, json};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -274,4 +274,15 @@ fn a_daemon_that_is_installed_and_does_not_run_is_not_blamed_for_machines_of_the
     assert_eq!(host.row("demo")["facts"], Value::Null);
     assert_eq!(host.row("demo")["state"], "stopped");
     assert_eq!(host.row("planned")["state"], "not installed");
+}
+
+#[test]
+fn a_daemon_whose_directory_comes_later_is_found_by_a_mount_that_is_there() {
+    let host = Host::new();
+    host.configure("demo");
+    let mounted = host.mount("mnt");
+    let reason = mounted.report("demo")["reason"].to_string();
+    assert!(reason.contains("neither LXD nor Incus is on this host"), "{reason}");
+    on_disk(&host, &host.lxd, "demo", MAP, shifted);
+    wait_until("the machine", || mounted.tar("demo").exists());
 }

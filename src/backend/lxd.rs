@@ -73,6 +73,7 @@ impl Kind {
 pub struct Daemon {
     kind: Kind,
     base: PathBuf,
+    named: bool,
     told: Arc<Told>,
 }
 
@@ -112,12 +113,12 @@ impl Answer {
 impl Daemon {
     /// A daemon with an explicit base directory.
     pub fn at(kind: Kind, base: PathBuf) -> Self {
-        Self { kind, base, told: Arc::default() }
+        Self { kind, base, named: true, told: Arc::default() }
     }
 
     /// Those of `all` that are different daemons: a base directory that is a link to another's is that one, which goes by the
     /// path that is no link.
-    pub fn distinct(all: Vec<Self>) -> Vec<Self> {
+    fn distinct(all: Vec<Self>) -> Vec<Self> {
         let identity = |daemon: &Self| daemon.base.metadata().ok().map(|m| (m.dev(), m.ino()));
         let is_link = |daemon: &Self| {
             daemon.base.canonicalize().is_ok_and(|canonical| canonical != daemon.base)
@@ -137,10 +138,21 @@ impl Daemon {
         kept
     }
 
-    /// All base directories of `kind` that exist on this host.
+    /// All base directories that `kind` may have on this host. Which of them is there may change: a disk is mounted late.
     pub fn discover(kind: Kind, env: &dyn Fn(&str) -> Option<OsString>) -> Vec<Self> {
-        let exists = |base: &PathBuf| !matches!(base.symlink_metadata(), Err(e) if e.kind() == ErrorKind::NotFound);
-        kind.bases(env).into_iter().filter(exists).map(|base| Self::at(kind, base)).collect()
+        let may_be = |base| Self { named: false, ..Self::at(kind, base) };
+        kind.bases(env).into_iter().map(may_be).collect()
+    }
+
+    /// Those of `all` that are on this host now, each once.
+    pub fn installed(all: &[Self]) -> Vec<Self> {
+        Self::distinct(all.iter().filter(|daemon| daemon.is_installed()).cloned().collect())
+    }
+
+    /// One that was named is.
+    fn is_installed(&self) -> bool {
+        self.named
+            || !matches!(self.base.symlink_metadata(), Err(e) if e.kind() == ErrorKind::NotFound)
     }
 
     /// The directories of this base that hold instances, one for each pool and view, as of now.

@@ -222,7 +222,7 @@ impl Backend {
     pub fn locate(&self, query: &Query<'_>) -> (Result<Location, LocateError>, Facts) {
         let daemons = match self {
             Self::Directories(dirs) => return (dirs.locate(query.instance), Facts::default()),
-            Self::Daemons(daemons) => daemons,
+            Self::Daemons(daemons) => Daemon::installed(daemons),
         };
         let instance = query.instance.to_owned();
         if daemons.is_empty() {
@@ -233,7 +233,7 @@ impl Backend {
         daemons.iter().for_each(Daemon::start);
         let mut all = Found::default();
         let mut silent = Vec::new();
-        for daemon in daemons {
+        for daemon in &daemons {
             let here = daemon.find(query);
             if let (Some(why), Some(disk)) = (&here.facts.why, &here.facts.disk) {
                 silent.push(format!("{why}; {disk}"));

@@ -208,7 +208,7 @@ fn backend(
 ) -> Result<Backend, Failure> {
     let daemons = |kind| match &lxd_dir {
         Some(dir) => vec![Daemon::at(kind, dir.clone())],
-        None => Daemon::distinct(Daemon::discover(kind, env)),
+        None => Daemon::discover(kind, env),
     };
     match (driver, rootfs_dir) {
         (Driver::Dir | Driver::Auto, Some(dir)) => Ok(Backend::Directories(Directories::new(dir))),
@@ -223,7 +223,7 @@ fn backend(
         (Driver::Auto, None) => {
             let mut all = daemons(Kind::Lxd);
             all.extend(daemons(Kind::Incus));
-            Ok(Backend::Daemons(Daemon::distinct(all)))
+            Ok(Backend::Daemons(all))
         }
     }
 }

@@ -20,13 +20,15 @@ pub(super) fn checks(subject: Subject) -> Vec<Check> {
         Backend::Directories(_) => {
             all.push(Check::ok("daemon", "machines are plain directories: no daemon is asked"));
         }
-        Backend::Daemons(daemons) if daemons.is_empty() => all.push(Check::error(
-            "daemon",
-            "neither LXD nor Incus is on this host",
-            "install one, or say where machines are with --lxd-dir or --rootfs-dir",
-        )),
+        Backend::Daemons(daemons) if Daemon::installed(daemons).is_empty() => {
+            all.push(Check::error(
+                "daemon",
+                "neither LXD nor Incus is on this host",
+                "install one, or say where machines are with --lxd-dir or --rootfs-dir",
+            ));
+        }
         Backend::Daemons(daemons) => {
-            for daemon in daemons {
+            for daemon in &Daemon::installed(daemons) {
                 let name =
                     format!("{} {}", daemon.kind().driver().as_str(), daemon.base().display());
                 let (daemon, subject) = (daemon.clone(), name.clone());
