@@ -81,6 +81,7 @@ fn whoever_still_reads_is_cut_off_after_the_time_that_was_given() {
     mounted.signal(Signal::TERM);
     assert_eq!(mounted.wait().code(), Some(0), "{}", mounted.log());
     assert!(mounts_on(mounted.point()).is_empty() && !is_alive(server));
+    assert!(!mounted.log().contains("somebody unmounted it"), "{}", mounted.log());
     let mut rest = Vec::new();
     file.read_to_end(&mut rest).unwrap_err();
     assert!(

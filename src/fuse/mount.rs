@@ -17,6 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long unmounting is tried again while the mount is in use. Programs that look at every mount (df, systemd, a desktop)
@@ -87,6 +88,8 @@ pub struct Attached {
     /// Where it was put, without symbolic links. What leads there now may be something else.
     pub mountpoint: PathBuf,
     numbers: Numbers,
+    /// It was this process that took it away.
+    unmounted: AtomicBool,
 }
 
 /// Mounts as root, and gives what the mount is answered on: it ends when all copies of that are closed. Not through fuser: it
@@ -96,7 +99,7 @@ pub fn attach(options: &MountOptions) -> Result<(Attached, OwnedFd), MountError>
     let device = open_device()?;
     let numbers = attach_at(&device, &directory, options)
         .map_err(|(step, source)| MountError::Mount { step, source })?;
-    Ok((Attached { mountpoint, numbers }, device))
+    Ok((Attached { mountpoint, numbers, unmounted: AtomicBool::new(false) }, device))
 }
 
 /// Opens what the kernel is answered on.
@@ -112,12 +115,13 @@ impl Attached {
     pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
         let mounted = self.found()?.ok_or(MountError::NotMounted)?;
         let point = Point::find(&mounted.mountpoint)?;
-        match point.mounted()? {
-            Some((same, root)) if (same.id, same.device) == self.numbers => {
-                point.unmount(root, lazy)
-            }
-            _ => Err(MountError::NotMounted),
-        }
+        let root = match point.mounted()? {
+            Some((same, root)) if (same.id, same.device) == self.numbers => root,
+            _ => return Err(MountError::NotMounted),
+        };
+        // Before it shows in the table.
+        self.unmounted.store(true, Ordering::Relaxed);
+        point.unmount(root, lazy).inspect_err(|_| self.unmounted.store(false, Ordering::Relaxed))
     }
 
     /// Takes away what is left of the mount, whoever still uses it, after its connection has ended. Another mount that got its
@@ -146,6 +150,7 @@ impl Attached {
         let watcher = std::thread::Builder::new().name("codchifs-table".into()).spawn(move || {
             let path = attached.mountpoint.display();
             match attached.wait_until_gone() {
+                Ok(()) if attached.unmounted.load(Ordering::Relaxed) => return,
                 Ok(()) => tracing::warn!(mountpoint = %path, "somebody unmounted it"),
                 Err(why) => return tracing::warn!(%why, "cannot watch the mount table"),
             }
