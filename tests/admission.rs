@@ -129,6 +129,41 @@ fn allow_root_admits_root_and_nobody_else() {
     }
 }
 
+#[test]
+fn with_allow_other_what_is_private_on_the_host_stays_private() {
+    let host = played();
+    let config = host.config().join("machine/demo/config.json");
+    let json = r#"{"modules": {"x": "https://u:PlantedToken@h/r#x"}, "secrets": {"KEY": "PlantedSecret"}}"#;
+    fs::write(&config, json).unwrap();
+    let point = mount(&host, &["-o", "allow_other"]);
+    let tree = point.join("demo/rootfs");
+    let cat = |uid: u32, groups: &[u32], path: &str| {
+        run(as_user(uid, uid, groups).args(["cat", "--"]).arg(tree.join(path)))
+    };
+    let private = ["etc/codchi-env", "etc/nixos/flake.nix", "etc/codchi-members"];
+    for path in private {
+        // Nobody else, though the mode of the first lets everybody, and that of the second lets the group 100.
+        for groups in [&[][..], &[100], &[UID]] {
+            let done = cat(OTHER, groups, path).exits(1);
+            assert!(done.err().contains("Permission denied"), "{path}: {}", done.err());
+        }
+        assert!(!cat(0, &[], path).ok().stdout.is_empty() || path.ends_with("members"), "{path}");
+        // A descriptor that leads to it is no way around that.
+        let script = r#"exec 3<"$1"; exec setpriv --reuid=$2 --regid=100 --clear-groups cat "/proc/self/fd/3/$3""#;
+        let (dir, name) = path.rsplit_once('/').unwrap();
+        let mut shell = program("bash", ["-c", script, "-"]);
+        run(shell.arg(tree.join(dir)).arg(OTHER.to_string()).arg(name)).exits(1);
+    }
+    assert!(cat(UID, &[100], "etc/codchi-env").ok().out().contains("PlantedSecret"));
+    assert!(cat(UID, &[100], "etc/nixos/flake.nix").ok().out().contains("PlantedToken"));
+    cat(OTHER, &[], "etc/nixos/codchi-owners").ok();
+    // What is shown is what the archive has.
+    let tar = point.join("demo/export.tar");
+    run(program("tar", ["-df"]).arg(&tar).arg("-C").arg(&tree)).ok();
+    let mode = |path: &str| tree.join(path).metadata().unwrap().mode() & 0o7777;
+    assert_eq!(private.map(mode), [0o644, 0o640, 0o600]);
+}
+
 /// Read, write, execute as bits, of who is who.
 fn shown(meta: &fs::Metadata, uid: u32, gids: &[u32]) -> u32 {
     let shift = if meta.uid() == uid {

@@ -76,7 +76,7 @@ in
               allow = mkOption {
                 type = types.enum [ "root" "other" "nobody" ];
                 default = "root";
-                description = "Who gets in besides the one who mounts: root, others as the permissions say, or nobody.";
+                description = "Who gets in besides the one who mounts: root, others as the permissions say (but into no file that has secrets of Codchi), or nobody.";
               };
               machines = mkOption {
                 type = types.listOf types.str;

@@ -268,7 +268,8 @@ impl Filesystem for Adaptor {
 
     fn open(&self, req: &Request, ino: INodeNo, how: OpenFlags, reply: ReplyOpen) {
         survive("open", || {
-            let opened = self.admit(req).and_then(|()| {
+            let may = self.admit(req).and_then(|()| self.vfs.may_open(ino.0, req.uid()));
+            let opened = may.and_then(|()| {
                 if how.acc_mode() == fuser::OpenAccMode::O_RDONLY {
                     self.vfs.open(ino.0, req.pid())
                 } else {

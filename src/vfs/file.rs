@@ -61,6 +61,24 @@ pub enum Seek {
 }
 
 impl Vfs {
+    /// Whether a user may open a file whose mode lets them, where everybody gets in.
+    ///
+    /// The flake, its lock and codchi-env are made of what only the mounting user can read on the host, secrets among it. In
+    /// the machine others have to read them, so their modes say so, here as in the archive.
+    pub fn may_open(&self, ino: u64, uid: u32) -> Result<(), Errno> {
+        if !self.access.others || uid == 0 || uid == self.access.uid {
+            return Ok(());
+        }
+        let node = self.table.get(ino)?;
+        let Object::Tree(id) = node.key.object else { return Ok(()) };
+        // A generated file whose machine is gone has nothing to read either.
+        let tree = self.tree(&node.key.machine)?;
+        match tree.generated_file(id).is_some() && ScanFile::of(id) != Some(ScanFile::Owners) {
+            true => Err(Errno::ACCESS),
+            false => Ok(()),
+        }
+    }
+
     /// Opens a file for reading, for the process `pid`. Never a special file: the kernel keeps those to itself.
     pub fn open(&self, ino: u64, pid: u32) -> Result<Opened, Errno> {
         let node = self.table.get(ino)?;
