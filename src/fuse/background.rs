@@ -154,7 +154,9 @@ mod tests {
         for number in 0..64 {
             let released = Arc::clone(&released);
             let work = if number % 2 == 0 { Work::Look } else { Work::Read };
-            background.run("stuck".into(), work, move || drop(released.lock().recv()));
+            background.run("stuck".into(), work, move || {
+                let _ = released.lock().recv();
+            });
         }
         let (done, finished) = channel();
         for name in ["healthy", "other"] {

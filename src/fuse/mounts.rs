@@ -34,8 +34,11 @@ pub fn mounted() -> Result<Vec<(PathBuf, Health)>, MountError> {
     Ok(all.map(|(path, answer)| (path, health(answer.as_ref()))).collect())
 }
 
-/// The same with who reads what of it; an error of its own where only that cannot be seen.
-pub(crate) fn transfers() -> Result<Vec<(PathBuf, Health, Result<Machines, Errno>)>, MountError> {
+/// A mount point, how its mount is, and who reads what of it.
+pub(crate) type MountTransfers = (PathBuf, Health, Result<Machines, Errno>);
+
+/// Every codchifs in the mount table with its readers; an error of its own where only these cannot be seen.
+pub(crate) fn transfers() -> Result<Vec<MountTransfers>, MountError> {
     let with_machines = |(path, answer): (PathBuf, Option<Answer>)| {
         let health = health(answer.as_ref());
         let machines = match answer {
