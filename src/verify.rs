@@ -51,6 +51,12 @@ pub enum Error {
          compare the directory"
     )]
     Order,
+    /// The copy goes on behind the end of an archive, with members that come before its last one.
+    #[error(
+        "the copy has more than one archive in it: behind the end of the first, another one begins; \
+         copy it again into a new file"
+    )]
+    Surplus,
     /// Whoever looks on has had enough.
     #[error("{0}")]
     Stopped(std::io::Error),
@@ -162,16 +168,22 @@ pub fn archive(
     };
     let mut expected = reference.next()?;
     let mut last: Vec<u8> = Vec::new();
+    // What is no member lies between the last one and the next.
+    let mut gap = false;
     let mut take = |summary: &mut Summary| loop {
         match next()? {
             Some(Item::Member(entry, digest)) => {
                 if !last.is_empty() && order(&last, &entry.path) != Ordering::Less {
-                    return Err(Error::Order);
+                    return Err(if gap { Error::Surplus } else { Error::Order });
                 }
+                gap = false;
                 last.clone_from(&entry.path);
                 return Ok(Some((*entry, digest)));
             }
-            Some(Item::Damaged { len }) => summary.damaged_bytes += len,
+            Some(Item::Damaged { len }) => {
+                gap = true;
+                summary.damaged_bytes += len;
+            }
             Some(Item::Foreign(what)) => return Err(Error::Foreign(what)),
             Some(Item::CutOff { at }) => {
                 summary.cut_off = Some(at);
@@ -330,8 +342,8 @@ fn differing(here: &Entry, there: &Entry) -> Vec<String> {
         if value(&here.records, key) == value(&there.records, key) {
             continue;
         }
-        what.push(match key.strip_prefix(b"SCHILY.xattr.") {
-            Some(name) => format!("xattr {}", crate::quote::name(name)),
+        what.push(match crate::export::attribute(key) {
+            Some(name) => format!("xattr {}", crate::quote::name(&name)),
             None => "ACL".into(),
         });
     }

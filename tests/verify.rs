@@ -389,6 +389,32 @@ fn what_is_no_archive_of_codchifs_is_called_what_it_is() {
 }
 
 #[test]
+fn more_than_one_archive_and_odd_names_of_attributes_are_called_what_they_are() {
+    let fixture = Fixture::new();
+    let place = machine(&fixture);
+    let mounted = Mounted::new(&fixture);
+    let (tar, dir) = copies(&fixture, &mounted);
+    let bytes = fs::read(&tar).unwrap();
+    for more in [&bytes[..], &bytes[..20_480]] {
+        let path = fixture.path().join("twice.tar");
+        fs::write(&path, [&bytes[..], more].concat()).unwrap();
+        let done = verify(&fixture, &path, &[]).exits(2);
+        assert!(done.err().contains("more than one archive"), "{}", done.err());
+    }
+    // GNU tar writes these names encoded; nobody else knows them so.
+    for name in ["user.a=b", "user.50%", "user.%3D"] {
+        xattr::set(&place.rootfs.join("srv/plain"), name.as_bytes(), b"x").unwrap();
+    }
+    for copy in [&tar, &dir] {
+        let (lines, _) = differences(&verify(&fixture, copy, &[]).exits(1));
+        let line = lines.iter().find(|line| line.starts_with("/srv/plain: ")).unwrap();
+        for name in ["xattr user.a=b", "xattr user.50%", "xattr user.%3D"] {
+            assert!(line.contains(name), "{line}");
+        }
+    }
+}
+
+#[test]
 fn what_is_mounted_over_a_file_of_a_copy_is_compared() {
     let fixture = Fixture::new();
     machine(&fixture);

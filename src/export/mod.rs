@@ -30,7 +30,7 @@ pub use exports::{Exports, HOLD};
 pub use generation::{Generation, Status};
 pub use history::{History, Hold};
 pub use manifest::{Digest, Manifest, hash_zeros, sum_line};
-pub use records::records;
+pub use records::{attribute, records};
 pub use report::{Change, ChangeLine, Changes, LeftOutLine, Note};
 pub use scan::ScanError;
 pub use scan_file::{MEMBERS, OWNERS, ScanFile};

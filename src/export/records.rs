@@ -33,6 +33,22 @@ fn keyword(name: &[u8]) -> Vec<u8> {
     out
 }
 
+/// The name of the attribute that a keyword stands for; `None` if it is an ACL's.
+pub fn attribute(keyword: &[u8]) -> Option<Vec<u8>> {
+    let mut rest = keyword.strip_prefix(b"SCHILY.xattr.")?;
+    let mut name = Vec::with_capacity(rest.len());
+    while let Some((byte, tail)) = rest.split_first() {
+        let (byte, tail) = match (byte, tail) {
+            (b'%', [b'2', b'5', tail @ ..]) => (b'%', tail),
+            (b'%', [b'3', b'D', tail @ ..]) => (b'=', tail),
+            _ => (*byte, tail),
+        };
+        name.push(byte);
+        rest = tail;
+    }
+    Some(name)
+}
+
 /// Tags of linux/posix_acl.h that name nobody.
 const USER_OBJ: u16 = 0x01;
 const GROUP_OBJ: u16 = 0x04;
@@ -78,6 +94,8 @@ mod tests {
     #[test]
     fn an_equals_sign_in_a_name_ends_no_keyword() {
         let xattr = Xattr { name: (*b"user.a=b%").into(), value: (*b"=\n\0").into() };
+        assert_eq!(attribute(b"SCHILY.xattr.user.a%3Db%25"), Some(b"user.a=b%".to_vec()));
+        assert_eq!(attribute(b"SCHILY.acl.access"), None);
         let expected = (b"SCHILY.xattr.user.a%3Db%25".to_vec(), b"=\n\0".to_vec());
         assert_eq!(records(&[xattr]), [expected]);
     }
