@@ -105,6 +105,27 @@ fn sparse_members_are_read_as_the_docs_say_and_written_out_by_all() {
     assert!(wrong.contains("tar-rs"));
 }
 
+/// A long name is in a record of GNU tar, and everything else that needs more room in a PAX header behind it.
+#[test]
+fn long_names_of_files_with_attributes_arrive_but_where_the_docs_say() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/READERS.md");
+    let page = fs::read_to_string(page).unwrap();
+    let cut = page.lines().find(|line| line.starts_with("Long names are cut by")).unwrap();
+    let fixture = Fixture::new();
+    let home = fixture.empty("m").home;
+    let name = "n".repeat(170);
+    fs::write(home.join(&name), b"long").unwrap();
+    common::xattr::set(&home.join(&name), b"user.x", b"y").unwrap();
+    let archive = fixture.path().join("export.tar");
+    run(fixture.command(["export", "-q", "m", "-o"]).arg(&archive)).ok();
+    for (reader, script, _) in READERS {
+        let to = extracted(&fixture, reader, script);
+        let arrived =
+            fs::read(to.join("home/codchi").join(&name)).is_ok_and(|bytes| bytes == b"long");
+        assert_eq!(arrived, !cut.contains(reader), "{reader}");
+    }
+}
+
 /// `from` as an archive of GNU tar, which is not ours.
 fn archive(from: &Path, to: &Path) {
     run(program("tar", ["--format=posix", "-cf"]).arg(to).arg("-C").arg(from).arg(".")).silent();
