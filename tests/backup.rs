@@ -335,3 +335,41 @@ fn a_file_rewritten_with_size_and_mtime_kept_is_seen_by_an_open_handle() {
     }
     drop(machine.mounted);
 }
+
+/// What git compares of a file with its index: size, times, owner, and the lower half of the inode number.
+#[test]
+fn git_status_reads_no_file_that_its_index_knows() {
+    let fixture = Fixture::new();
+    let home = fixture.empty("m").home;
+    let repository = home.join("project");
+    for number in 0..50 {
+        Maker::new(&home).file(&format!("project/src/f{number}"), format!("{number}\n").as_bytes());
+    }
+    // As whoever works in the machine made it.
+    let git = |directory: &Path, words: &[&str]| {
+        let mut git =
+            program("git", ["-c", "safe.directory=*", "-c", "user.name=x", "-c", "user.email=x@y"]);
+        git.args(words).current_dir(directory);
+        git
+    };
+    run(git(&repository, &["init", "-q"])).ok();
+    run(program("chown", ["-R", "1000:100"]).arg(&repository)).silent();
+    // A file as young as the index is read all the same.
+    run(program("find", ["src", "-type", "f", "-exec", "touch", "-d", "-1 hour", "{}", "+"])
+        .current_dir(&repository))
+    .ok();
+    let start = std::time::SystemTime::now();
+    wait_until("another second", || start.elapsed().is_ok_and(|time| time.as_secs_f64() > 1.1));
+    run(git(&repository, &["add", "."])).ok();
+    run(git(&repository, &["commit", "-qm", "x"])).ok();
+    let mounted = Mounted::new(&fixture);
+    let read = |top: &Path| {
+        let trace = fixture.path().join("trace");
+        let mut strace = program("strace", ["-f", "-e", "trace=openat,open", "-o"]);
+        strace.arg(&trace).args(["git", "-c", "safe.directory=*", "status", "--porcelain"]);
+        assert_eq!(run(strace.current_dir(top).env("GIT_OPTIONAL_LOCKS", "0")).ok().out(), "");
+        fs::read_to_string(&trace).unwrap().lines().filter(|line| line.contains("\"src/f")).count()
+    };
+    assert_eq!(read(&repository), 0, "on the disk");
+    assert_eq!(read(&mounted.rootfs("m").join("home/codchi/project")), 0, "in the mount");
+}

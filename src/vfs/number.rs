@@ -1,9 +1,16 @@
 //! Inode numbers: a fixed rule, so that they are the same after any remount or reboot.
 //!
 //! `number = mix(value ^ xxh3(xxh3(machine, seed = attempt), tag, layer, subvol; seed = attempt))`
-//! where `mix` is the bijective finalizer of splitmix64. For one (machine, tag, layer, subvol) two
+//! but for files of a layer, whose lower half is that of their number on the disk:
+//!
+//! `number = (upper half of the above, of value = inode on disk >> 32) | lower half of the inode on disk`
+//!
+//! git keeps that half in its index, and reads every file whose number is another one there.
+//!
+//! `mix` is the bijective finalizer of splitmix64. For one (machine, tag, layer, subvol) two
 //! different values therefore never share a number; across them a collision is as unlikely as with
-//! a random 64-bit number, and is resolved by the next `attempt` when it is met. 0 and 1 are
+//! a random 64-bit number (of two layers one in 2^32 has the other's upper half), and is resolved by the next `attempt` when
+//! it is met. 0 and 1 are
 //! reserved: the kernel treats 0 as "no entry", and 1 is the mount's root.
 //!
 //! | object | tag | layer, subvol | value |
@@ -27,6 +34,9 @@ use super::page::Page;
 use crate::tree::ObjectId;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// What git keeps of a number.
+const LOWER_HALF: u64 = 0xffff_ffff;
 
 /// The number of the mount's root, given by the protocol.
 pub(super) const ROOT: u64 = 1;
@@ -95,7 +105,13 @@ impl Key {
         let (machine_at, subvol_at) = rest.split_at_mut(8);
         machine_at.copy_from_slice(&machine.to_le_bytes());
         subvol_at.copy_from_slice(&subvol.to_le_bytes());
-        let number = mix(value ^ xxh3_64_with_seed(&prefix, attempt));
+        let hash = xxh3_64_with_seed(&prefix, attempt);
+        let number = match self.object {
+            Object::Tree(ObjectId::Disk { .. }) => {
+                (mix((value >> 32) ^ hash) & !LOWER_HALF) | (value & LOWER_HALF)
+            }
+            _ => mix(value ^ hash),
+        };
         (number > ROOT).then_some(number)
     }
 }
@@ -122,7 +138,7 @@ mod tests {
         assert_eq!(disk("dev", 0, 0, 257).number(0), Some(PINNED_DISK));
         assert_eq!(Key::new(&"dev".into(), Object::Machine).number(0), Some(PINNED_MACHINE));
     }
-    const PINNED_DISK: u64 = 302512129941331526;
+    const PINNED_DISK: u64 = 1946588846242136321;
     const PINNED_MACHINE: u64 = 12876873490724383377;
 
     #[test]
