@@ -104,16 +104,9 @@ impl Exports {
                 std::panic::resume_unwind(panic)
             }
         };
-        let result = result.and_then(|(new, bare, took)| match &state.current {
-            Some(c) if c.generation.id() == new.id() => {
-                c.generation.confirm(new, took);
-                Ok((Arc::clone(&c.generation), bare, took))
-            }
-            _ => {
-                let new = Arc::new(new);
-                self.history.add(&new).map_err(|open| ScanError::Held { open })?;
-                Ok((new, bare, took))
-            }
+        let result = result.and_then(|(new, bare, took)| {
+            let added = self.history.add(new, took);
+            Ok((added.map_err(|open| ScanError::Held { open })?, bare, took))
         });
         match result {
             Ok((generation, bare, took)) => {

@@ -5,8 +5,8 @@
 
 use super::generation::{Generation, Status};
 use parking_lot::Mutex;
-use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// A generation is kept this long after its last close: an interrupted copy goes on from where it was.
@@ -35,6 +35,9 @@ impl Default for History {
 #[derive(Debug, Default)]
 struct State {
     kept: Vec<Kept>,
+    /// All that somebody has, by id. A machine that is put together anew has the same ids as before, and the kernel the same
+    /// file with the same pages for them: were one id two generations, one would not know what tears the other.
+    alive: HashMap<u64, Weak<Generation>>,
     /// Newest last.
     past: VecDeque<Arc<Status>>,
     /// Ids of torn generations that are not in `past` any more: none of them is ever used again, since the kernel may
@@ -109,15 +112,22 @@ impl History {
         drop(gone);
     }
 
-    /// Takes a new generation in; how many are open where there is no room for one more.
-    pub(super) fn add(&self, generation: &Generation) -> Result<(), usize> {
+    /// Takes a new generation in, whose scan `took` so long, and returns it, or the one of the same id that somebody has; how
+    /// many are open where there is no room for one more.
+    pub(super) fn add(&self, new: Generation, took: Duration) -> Result<Arc<Generation>, usize> {
         let mut gone = Vec::new();
         let mut state = self.state.lock();
+        let same = state.alive.get(&new.id()).and_then(Weak::upgrade);
+        if let Some(same) = same.filter(|same| !same.spoiled()) {
+            drop(state);
+            same.confirm(new, took);
+            return Ok(same);
+        }
         let mut closed = MOST_CLOSED;
         loop {
             gone.extend(state.purge(closed));
             let used: usize = state.kept.iter().map(|kept| kept.generation.heap_bytes()).sum();
-            let all = used.saturating_add(generation.heap_bytes());
+            let all = used.saturating_add(new.heap_bytes());
             if state.kept.is_empty() || all <= self.most_bytes {
                 break;
             }
@@ -126,10 +136,13 @@ impl History {
             }
             closed -= 1;
         }
-        state.past.push_back(Arc::clone(generation.status()));
+        state.past.push_back(Arc::clone(new.status()));
         state.trim();
+        let new = Arc::new(new);
+        state.alive.retain(|_, generation| generation.strong_count() > 0);
+        state.alive.insert(new.id(), Arc::downgrade(&new));
         drop(state);
-        Ok(())
+        Ok(new)
     }
 
     /// A generation that is open, or was within the last hour.

@@ -152,6 +152,34 @@ fn a_torn_layout_that_did_not_change_gets_another_id() {
 }
 
 #[test]
+fn one_id_is_one_generation_whoever_scans() {
+    let s = Sample::new();
+    fs::write(s.path("a"), [b'1'; 4096]).unwrap();
+    // As after SIGHUP: the machine is put together anew while somebody reads it.
+    let before = s.exports();
+    let (history, g) = (Arc::clone(before.history()), before.lookup().unwrap());
+    let open = history.open(&g);
+    drop((before, g));
+    let anew = || {
+        let (tree, history) = (Arc::new(s.tree()), Arc::clone(&history));
+        Exports::new(tree, Time::default(), Options::default(), history)
+    };
+    let after = anew();
+    let again = after.lookup().unwrap();
+    assert!(Arc::ptr_eq(open.generation(), &again));
+    // Also while nobody has it open.
+    let second = anew();
+    drop((open, after));
+    assert!(Arc::ptr_eq(&second.lookup().unwrap(), &again));
+    // What tears it is known to all.
+    fs::remove_file(s.path("a")).unwrap();
+    all(&again);
+    assert!(second.fresh().is_none());
+    assert_ne!(second.lookup().unwrap().id(), again.id());
+    assert_ne!(anew().lookup().unwrap().id(), again.id());
+}
+
+#[test]
 fn the_reader_sees_only_what_it_asks_for() {
     let s = Sample::new();
     for i in 0..300 {

@@ -29,27 +29,42 @@ impl Generation {
         }
     }
 
-    /// Remembers what happened to a member; the first thing that tears it stays.
+    /// Remembers what happened to a member, and tears it where that, or what is known already, does. The first thing that
+    /// tears it stays.
+    ///
+    /// All of it under one lock: readers of several states of a file meet here, each of which alone would do no harm, and
+    /// whoever finds a member known must find the generation torn, too.
     fn note(&self, member: MemberId, change: Change, stamp: Option<Stamp>) {
+        let path = listed(&self.layout.absolute_path(member));
         let mut changes = self.changes.lock();
-        let entry = changes.entry(member).or_insert((change, stamp));
-        if change.tears() && !entry.0.tears() {
-            *entry = (change, stamp);
-        }
-        let change = entry.0;
-        drop(changes);
+        // Before the bit is looked at: whoever sets it looks here afterwards.
+        self.changed.store(true, Ordering::SeqCst);
+        let change = match changes.get(&member) {
+            Some((known, _)) if known.tears() => *known,
+            _ if change.tears() => change,
+            // Two states that are served beside each other.
+            Some((_, known)) if *known != stamp => Change::Rewritten,
+            _ if self.was_served(member) => Change::Rewritten,
+            _ => change,
+        };
+        let first = changes.get(&member).and_then(|(_, stamp)| *stamp);
+        changes.insert(member, (change, first.or(stamp)));
         let torn = change.tears() || self.options.strict;
-        let path = self.layout.absolute_path(member);
-        let path = listed(&path);
         let line = ChangeLine { path: path.clone(), reason: change, torn };
         // Before the flag: whoever sees it looks for the reason.
-        if self.status.changes.set(member.0, line) {
-            tracing::warn!(path, ?change, torn, "not served as it was scanned");
-        }
-        self.changed.store(true, Ordering::SeqCst);
+        let news = self.status.changes.set(member.0, line);
         if torn {
             self.status.torn.store(true, Ordering::SeqCst);
         }
+        drop(changes);
+        if news {
+            tracing::warn!(path, ?change, torn, "not served as it was scanned");
+        }
+    }
+
+    /// Whether bytes of the state that the scan saw were served.
+    fn was_served(&self, member: MemberId) -> bool {
+        self.served(member).is_some_and(|(word, bit)| word.load(Ordering::SeqCst) & bit != 0)
     }
 
     /// Opens the directory that `member` is in.
@@ -207,35 +222,27 @@ impl Generation {
         if short {
             return self.note(member, Change::Shrank, None);
         }
-        let first = self.changes.lock().get(&member).map(|(_, first)| *first);
-        match first {
-            Some(Some(first)) if first != stamp => self.note(member, Change::Rewritten, None),
-            Some(_) => {}
-            None => {
-                let change = match stamp.size.cmp(&promised.size) {
-                    std::cmp::Ordering::Greater => Change::Grew,
-                    std::cmp::Ordering::Equal => Change::Changed,
-                    std::cmp::Ordering::Less => Change::Shrank,
-                };
-                // What was written into a hole since the scan has no place in the archive.
-                let filled = self.layout.extents(member).is_some_and(|extents| {
-                    let run = |e: &tar::Extent| DataRun { offset: e.offset, len: e.len };
-                    let runs: Vec<_> = extents.iter().map(run).collect();
-                    !is_hole_outside(file, &runs, promised.size).unwrap_or(false)
-                });
-                if filled {
-                    return self.note(member, Change::Rewritten, Some(stamp));
-                }
-                self.note(member, change, Some(stamp));
-                let (word, bit) = match self.served(member) {
-                    Some(served) => served,
-                    None => return,
-                };
-                if word.load(Ordering::SeqCst) & bit != 0 {
-                    self.note(member, Change::Rewritten, None);
-                }
-            }
-        }
+        let known = self.changes.lock().get(&member).copied();
+        let change = match known {
+            Some((known, first)) if known.tears() || first == Some(stamp) => return,
+            Some(_) => Change::Rewritten,
+            None if self.is_filled(member, file, promised.size) => Change::Rewritten,
+            None => match stamp.size.cmp(&promised.size) {
+                std::cmp::Ordering::Greater => Change::Grew,
+                std::cmp::Ordering::Equal => Change::Changed,
+                std::cmp::Ordering::Less => Change::Shrank,
+            },
+        };
+        self.note(member, change, Some(stamp));
+    }
+
+    /// Whether something was written into a hole since the scan: it has no place in the archive.
+    fn is_filled(&self, member: MemberId, file: &OwnedFd, size: u64) -> bool {
+        self.layout.extents(member).is_some_and(|extents| {
+            let run = |e: &tar::Extent| DataRun { offset: e.offset, len: e.len };
+            let runs: Vec<_> = extents.iter().map(run).collect();
+            !is_hole_outside(file, &runs, size).unwrap_or(false)
+        })
     }
 }
 
@@ -267,6 +274,106 @@ impl tar::Source<Tag> for Generation {
         match self.options.strict && self.known(member) {
             true => Err(Errno::IO),
             false => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::{Exports, History, Options};
+    use crate::tree::{Owners, Root, Selection, Source, Tree, open_layer};
+    use std::path::Path;
+    use std::sync::Barrier;
+
+    /// A machine with one file `a`, and its member.
+    fn generation(rootfs: &Path) -> (Arc<Generation>, MemberId) {
+        let root = Root::new(open_layer(rootfs).unwrap(), Vec::new()).unwrap();
+        let (owners, home) = (Owners::AsOnDisk, None);
+        let home_owners = Owners::AsOnDisk;
+        let source = Source { rootfs: root, rootfs_owners: owners, home, home_owners };
+        let tree = Tree::new(source, &Selection::default(), Vec::new(), Time::default()).unwrap();
+        let history = Arc::new(History::default());
+        let exports = Exports::new(Arc::new(tree), Time::default(), Options::default(), history);
+        let generation = exports.lookup().unwrap();
+        let mut members = generation.layout.iter();
+        let a = members.find(|member| generation.layout.name(*member) == b"a").unwrap();
+        (generation, a)
+    }
+
+    fn sample() -> (tempfile::TempDir, Arc<Generation>, MemberId) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("opt")).unwrap();
+        std::fs::write(dir.path().join("opt/a"), "1111").unwrap();
+        let (generation, a) = generation(dir.path());
+        (dir, generation, a)
+    }
+
+    fn state(promised: Stamp, sec: i64) -> Option<Stamp> {
+        Some(Stamp { ctime: Time { sec, nsec: 0 }, ..promised })
+    }
+
+    fn line(generation: &Generation) -> ChangeLine {
+        let (lines, more) = generation.status.changes.lines();
+        assert_eq!((lines.len(), more), (1, 0));
+        lines.into_iter().next().unwrap()
+    }
+
+    #[test]
+    fn readers_that_each_met_another_state_for_the_first_time_tear_together() {
+        let (_dir, generation, a) = sample();
+        let promised = generation.promised(a);
+        // Each has found nothing known of the member, and then tells.
+        generation.note(a, Change::Changed, state(promised, 1));
+        assert!(!generation.torn());
+        generation.note(a, Change::Changed, state(promised, 1));
+        assert!(!generation.torn());
+        generation.note(a, Change::Grew, state(promised, 2));
+        assert!(generation.torn());
+        assert_eq!((line(&generation).reason, line(&generation).torn), (Change::Rewritten, true));
+        // What tears stays.
+        generation.note(a, Change::Changed, state(promised, 1));
+        assert_eq!(line(&generation).reason, Change::Rewritten);
+    }
+
+    #[test]
+    fn a_reader_of_the_scanned_state_between_a_look_and_its_note_tears() {
+        let (_dir, generation, a) = sample();
+        let promised = generation.promised(a);
+        // Before the other one tells, nothing is known.
+        generation.serve_promised(a);
+        assert!(!generation.torn());
+        generation.note(a, Change::Changed, state(promised, 1));
+        assert!(generation.torn());
+        assert_eq!(line(&generation).reason, Change::Rewritten);
+    }
+
+    #[test]
+    fn what_tears_is_never_told_as_less_whoever_comes_last() {
+        let (dir, first, a) = sample();
+        let promised = first.promised(a);
+        drop(first);
+        for _ in 0..300 {
+            let (generation, a) = generation(dir.path());
+            let start = Barrier::new(3);
+            std::thread::scope(|scope| {
+                for sec in 0..3 {
+                    let (generation, start) = (&generation, &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        match sec {
+                            0 => generation.serve_promised(a),
+                            _ => generation.note(a, Change::Changed, state(promised, sec)),
+                        }
+                        sec
+                    });
+                }
+            });
+            assert!(generation.torn());
+            assert_eq!(
+                (line(&generation).reason, line(&generation).torn),
+                (Change::Rewritten, true)
+            );
         }
     }
 }
