@@ -15,15 +15,19 @@ use crate::tree::{self, Selection, Tree};
 use credentials::Credentials;
 use guide::Guide;
 pub use guide::Shown;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long what was found of a machine is believed: a change of Codchi's state shows within a second.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// How long a thread waits for another one that looks at a machine of which nothing is known yet: longer than silent daemons
+/// and Codchi's lock take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many paths of `--include` are looked for: each is opened, and a line for it stands in the report.
 const MAX_CHECKED: usize = 1000;
@@ -120,6 +124,30 @@ struct Known {
     looked: Instant,
 }
 
+/// What was found, and who looks now.
+#[derive(Debug, Default)]
+struct Looks {
+    known: HashMap<MachineName, Known>,
+    /// Machines that a thread looks at: never two at once, which would both put it together, and the slower one, whose look is
+    /// the older one, would win.
+    looking: HashSet<MachineName>,
+    /// How often [`Machines::reread`] was called: a look that began before does not count.
+    rereads: u64,
+}
+
+/// A look at a machine, whose end whoever waits for it must hear of whatever happens in it.
+struct Looking<'a> {
+    machines: &'a Machines,
+    name: &'a MachineName,
+}
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.machines.looks.lock().looking.remove(self.name);
+        self.machines.looked.notify_all();
+    }
+}
+
 /// Finds machines live.
 #[derive(Debug)]
 pub struct Machines {
@@ -129,9 +157,19 @@ pub struct Machines {
     settings: Settings,
     /// Only these, where there are any.
     only: Vec<MachineName>,
-    known: Mutex<HashMap<MachineName, Known>>,
-    /// Of all machines in `known`, and of those that are broken for a moment.
+    looks: Mutex<Looks>,
+    /// A look has ended.
+    looked: Condvar,
+    /// Of all machines that are known, and of those that are broken for a moment.
     histories: Mutex<HashMap<MachineName, Arc<History>>>,
+}
+
+impl Known {
+    /// Has the next look put the machine together anew.
+    fn expire(&mut self) {
+        self.origin = None;
+        self.looked = Instant::now().checked_sub(LOOK_AGAIN).unwrap_or(self.looked);
+    }
 }
 
 impl Machines {
@@ -151,7 +189,8 @@ impl Machines {
             opener,
             settings,
             only,
-            known: Mutex::default(),
+            looks: Mutex::default(),
+            looked: Condvar::new(),
             histories: Mutex::default(),
         })
     }
@@ -186,29 +225,28 @@ impl Machines {
             })
             .collect();
         // What Codchi has forgotten must not be held open by us.
-        self.known.lock().retain(|name, _| names.contains(name));
+        self.looks.lock().known.retain(|name, _| names.contains(name));
         self.histories.lock().retain(|name, _| names.contains(name));
         Ok(names.iter().map(|name| Arc::from(name.as_str())).collect())
     }
 
     /// Looks at every machine anew when it is next asked for. What readers have open stays theirs.
     pub fn reread(&self) {
-        for known in self.known.lock().values_mut() {
-            known.origin = None;
-            known.looked = Instant::now().checked_sub(LOOK_AGAIN).unwrap_or(known.looked);
-        }
+        let mut looks = self.looks.lock();
+        looks.rereads = looks.rereads.wrapping_add(1);
+        looks.known.values_mut().for_each(Known::expire);
     }
 
     /// Drops a machine that was looked at for the last time: a user may have any number of them.
     pub fn forget(&self, name: &MachineName) {
-        self.known.lock().remove(name);
+        self.looks.lock().known.remove(name);
         self.histories.lock().remove(name);
     }
 
     /// Drops what nobody has asked for within an hour. To be called now and then.
     pub fn tidy(&self) {
         let machines: Vec<_> =
-            self.known.lock().values().map(|known| Arc::clone(&known.machine)).collect();
+            self.looks.lock().known.values().map(|known| Arc::clone(&known.machine)).collect();
         for exports in machines.iter().filter_map(|machine| machine.exports.as_ref()) {
             exports.tidy();
         }
@@ -220,31 +258,88 @@ impl Machines {
         if !self.wanted(&name) {
             return None;
         }
-        let before = {
-            let mut known = self.known.lock();
-            let before =
-                known.get(&name).map(|k| (Arc::clone(&k.machine), k.origin.clone(), k.looked));
-            if let Some((machine, _, looked)) = &before
-                && looked.elapsed() < LOOK_AGAIN
-            {
-                return Some(Arc::clone(machine));
+        let (before, rereads) = {
+            let mut looks = self.looks.lock();
+            let end = Instant::now() + LOOK_TIMEOUT;
+            loop {
+                let known = looks.known.get(&name);
+                let before = known.map(|k| (Arc::clone(&k.machine), k.origin.clone(), k.looked));
+                let free = !looks.looking.contains(&name);
+                match before {
+                    Some((machine, _, looked)) if !free || looked.elapsed() < LOOK_AGAIN => {
+                        // Whoever asks while another thread looks gets the last good answer, and does not wait as well.
+                        return Some(machine);
+                    }
+                    before if free => {
+                        looks.looking.insert(name.clone());
+                        break (
+                            before.map(|(machine, origin, _)| (machine, origin)),
+                            looks.rereads,
+                        );
+                    }
+                    _ => {}
+                }
+                if self.looked.wait_until(&mut looks, end).timed_out() {
+                    return Some(Arc::new(self.unanswered(&name)));
+                }
             }
-            // Whoever asks while this thread looks gets the last good answer, and does not wait as well.
-            if let Some(known) = known.get_mut(&name) {
-                known.looked = Instant::now();
-            }
-            before
         };
+        let looking = Looking { machines: self, name: &name };
         // No lock from here: reading Codchi's state waits for Codchi.
-        let (machine, origin) =
-            self.look(&name, before.map(|(machine, origin, _)| (machine, origin)));
-        let mut known = self.known.lock();
-        let Some(machine) = machine else {
-            known.remove(&name);
-            return None;
-        };
-        known.insert(name, Known { machine: Arc::clone(&machine), origin, looked: Instant::now() });
-        Some(machine)
+        let (machine, origin) = self.look(&name, before);
+        let mut looks = self.looks.lock();
+        match &machine {
+            Some(machine) => {
+                let looked = Instant::now();
+                let mut known = Known { machine: Arc::clone(machine), origin, looked };
+                if looks.rereads != rereads {
+                    known.expire();
+                }
+                looks.known.insert(name.clone(), known);
+            }
+            None => drop(looks.known.remove(&name)),
+        }
+        drop(looks);
+        drop(looking);
+        machine
+    }
+
+    /// A machine that another thread has looked at for too long.
+    fn unanswered(&self, name: &MachineName) -> Machine {
+        let why = format!(
+            "`{name}` has not answered for {} seconds: its disk, or where Codchi keeps its files, is slow or gone; \
+             what is mounted there, and the kernel's log, may tell more",
+            LOOK_TIMEOUT.as_secs()
+        );
+        Machine {
+            silent: true,
+            ..self.without_tree(name, Status::Broken, None, Facts::default(), why)
+        }
+    }
+
+    /// A machine that cannot be shown.
+    fn without_tree(
+        &self,
+        name: &MachineName,
+        state: Status,
+        located: Option<Located>,
+        facts: Facts,
+        why: String,
+    ) -> Machine {
+        Machine {
+            name: Arc::from(name.as_str()),
+            state,
+            tree: Err(why),
+            exports: None,
+            silent: false,
+            home: self.home(name, located.as_ref()),
+            location: located.map(|located| located.location),
+            redacted: None,
+            includes: Vec::new(),
+            warnings: Vec::new(),
+            facts: Mutex::new(facts),
+            guide: Guide::default(),
+        }
     }
 
     fn wanted(&self, name: &MachineName) -> bool {
@@ -275,21 +370,8 @@ impl Machines {
         let (located, facts) = self.opener.locate(name);
         let silent = matches!(located, Err(LocateError::Silent(_)));
         let broken = |status, located: Option<Located>, why: String| {
-            let machine = Machine {
-                name: Arc::from(name.as_str()),
-                state: status,
-                tree: Err(why),
-                exports: None,
-                silent,
-                home: self.home(name, located.as_ref()),
-                location: located.map(|located| located.location),
-                redacted: None,
-                includes: Vec::new(),
-                warnings: Vec::new(),
-                facts: Mutex::new(facts.clone()),
-                guide: Guide::default(),
-            };
-            (Some(Arc::new(machine)), None)
+            let machine = self.without_tree(name, status, located, facts.clone(), why);
+            (Some(Arc::new(Machine { silent, ..machine })), None)
         };
         let times = match times {
             Ok(times) => times,
@@ -399,5 +481,88 @@ impl Machine {
             report::walk(tree, parent).is_none_or(|dir| tree.lookup(&dir, name.as_bytes()).is_err())
         };
         self.includes.iter().take(MAX_CHECKED).filter(missing).map(String::as_str).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, Directories};
+    use crate::opener::{Direct, Vouched};
+    use rustix::fs::FlockOperation;
+    use std::fs::{self, File};
+    use std::path::Path;
+
+    fn machines(dir: &Path) -> Machines {
+        for made in ["config/machine/m", "data/machine/m", "rootfs/codchi-m/rootfs"] {
+            fs::create_dir_all(dir.join(made)).unwrap();
+        }
+        fs::write(dir.join("config/machine/m/config.json"), "{\"modules\":{}}").unwrap();
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let (user, ways) = (User { uid, gid }, Vec::new());
+        let state = State { config_dir: dir.join("config"), data_dir: dir.join("data"), ways };
+        let backend = Backend::Directories(Directories::new(dir.join("rootfs")));
+        let vouched = Vouched { config: true, data: true };
+        let opener = Opener::Direct(Direct::new(backend, user, state.clone(), vouched));
+        Machines::new(state, user, opener, Settings::default(), Vec::new()).unwrap()
+    }
+
+    /// Codchi writes, so that a look waits for it for half a second.
+    fn written(dir: &Path) -> File {
+        let config = File::open(dir.join("config/machine/m/config.json")).unwrap();
+        rustix::fs::flock(&config, FlockOperation::LockExclusive).unwrap();
+        config
+    }
+
+    fn is_looked_at(machines: &Machines) -> bool {
+        !machines.looks.lock().looking.is_empty()
+    }
+
+    #[test]
+    fn a_machine_that_many_ask_for_is_put_together_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let machines = machines(dir.path());
+        let lock = written(dir.path());
+        let got: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| machines.get(b"m").unwrap())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        drop(lock);
+        let first = got.first().unwrap();
+        assert!(first.tree.is_ok(), "{:?}", first.tree);
+        assert!(got.iter().all(|machine| Arc::ptr_eq(machine, first)));
+        assert!(!is_looked_at(&machines));
+    }
+
+    #[test]
+    fn a_look_that_began_before_a_reread_does_not_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let machines = machines(dir.path());
+        let lock = written(dir.path());
+        let before = std::thread::scope(|scope| {
+            let looks = scope.spawn(|| machines.get(b"m").unwrap());
+            while !is_looked_at(&machines) {
+                std::thread::yield_now();
+            }
+            machines.reread();
+            looks.join().unwrap()
+        });
+        drop(lock);
+        assert!(!Arc::ptr_eq(&machines.get(b"m").unwrap(), &before));
+    }
+
+    #[test]
+    fn what_nobody_has_is_waited_for_by_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let machines = machines(dir.path());
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| machines.get(b"none"))).collect();
+            assert!(threads.into_iter().all(|thread| thread.join().unwrap().is_none()));
+        });
+        assert!(!is_looked_at(&machines));
+        // A machine that nobody answers for is no free name.
+        let name = MachineName::new("m").unwrap();
+        assert_eq!(machines.unanswered(&name).missing(), Errno::IO);
     }
 }
