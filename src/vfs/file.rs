@@ -273,18 +273,20 @@ impl Vfs {
         if !generation.torn() || node.settled.load(Ordering::SeqCst) {
             return None;
         }
+        // Before the lock below, which comes after the table's, and is held for nothing that takes long.
+        let parent = self.table.number(&Key::new(&node.key.machine, Object::Machine));
+        let offset = last_page(node, generation);
         // Held while the notices are queued: whoever comes second must come behind them.
         let mut told = node.told.lock();
         if !std::mem::replace(&mut *told, true) {
-            let parent = Key::new(&node.key.machine, Object::Machine);
-            let parent = self.table.number(&parent);
             let name = match node.key.object {
                 Object::Manifest { .. } => MANIFEST,
                 _ => self.machines.export_name(),
             };
-            self.notice(Notice::Pages { ino: node.ino, offset: last_page(node, generation) });
+            self.notice(Notice::Pages { ino: node.ino, offset });
             self.notice(Notice::Name { parent, name });
         }
+        drop(told);
         Some(Barrier(Arc::clone(node)))
     }
 

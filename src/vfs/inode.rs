@@ -28,7 +28,7 @@ pub(super) struct Stamp {
 }
 
 /// One numbered thing. What never changes stands plain; the rest is behind locks that are held
-/// for a copy only.
+/// for a copy only, in the order that [`Table`] names.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) ino: u64,
@@ -128,7 +128,11 @@ struct Inner {
     texts: HashSet<u64>,
 }
 
-/// Number to node. One lock, never held across I/O; [`Node`]'s own locks are taken inside it.
+/// Number to node. One lock, never held across I/O.
+///
+/// The order of all locks of this module: first the table's, then one of a [`Node`]'s own, and nothing of these but notices,
+/// which are queued without a wait. Whoever has a node's lock takes neither the table's nor another node's. All others (open
+/// handles, directories, texts, what a handle keeps) are held for a copy, and inside none.
 #[derive(Debug)]
 pub(super) struct Table {
     slots: Mutex<Inner>,

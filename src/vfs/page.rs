@@ -99,9 +99,10 @@ impl Vfs {
         let since = match page {
             Page::Transfers => now(),
             Page::Report | Page::Guide => {
+                // Before the lock, which is that of all machines: the disk of one may not answer.
+                let first = (hash, rootfs_time(machine));
                 let mut pages = self.pages.lock();
-                let first = || (hash, rootfs_time(machine));
-                let known = pages.entry((Arc::clone(&machine.name), page)).or_insert_with(first);
+                let known = pages.entry((Arc::clone(&machine.name), page)).or_insert(first);
                 if known.0 != hash {
                     *known = (hash, now());
                 }
