@@ -15,6 +15,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -22,8 +23,15 @@ use std::sync::Arc;
 /// SHA-256.
 pub type Digest = [u8; 32];
 
-/// Lines between two that are found at once.
-const STEP: usize = 64;
+/// Lines between two whose offsets are known, and bytes of them: what a read makes in vain at most, before its own lines.
+const STEP: u32 = 64;
+const STEP_BYTES: u64 = 64 << 10;
+/// Longer lines are kept for the reads that follow, each of which has but a part of one: so many, and so many bytes of all but
+/// the last one. A member's attributes may make its line 300 MB.
+const MAX_KEPT: usize = 4;
+const MAX_KEPT_BYTES: usize = 256 << 20;
+/// Characters of a digest.
+const DIGEST_LEN: usize = 64;
 /// Digests that are remembered: of files with several names, and of what two reads meet in.
 const DIGESTS: NonZeroUsize = NonZeroUsize::new(1 << 15).unwrap();
 /// Bytes that are hashed at once.
@@ -36,10 +44,15 @@ const ZEROS_AT_ONCE: u64 = 16 << 20;
 pub struct Manifest {
     generation: Arc<Generation>,
     head: Vec<u8>,
-    /// Offset of each [`STEP`]th line.
-    starts: Vec<u64>,
+    /// Offsets of some lines, and whose they are.
+    starts: Vec<(u64, MemberId)>,
     size: u64,
     digests: Mutex<LruCache<MemberId, Digest>>,
+    /// Long lines, the last one made at the end, without their digests.
+    kept: Mutex<VecDeque<(MemberId, Arc<[u8]>)>>,
+    /// How many long lines were made for readers.
+    #[cfg(test)]
+    pub(super) made: std::sync::atomic::AtomicUsize,
 }
 
 impl Manifest {
@@ -51,17 +64,27 @@ impl Manifest {
             generation.size()
         )
         .into_bytes();
-        let mut starts = Vec::with_capacity(generation.members().div_ceil(STEP));
+        let mut starts: Vec<(u64, MemberId)> = Vec::new();
         let mut size = head.len() as u64;
-        for (number, member) in generation.ids_from(0).enumerate() {
-            if number % STEP == 0 {
-                starts.push(size);
+        for member in generation.ids_from(0) {
+            let is_far = |(start, first): &(u64, MemberId)| {
+                size - start >= STEP_BYTES || member.0 - first.0 >= STEP
+            };
+            if starts.last().is_none_or(is_far) {
+                starts.push((size, member));
             }
-            size += line(&generation, member, content(&generation, member).map(|_| &[0; 32])).len()
-                as u64;
+            size += line(&generation, member).len() as u64;
         }
-        let digests = Mutex::new(LruCache::new(DIGESTS));
-        Self { generation, head, starts, size, digests }
+        Self {
+            generation,
+            head,
+            starts,
+            size,
+            digests: Mutex::new(LruCache::new(DIGESTS)),
+            kept: Mutex::default(),
+            #[cfg(test)]
+            made: Default::default(),
+        }
     }
 
     /// The generation that it lists.
@@ -85,25 +108,52 @@ impl Manifest {
     ) -> Result<usize, Errno> {
         let end = offset.saturating_add(buf.len() as u64).min(self.size);
         copy_part(buf, offset..end, 0, &self.head);
-        let step = self.starts.partition_point(|start| *start <= offset).saturating_sub(1);
-        let mut at = self.starts.get(step).copied().unwrap_or(self.size);
-        for member in self.generation.ids_from(step.saturating_mul(STEP)) {
+        let step = self.starts.partition_point(|(start, _)| *start <= offset).saturating_sub(1);
+        let (mut at, first) = self.starts.get(step).copied().unwrap_or((self.size, MemberId(0)));
+        for member in self.generation.ids_from(first.0 as usize) {
             if at >= end {
                 break;
             }
-            let content = content(&self.generation, member);
-            let mut text = line(&self.generation, member, content.map(|_| &[0; 32]));
-            let after = at + text.len() as u64;
-            if let Some(content) = content.filter(|_| after > offset) {
-                text = line(&self.generation, member, Some(&self.digest(content, wanted)?));
-            }
+            let text = self.line(member);
             copy_part(buf, offset..end, at, &text);
-            at = after;
+            at += text.len() as u64;
+            // It stands before the line break.
+            let digest_at = at.saturating_sub(DIGEST_LEN as u64 + 1);
+            if let Some(content) = content(&self.generation, member)
+                && at > offset
+                && digest_at < end
+            {
+                let mut digest = String::with_capacity(DIGEST_LEN);
+                put_hex(&mut digest, &self.digest(content, wanted)?);
+                copy_part(buf, offset..end, digest_at, digest.as_bytes());
+            }
         }
         if end == self.size && self.generation.torn() {
             return Err(Errno::IO);
         }
         Ok(end.saturating_sub(offset) as usize)
+    }
+
+    /// The line of a member, with zeros for its digest.
+    fn line(&self, member: MemberId) -> Arc<[u8]> {
+        // Held meanwhile: the kernel asks for several parts of a long line at once.
+        let mut kept = self.kept.lock();
+        if let Some((_, text)) = kept.iter().find(|(of, _)| *of == member) {
+            return Arc::clone(text);
+        }
+        let text: Arc<[u8]> = line(&self.generation, member).into();
+        if text.len() as u64 >= STEP_BYTES {
+            #[cfg(test)]
+            self.made.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let room = MAX_KEPT_BYTES.saturating_sub(text.len());
+            let bytes =
+                |kept: &VecDeque<(_, Arc<[u8]>)>| kept.iter().map(|k| k.1.len()).sum::<usize>();
+            while kept.len() >= MAX_KEPT || !kept.is_empty() && bytes(&kept) > room {
+                kept.pop_front();
+            }
+            kept.push_back((member, Arc::clone(&text)));
+        }
+        text
     }
 
     /// The digest of a member's content.
@@ -176,8 +226,8 @@ fn content(generation: &Generation, member: MemberId) -> Option<MemberId> {
     (generation.layout.kind(first) == Kind::File).then_some(first)
 }
 
-/// The line of a member, with the comments before it. A hard link is a file like its first name.
-fn line(generation: &Generation, member: MemberId, digest: Option<&Digest>) -> Vec<u8> {
+/// The line of a member, with the comments before it, and with zeros for its digest. A hard link is a file like its first name.
+fn line(generation: &Generation, member: MemberId) -> Vec<u8> {
     let name = generation.entry(member);
     let first = generation.first(member).map(|first| generation.entry(first));
     let entry = first.as_ref().unwrap_or(&name);
@@ -211,9 +261,9 @@ fn line(generation: &Generation, member: MemberId, digest: Option<&Digest>) -> V
         _ => {}
     }
     let _ = write!(text, " time={sec}.{nsec:09}");
-    if let Some(digest) = digest {
+    if content(generation, member).is_some() {
         text.push_str(" sha256digest=");
-        put_hex(&mut text, digest);
+        text.extend(std::iter::repeat_n('0', DIGEST_LEN));
     }
     text.push('\n');
     text.into_bytes()

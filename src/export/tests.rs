@@ -203,6 +203,41 @@ fn the_reader_sees_only_what_it_asks_for() {
 }
 
 #[test]
+fn a_long_line_of_the_manifest_is_made_once_for_whoever_reads_in_order() {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let s = Sample::new();
+    let name = "n".repeat(255);
+    let mut at = openat(CWD, s.path(""), OFlags::PATH, Mode::empty()).unwrap();
+    for _ in 0..300 {
+        mkdirat(&at, &name, Mode::RWXU).unwrap();
+        at = openat(&at, &name, OFlags::PATH, Mode::empty()).unwrap();
+    }
+    let file = openat(&at, "file", OFlags::WRONLY | OFlags::CREATE, Mode::RWXU).unwrap();
+    rustix::io::write(&file, b"content").unwrap();
+    let manifest = s.exports().lookup().unwrap().manifest();
+    let read = |part: usize| {
+        let (mut all, mut buf) = (Vec::new(), vec![0; part]);
+        while (all.len() as u64) < manifest.size() {
+            let count = manifest.read_at(all.len() as u64, &mut buf, &|| true).unwrap();
+            all.extend_from_slice(&buf[..count]);
+        }
+        all
+    };
+    let made = || manifest.made.swap(0, std::sync::atomic::Ordering::SeqCst);
+    let whole = read(usize::try_from(manifest.size()).unwrap());
+    let long = whole.split(|byte| *byte == b'\n').filter(|line| line.len() >= 64 << 10).count();
+    assert!(long > 40, "{long}");
+    assert_eq!(made(), long);
+    let sum = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73";
+    assert!(String::from_utf8_lossy(&whole).contains(&format!(" sha256digest={sum}\n")));
+    // Parts of one line, and of two.
+    for part in [16 << 10, 50_001] {
+        assert!(read(part) == whole, "{part}");
+        assert_eq!(made(), long, "{part}");
+    }
+}
+
+#[test]
 fn generations_that_are_open_are_never_more_than_fit_into_memory() {
     let s = Sample::new();
     fs::write(s.path("a"), "1").unwrap();
