@@ -17,6 +17,7 @@ use crate::tar::{Kind, MemberId};
 use rustix::io::Errno;
 use std::cmp::Ordering;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 /// What a copy should be.
 pub trait Reference {
@@ -154,6 +155,13 @@ fn order(a: &[u8], b: &[u8]) -> Ordering {
     a.iter().map(key).cmp(b.iter().map(key))
 }
 
+/// What is known of the content of a member of the copy.
+enum There {
+    Hashed(Option<Digest>),
+    /// Whether it is to be hashed.
+    Asked(Sender<bool>),
+}
+
 /// Compares an archive, whose members `next` gives. `made` is when it was copied, in seconds, where that is known.
 pub fn archive(
     reference: &mut dyn Reference,
@@ -171,14 +179,21 @@ pub fn archive(
     // What is no member lies between the last one and the next.
     let mut gap = false;
     let mut take = |summary: &mut Summary| loop {
-        match next()? {
+        let item = next()?;
+        if let Some(Item::Member(entry, _) | Item::Wanted(entry, _)) = &item
+            && !last.is_empty()
+            && order(&last, &entry.path) != Ordering::Less
+        {
+            return Err(if gap { Error::Surplus } else { Error::Order });
+        }
+        match item {
             Some(Item::Member(entry, digest)) => {
-                if !last.is_empty() && order(&last, &entry.path) != Ordering::Less {
-                    return Err(if gap { Error::Surplus } else { Error::Order });
-                }
                 gap = false;
                 last.clone_from(&entry.path);
-                return Ok(Some((*entry, digest)));
+                return Ok(Some((*entry, There::Hashed(digest))));
+            }
+            Some(Item::Wanted(entry, answer)) => {
+                return Ok(Some((*entry, There::Asked(answer))));
             }
             Some(Item::Damaged { len }) => {
                 gap = true;
@@ -204,6 +219,16 @@ pub fn archive(
                 (order(&here.path, &there.path), summary.damaged_bytes > 0)
             }
         };
+        // Once it is known what should be there: only what has the right size is worth to be hashed.
+        if which != Ordering::Less
+            && let Some((entry, There::Asked(answer))) = &there
+        {
+            let same = |here: &Entry| which == Ordering::Equal && here.size == entry.size;
+            // Nobody waits for it if the copy cannot be read any further.
+            let _ = answer.send(expected.as_ref().is_some_and(same));
+            there = take(&mut summary)?;
+            continue;
+        }
         match which {
             Ordering::Less => {
                 let path = expected.take().map(|entry| entry.path).unwrap_or_default();
@@ -222,7 +247,7 @@ pub fn archive(
                 there = take(&mut summary)?;
             }
             Ordering::Equal => {
-                if let (Some(here), Some((there, digest))) = (&expected, &there) {
+                if let (Some(here), Some((there, There::Hashed(digest)))) = (&expected, &there) {
                     summary.compared += 1;
                     let mut what = differing(here, there);
                     // The header has a checksum: what differs in it was so when the copy was made.

@@ -7,7 +7,7 @@ use super::{Context, Failure, Outcome, complain, export};
 use crate::export::Generation;
 use crate::quote;
 use crate::verify::{
-    self, Archive, Difference, Directory, Error, List, Names, Now, Reference, Summary, Why,
+    self, Archive, Difference, Directory, Error, Item, List, Names, Now, Reference, Summary, Why,
 };
 use serde_json::json;
 use std::fs::File;
@@ -15,7 +15,7 @@ use std::io::{self, BufReader, Read, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{channel, sync_channel};
 
 /// Members that the copy may be ahead of the machine.
 const AHEAD: usize = 256;
@@ -177,7 +177,12 @@ fn archive(
         let (send, receive) = sync_channel(AHEAD);
         // The copy is hashed on its own thread while this one hashes the machine.
         scope.spawn(move || {
-            let mut archive = Archive::new(input);
+            let ask = send.clone();
+            let mut archive = Archive::new(input, move |entry| {
+                let (answer, answered) = channel();
+                ask.send(Ok(Some(Item::Wanted(Box::new(entry.clone()), answer)))).is_ok()
+                    && answered.recv().unwrap_or(false)
+            });
             loop {
                 let item = archive.item().map_err(Error::Copy);
                 let last = !matches!(item, Ok(Some(_)));

@@ -7,6 +7,7 @@ use crate::export::{Digest, Entry, Record, pax_records};
 use crate::tar::{Kind, MAX_PATH, MAX_RECORDS};
 use sha2::{Digest as _, Sha256};
 use std::io::{self, ErrorKind, Read};
+use std::sync::mpsc::Sender;
 
 const BLOCK: usize = kind::LOOKED_AT;
 /// What is said of the archives of others.
@@ -22,12 +23,16 @@ const MAX_PAX: u64 = MAX_RECORDS as u64 + (64 << 10);
 const MOST_RUNS: u64 = 1 << 20;
 /// Bytes that are hashed at once.
 const AT_ONCE: usize = 256 << 10;
+/// Bytes of a file's holes that are hashed whatever it should be: a header may promise more than can be hashed within years.
+const FREE_HOLES: u64 = 64 << 20;
 
 /// Something of an archive.
 #[derive(Debug)]
 pub enum Item {
     /// A member, and the digest of a file.
     Member(Box<Entry>, Option<Digest>),
+    /// A file with large holes, which is a member if its body is right: whether it is to be hashed. Without an answer it is not.
+    Wanted(Box<Entry>, Sender<bool>),
     /// Bytes that belong to no member.
     Damaged {
         /// How many.
@@ -56,6 +61,7 @@ pub struct Archive<R> {
     dotted: bool,
     /// A block that was read to find out whether it is a header.
     ahead: Option<[u8; BLOCK]>,
+    wanted: Box<dyn FnMut(&Entry) -> bool + Send>,
 }
 
 enum Fault {
@@ -75,8 +81,8 @@ impl From<io::Error> for Fault {
 }
 
 impl<R: Read> Archive<R> {
-    /// From its first byte.
-    pub fn new(input: R) -> Self {
+    /// From its first byte. A file with large holes is hashed only if it is `wanted`.
+    pub fn new(input: R, wanted: impl FnMut(&Entry) -> bool + Send + 'static) -> Self {
         Self {
             input,
             offset: 0,
@@ -85,6 +91,7 @@ impl<R: Read> Archive<R> {
             zeros: true,
             dotted: false,
             ahead: None,
+            wanted: Box::new(wanted),
         }
     }
 
@@ -355,35 +362,40 @@ impl<R: Read> Archive<R> {
         if kind != Kind::File {
             return Ok((entry, None));
         }
-        let mut hash = Sha256::new();
+        entry.size = real.unwrap_or(stored);
+        let holes = entry.size.saturating_sub(stored);
+        // What is no archive of ours is not compared.
+        let is_hashed = holes <= FREE_HOLES || self.dotted && (self.wanted)(&entry);
+        let mut hash = is_hashed.then(Sha256::new);
         match real {
-            None => {
-                entry.size = stored;
-                self.hash(&mut hash, stored)?;
-            }
-            Some(real) => {
-                entry.size = real;
-                self.sparse(&mut hash, stored, real)?;
-            }
+            None => self.hash(&mut hash, stored)?,
+            Some(real) => self.sparse(&mut hash, stored, real)?,
         }
         let padding = stored.next_multiple_of(BLOCK as u64) - stored;
         self.skip(padding)?;
-        Ok((entry, Some(hash.finalize().into())))
+        Ok((entry, hash.map(|hash| hash.finalize().into())))
     }
 
-    fn hash(&mut self, hash: &mut Sha256, mut len: u64) -> Result<(), Fault> {
+    fn hash(&mut self, hash: &mut Option<Sha256>, mut len: u64) -> Result<(), Fault> {
         let mut buf = vec![0; AT_ONCE.min(usize::try_from(len).unwrap_or(AT_ONCE))];
         while len > 0 {
             let Some(part) = buf.get_mut(..len.min(AT_ONCE as u64) as usize) else { break };
             self.fill(part)?;
-            hash.update(&*part);
+            if let Some(hash) = hash {
+                hash.update(&*part);
+            }
             len -= part.len() as u64;
         }
         Ok(())
     }
 
     /// A map of decimal lines, padded to a block, and the data of its runs.
-    fn sparse(&mut self, hash: &mut Sha256, stored: u64, real: u64) -> Result<(), Fault> {
+    fn sparse(&mut self, hash: &mut Option<Sha256>, stored: u64, real: u64) -> Result<(), Fault> {
+        let zeros = |hash: &mut Option<Sha256>, len| {
+            if let Some(hash) = hash {
+                crate::export::hash_zeros(hash, len);
+            }
+        };
         let mut block: [u8; BLOCK] = [0; BLOCK];
         let (mut used, mut map_len) = (BLOCK, 0_u64);
         let mut line = |archive: &mut Self| -> Result<u64, Fault> {
@@ -423,10 +435,10 @@ impl<R: Read> Archive<R> {
             let hole = offset.checked_sub(at).ok_or(Fault::Damaged)?;
             at = offset.checked_add(len).filter(|end| *end <= real).ok_or(Fault::Damaged)?;
             rest = rest.checked_sub(len).ok_or(Fault::Damaged)?;
-            crate::export::hash_zeros(hash, hole);
+            zeros(hash, hole);
             self.hash(hash, len)?;
         }
-        crate::export::hash_zeros(hash, real.saturating_sub(at));
+        zeros(hash, real.saturating_sub(at));
         self.skip(rest)
     }
 }
@@ -505,7 +517,7 @@ mod tests {
     #[test]
     fn garbage_is_damage_and_never_a_panic() {
         for bytes in [vec![0xff; 5000], vec![b'0'; 512], Vec::new(), vec![0; 512]] {
-            let mut archive = Archive::new(&*bytes);
+            let mut archive = Archive::new(&*bytes, |_| false);
             let mut items = 0;
             while archive.item().unwrap().is_some() {
                 items += 1;
@@ -567,7 +579,7 @@ mod tests {
         let layout: Layout<()> = builder.finish();
         let mut bytes = vec![0; usize::try_from(layout.size()).unwrap()];
         read_at(&layout, &Nothing, 0, &mut bytes).unwrap();
-        let mut archive = Archive::new(&*bytes);
+        let mut archive = Archive::new(&*bytes, |_| false);
         let mut last = None;
         for _ in 0..=LEVELS {
             let item = archive.item().unwrap();
@@ -591,6 +603,9 @@ mod tests {
         let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum::<u64>() + 8 * 32;
         block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
         assert!(header(&block));
-        assert!(matches!(Archive::new(&block[..]).item(), Ok(Some(Item::CutOff { at: 512 }))));
+        assert!(matches!(
+            Archive::new(&block[..], |_| false).item(),
+            Ok(Some(Item::CutOff { at: 512 }))
+        ));
     }
 }
