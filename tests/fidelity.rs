@@ -173,7 +173,14 @@ fn each_kind_of_attribute_that_is_left_out_is_one_line() {
     let of_attributes = lines.iter().filter(|line| line["reason"] == "attribute");
     let mut texts: Vec<String> = of_attributes.map(|line| line["text"].to_string()).collect();
     texts.sort();
-    let kinds = ["btrfs.*", "security.SMACK*", "security.ima", "security.selinux", "trusted.*"];
+    let kinds = [
+        "btrfs.*",
+        "security.SMACK*",
+        "security.ima",
+        "security.selinux",
+        "trusted.*",
+        "with control characters in their names",
+    ];
     assert_eq!(texts.len(), kinds.len(), "{texts:?}");
     for (text, kind) in texts.iter().zip(kinds) {
         assert!(text.contains(kind), "{kind}: {texts:?}");

@@ -116,7 +116,10 @@ pub(crate) fn is_seen_by_a_mount(name: &[u8]) -> bool {
 
 /// Whether the export keeps an attribute: the contract's list, typed in once more.
 pub(crate) fn is_kept(name: &[u8]) -> bool {
-    name.starts_with(b"user.")
+    let kind = name.starts_with(b"user.")
         || (name.starts_with(b"trusted.") && !ACLS_OF_XFS.contains(&name))
-        || [ACCESS, DEFAULT, CAPABILITY, b"security.NTACL"].contains(&name)
+        || [ACCESS, DEFAULT, CAPABILITY, b"security.NTACL"].contains(&name);
+    // C0 and DEL are single bytes in UTF-8, C1 begins with 0xc2; alone, these bytes are no characters.
+    let controls = String::from_utf8_lossy(name).contains(char::is_control);
+    kind && !controls
 }
