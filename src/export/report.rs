@@ -6,7 +6,7 @@ use crate::tree::{LeftOut, Weight};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Lines kept of each reason: a machine with a million sockets must not fill the memory with their names.
 const MAX_LINES: usize = 10_000;
@@ -266,7 +266,14 @@ struct ChangeLines {
     /// By member.
     by_member: BTreeMap<u32, ChangeLine>,
     bytes: usize,
-    more: u64,
+    /// Members for which there was no room: a second word on one of them is not a second member.
+    not_listed: HashSet<u32>,
+}
+
+impl ChangeLines {
+    fn more(&self) -> u64 {
+        self.not_listed.len() as u64
+    }
 }
 
 impl ChangeLine {
@@ -287,7 +294,7 @@ impl Changes {
         }
         let bytes = lines.bytes.saturating_add(line.cost());
         if lines.by_member.len() >= MAX_LINES || bytes > MAX_CHANGE_BYTES {
-            lines.more = lines.more.saturating_add(1);
+            lines.not_listed.insert(member);
             return false;
         }
         lines.bytes = bytes;
@@ -298,7 +305,7 @@ impl Changes {
     /// The lines in the order of the archive, and how many more there were.
     pub fn lines(&self) -> (Vec<ChangeLine>, u64) {
         let lines = self.lines.lock();
-        (lines.by_member.values().cloned().collect(), lines.more)
+        (lines.by_member.values().cloned().collect(), lines.more())
     }
 
     /// The first few of [`Self::lines`].
@@ -306,7 +313,7 @@ impl Changes {
         let lines = self.lines.lock();
         let first: Vec<_> = lines.by_member.values().take(most).cloned().collect();
         let rest = lines.by_member.len().saturating_sub(first.len()) as u64;
-        (first, lines.more.saturating_add(rest))
+        (first, lines.more().saturating_add(rest))
     }
 
     /// Whether nothing changed.
