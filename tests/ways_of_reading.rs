@@ -324,8 +324,15 @@ fn node_reads_what_is_there() {
     let mounted = Mounted::new(&fixture);
     let mut files = all_files(&fixture, &mounted);
     files.retain(|(path, _)| !path.ends_with(".transfers"));
-    let list: Vec<_> =
-        files.iter().map(|(path, bytes)| format!("{} {}", sha256(bytes), path.display())).collect();
+    let list: Vec<_> = files
+        .iter()
+        .map(|(path, bytes)| {
+            // The report has the time of the last scan, and the guide goes with it: each read may meet another text.
+            let text = path.ends_with("report.json") || path.ends_with("MIGRATE.md");
+            let sum = if text { "-".repeat(64) } else { sha256(bytes) };
+            format!("{sum} {}", path.display())
+        })
+        .collect();
     let list_file = fixture.path().join("list");
     fs::write(&list_file, list.join("\n")).unwrap();
     for version in ["20.9.0", "24.21.0"] {
