@@ -10,8 +10,10 @@ use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{self, AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
+use std::fmt::Formatter;
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -21,15 +23,20 @@ use std::time::{Duration, Instant};
 /// The first argument of such a process.
 const WORD: &str = "--look";
 /// Bytes of an answer, and of what one machine says.
-const MAX_ANSWER: u64 = 8 << 20;
+const MAX_ANSWER: u64 = 1 << 20;
 const MAX_TRANSFERS: u64 = 1 << 20;
 /// Machines of one mount, and copies of one machine.
 const MAX_MACHINES: usize = 10_000;
 const MAX_COPIES: usize = 1_000;
 /// Bytes of a command line that is shown.
-const MAX_COMMAND: u64 = 4 << 10;
+const MAX_COMMAND: u64 = 1 << 10;
 /// Seconds of a processor.
 const MAX_SECONDS: u64 = 10;
+
+/// The error of a mount that says what no codchifs says.
+pub(crate) const NO_CODCHIFS: Errno = Errno::PROTO;
+/// The error of one that says more than is shown.
+pub(crate) const TOO_MUCH: Errno = Errno::FBIG;
 
 /// What is found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +85,35 @@ pub(crate) struct Transfer {
 
 #[derive(Deserialize)]
 struct Transfers {
-    transfers: Vec<Transfer>,
+    transfers: Copies,
+}
+
+/// The readers of one machine: at most [`MAX_COPIES`], or a short text (`[{},{},…`) would take a hundred times its size.
+#[derive(Debug, Default)]
+struct Copies(Vec<Transfer>);
+
+impl<'de> Deserialize<'de> for Copies {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Self::default())
+    }
+}
+
+impl<'de> Visitor<'de> for Copies {
+    type Value = Self;
+
+    fn expecting(&self, to: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(to, "at most {MAX_COPIES} transfers")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut all: A) -> Result<Self, A::Error> {
+        while let Some(transfer) = all.next_element()? {
+            if self.0.len() == MAX_COPIES {
+                return Err(A::Error::invalid_length(MAX_COPIES + 1, &self));
+            }
+            self.0.push(transfer);
+        }
+        Ok(self)
+    }
 }
 
 /// Each machine with its readers.
@@ -95,11 +130,26 @@ pub(crate) enum Answer {
     Machines(Machines),
 }
 
+impl Answer {
+    /// About how many bytes of memory it takes.
+    pub(crate) fn weight(&self) -> usize {
+        let Self::Machines(machines) = self else { return 0 };
+        let of_one = |transfer: &Transfer| {
+            let command = transfer.command.as_ref().map_or(0, String::len);
+            size_of::<Transfer>() + transfer.file.len() + transfer.generation.len() + command
+        };
+        let of_machine = |(name, all): (&String, &Vec<Transfer>)| {
+            size_of::<Transfer>() + name.len() + all.iter().map(of_one).sum::<usize>()
+        };
+        machines.iter().map(of_machine).sum()
+    }
+}
+
 /// A look that goes on. Ends its process when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Look {
     child: Option<Child>,
-    answer: Receiver<Option<Answer>>,
+    answer: Receiver<Vec<u8>>,
 }
 
 impl Look {
@@ -127,10 +177,10 @@ impl Look {
         if let Some(stdout) = child.stdout.take() {
             std::thread::Builder::new().name("codchifs-look".into()).spawn(move || {
                 let mut text = Vec::new();
-                let read = stdout.take(MAX_ANSWER).read_to_end(&mut text);
-                let answer = read.ok().and_then(|_| serde_json::from_slice(&text).ok());
+                // What it did not say to the end cannot be parsed.
+                let _ = stdout.take(MAX_ANSWER).read_to_end(&mut text);
                 // Nobody waits any more.
-                let _ = sender.send(answer);
+                let _ = sender.send(text);
             })?;
         }
         Ok(Self { child: Some(child), answer })
@@ -139,7 +189,8 @@ impl Look {
     /// What it says until then; `None` if it says nothing that can be understood.
     pub(crate) fn wait(self, end: Instant) -> Option<Answer> {
         let left = end.saturating_duration_since(Instant::now());
-        self.answer.recv_timeout(left.max(Duration::from_millis(1))).ok().flatten()
+        let text = self.answer.recv_timeout(left.max(Duration::from_millis(1))).ok()?;
+        serde_json::from_slice(&text).ok()
     }
 }
 
@@ -200,8 +251,11 @@ fn machines() -> Result<Machines, Errno> {
     let root = std::io::stdin();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = fs::openat(root.as_fd(), ".", flags, Mode::empty())?;
-    let mut machines = Machines::new();
-    for entry in fs::Dir::read_from(&top)?.take(MAX_MACHINES) {
+    let (mut machines, mut answer_size) = (Machines::new(), 0);
+    for (count, entry) in fs::Dir::read_from(&top)?.enumerate() {
+        if count == MAX_MACHINES {
+            return Err(TOO_MUCH);
+        }
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with('.') {
@@ -212,12 +266,20 @@ fn machines() -> Result<Machines, Errno> {
         // One that is gone meanwhile is no fault.
         let Ok(file) = fs::openat(&top, path, flags, Mode::empty()) else { continue };
         let mut text = Vec::new();
-        let read = std::fs::File::from(file).take(MAX_TRANSFERS).read_to_end(&mut text);
+        let read = std::fs::File::from(file).take(MAX_TRANSFERS + 1).read_to_end(&mut text);
+        if text.len() as u64 > MAX_TRANSFERS {
+            return Err(TOO_MUCH);
+        }
         let parsed = read.ok().and_then(|_| serde_json::from_slice(&text).ok());
-        let Transfers { mut transfers } = parsed.ok_or(Errno::PROTO)?;
-        transfers.truncate(MAX_COPIES);
+        let Transfers { transfers: Copies(mut transfers) } = parsed.ok_or(NO_CODCHIFS)?;
         for transfer in &mut transfers {
             transfer.command = transfer.pid.and_then(command);
+        }
+        let said = serde_json::to_vec(&(&name, &transfers)).map_err(|_| NO_CODCHIFS)?;
+        answer_size += said.len();
+        // With what is around it.
+        if answer_size as u64 > MAX_ANSWER / 2 {
+            return Err(TOO_MUCH);
         }
         machines.insert(name, transfers);
     }

@@ -5,16 +5,19 @@
 mod common;
 
 use common::fixture::Fixture;
+use common::liar::{Liar, Lies};
 use common::lxd::UID;
 use common::mounted::mounts_on;
 use common::plants::Hung;
-use common::{program, run, wait_until};
+use common::processes::peak_below;
+use common::{Done, host_lock, program, run, run_while, wait_until};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::mount::{UnmountFlags, unmount};
+use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{chown, lchown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -175,4 +178,148 @@ while True:
         let asked = run(program("pgrep", ["-u", &UID.to_string(), "-f", "codchifs --look"]));
         asked.out().trim().is_empty()
     });
+}
+
+/// What `status` says of a mount that says what no codchifs does, or more than it would.
+const NONSENSE: &str = "its answers make no sense";
+const TOO_MUCH: &str = "it says more than can be shown";
+
+/// What a server may say, and what `status` then says of its mount.
+fn lies() -> Vec<(&'static str, Lies, &'static str)> {
+    let transfers = |inside: &str| format!(r#"{{"schema":1,"transfers":[{inside}]}}"#);
+    let text = |text: &str| Lies::text(text);
+    let one = Lies::text(transfers(""));
+    let endless = Lies { length: u64::MAX, ..one.clone() };
+    let in_a_string = Lies { text: b"{\"schema\":\"".into(), filler: b'x', ..endless.clone() };
+    let many = |inside: &str, numbered| {
+        let text = transfers(&format!("{inside}{{}}"));
+        Lies { names: Vec::new(), numbered, ..Lies::text(text) }
+    };
+    let sized = |size| Lies { size: Some(size), ..one.clone() };
+    let named = |names| Lies { names, ..one.clone() };
+    let copies = "{},".repeat(300_000);
+    let deep = "[".repeat(500_000);
+    let long = format!(r#"{{"file":"{}"}},"#, "x".repeat(900 << 10));
+    let hostile = r#"{"pid":1,"file":"\u001b[2J\n","generation":"\u202e\u0000\n# "},"#;
+    let large = format!(r#"{{"pid":1,"offset":{0},"size":{0},"bytes":{0}}},"#, u64::MAX);
+    vec![
+        ("bytes without an end", endless, TOO_MUCH),
+        ("a string without an end", in_a_string, TOO_MUCH),
+        ("1 GiB", Lies { length: 1 << 30, ..one.clone() }, TOO_MUCH),
+        ("no JSON", text("transfers"), NONSENSE),
+        ("half of it", text(r#"{"transfers":["#), NONSENSE),
+        ("nothing", text(""), NONSENSE),
+        ("no UTF-8", Lies::text([b'"', 0xff, 0x1b, b'"']), NONSENSE),
+        ("another type", text(r#"{"transfers":"no"}"#), NONSENSE),
+        ("a negative size", many(r#"{"size":-1},"#, 1), NONSENSE),
+        ("nested", text(&format!(r#"{{"transfers":{deep}"#)), NONSENSE),
+        ("nested where nobody looks", text(&format!(r#"{{"other":{deep}"#)), NONSENSE),
+        ("a large size", sized(u64::MAX >> 1), ""),
+        ("a small size", sized(3), NONSENSE),
+        ("many copies", many(&copies, 1), NONSENSE),
+        ("many copies of many machines", many(&copies, 9_000), NONSENSE),
+        ("a thousand copies of many machines", many(&"{},".repeat(999), 9_000), TOO_MUCH),
+        ("commands of many machines", many(&r#"{"pid":1},"#.repeat(900), 9_000), TOO_MUCH),
+        ("long names of files", many(&long, 9_000), TOO_MUCH),
+        ("machines without an end", Lies { numbered: u64::MAX >> 1, ..one.clone() }, TOO_MUCH),
+        ("hidden names without an end", named(vec![b".x".to_vec(); 1 << 20]), TOO_MUCH),
+        ("a name with control characters", named(vec![b"m\n\x1b[2J\xff".to_vec()]), ""),
+        ("two of one name", named(vec![b"m".to_vec(); 2]), ""),
+        ("hostile strings", many(hostile, 3), ""),
+        ("large numbers", many(&large, 3), ""),
+        ("a few copies", many(&"{},".repeat(900), 3), ""),
+    ]
+}
+
+/// The parsed answers of real mounts take a few MiB; the program itself, unoptimized, about 20.
+const MAX_MEMORY: u64 = 96 << 20;
+
+/// Runs it where no mounts of other tests are, while nothing below this process takes more memory.
+#[track_caller]
+fn within_memory(what: &str, fixture: &Fixture, command: &Command) -> Done {
+    const SCRIPT: &str = r#"
+        awk -v own="$0/" '/ - fuse.codchifs / && index($5, own) != 1 { print $5 }' /proc/self/mountinfo |
+            while IFS= read -r point; do umount -l "$(printf '%b' "$point")"; done
+        exec "$@""#;
+    let mut alone = program("unshare", ["--mount", "--propagation", "private", "sh", "-ec"]);
+    alone.arg(SCRIPT).arg(fixture.path()).arg(command.get_program()).args(command.get_args());
+    common::without_variables(&mut alone);
+    for (name, value) in command.get_envs() {
+        alone.envs(value.map(|value| (name, value)));
+    }
+    let mut peak = 0;
+    let done = run_while(&mut alone, || peak = peak.max(peak_below(std::process::id())));
+    assert!(peak < MAX_MEMORY, "{what}: {} MiB: {}", peak >> 20, done.line);
+    done
+}
+
+/// What `status` says of the mount at `point`.
+#[track_caller]
+fn mount_at(point: &str, status: &[u8]) -> Value {
+    let all: Value = serde_json::from_slice(status).unwrap();
+    let found = all["mounts"].as_array().unwrap().iter().find(|one| one["mountpoint"] == point);
+    found.unwrap_or_else(|| panic!("no {point} in {all:#}")).clone()
+}
+
+#[test]
+fn what_a_server_that_calls_itself_codchifs_says_takes_no_memory_of_who_looks() {
+    let _alone = host_lock("liars");
+    let fixture = Fixture::new();
+    let point = fixture.scratch("point");
+    chown(&point, Some(UID), Some(UID)).unwrap();
+    let name = point.to_str().unwrap();
+    for (what, lies, said) in lies() {
+        let liar = Liar::new(&point, UID, TYPE, lies);
+        let done = within_memory(what, &fixture, &fixture.command(["status", "--json"]));
+        let mount = mount_at(name, &done.stdout);
+        let reason = mount["reason"].as_str().unwrap_or_default();
+        assert!(
+            reason.starts_with(said) && said.is_empty() == reason.is_empty(),
+            "{what}: {mount:#}"
+        );
+        assert_eq!(mount["state"], "served", "{what}");
+        assert_eq!(mount["machines"].as_array().unwrap().is_empty(), !said.is_empty(), "{what}");
+
+        let done = within_memory(what, &fixture, &fixture.command(["status"]));
+        let text = done.out();
+        assert!(text.contains(said) && text.contains(name), "{what}: {text}");
+        assert!(!text.contains(|c: char| c != '\n' && c.is_control()), "{what}: {text:?}");
+
+        let mut watch = program("sh", ["-c", "\"$0\" status --watch --json | head -n 1"]);
+        watch.arg(env!("CARGO_BIN_EXE_codchifs"));
+        let done = within_memory(what, &fixture, &watch).ok();
+        assert_eq!(mount_at(name, &done.stdout)["reason"], mount["reason"], "{what}");
+
+        let done = within_memory(what, &fixture, &fixture.command(["doctor"]));
+        assert!(done.out().contains(name), "{what}: {}", done.out());
+
+        let mut complete = program(env!("CARGO_BIN_EXE_codchifs"), ["--", "codchifs"]);
+        complete.args(["unmount", ""]).env("_CLAP_IFS", "\n");
+        complete.env("CODCHIFS_COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", "2");
+        assert!(within_memory(what, &fixture, &complete).ok().out().contains(name), "{what}");
+
+        fixture.run(["unmount", "--lazy", name]).ok();
+        assert!(mounts_on(&point).is_empty(), "{what}");
+        drop(liar);
+    }
+}
+
+#[test]
+fn many_mounts_that_say_much_share_the_memory_for_what_they_say() {
+    let _alone = host_lock("liars");
+    let fixture = Fixture::new();
+    let copies = format!(r#"{{"transfers":[{}{{}}]}}"#, "{},".repeat(900));
+    let mounted: Vec<_> = (0..40)
+        .map(|number| {
+            let point = fixture.scratch(&number.to_string());
+            let lies = Lies { names: Vec::new(), numbered: 4, ..Lies::text(&*copies) };
+            Liar::new(&point, UID, TYPE, lies)
+        })
+        .collect();
+    let done = within_memory("many", &fixture, &fixture.command(["status", "--json"])).exits(1);
+    let all: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let reasons = all["mounts"].as_array().unwrap().iter().map(|mount| mount["reason"].as_str());
+    let refused = reasons.flatten().filter(|why| why.starts_with(TOO_MUCH)).count();
+    assert!((1..40).contains(&refused), "{refused}");
+    drop(mounted);
 }

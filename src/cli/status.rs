@@ -5,7 +5,7 @@ use super::progress;
 use super::text::{columns, write_json};
 use super::{Failure, Outcome};
 use crate::fuse::{self, Health};
-use crate::look::Transfer;
+use crate::look::{self, Transfer};
 use crate::quote;
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ type Before = HashMap<(PathBuf, String, String, u64), (Instant, u64)>;
 pub(super) fn run(status: &Status) -> Result<Outcome, Failure> {
     let (mut before, mut first) = (Before::new(), true);
     loop {
-        let (mounts, outcome) = look(&mut before)?;
+        let (mounts, outcome) = look_at_all(&mut before)?;
         let mut out = io::stdout().lock();
         if status.json {
             let all = json!({ "schema": 1, "mounts": mounts });
@@ -59,7 +59,7 @@ fn redraw(out: &mut impl Write, text: &str, columns: usize, first: bool) -> io::
     write!(out, "\x1b[J")
 }
 
-fn look(before: &mut Before) -> Result<(Vec<Value>, Outcome), Failure> {
+fn look_at_all(before: &mut Before) -> Result<(Vec<Value>, Outcome), Failure> {
     let (mut mounts, mut outcome, mut now) = (Vec::new(), Outcome::Done, Before::new());
     for (point, health, machines) in fuse::transfers().map_err(|why| format!("status: {why}"))? {
         let (health, why) = match (health, &machines) {
@@ -70,6 +70,8 @@ fn look(before: &mut Before) -> Result<(Vec<Value>, Outcome), Failure> {
             (Health::Served, Err(why @ (Errno::ACCESS | Errno::PERM))) => {
                 ("served", Some(format!("{why}: only its owner, or root, can look into it")))
             }
+            (Health::Served, Err(look::NO_CODCHIFS)) => ("served", Some(NO_CODCHIFS.to_owned())),
+            (Health::Served, Err(look::TOO_MUCH)) => ("served", Some(TOO_MUCH.to_owned())),
             (Health::Served, Err(why)) => ("served", Some(why.to_string())),
             (Health::Served, Ok(_)) => ("served", None),
         };
@@ -93,6 +95,13 @@ fn look(before: &mut Before) -> Result<(Vec<Value>, Outcome), Failure> {
     *before = now;
     Ok((mounts, outcome))
 }
+
+/// What is said of a mount that answers what no codchifs does.
+const NO_CODCHIFS: &str =
+    "its answers make no sense: another program, or another version of codchifs, serves it";
+
+/// What is said of a mount that has too many machines or readers, or none of the room for all mounts left.
+const TOO_MUCH: &str = "it says more than can be shown: is it codchifs that serves it?";
 
 /// What is said of a mount that does not answer.
 const SILENT: &str =

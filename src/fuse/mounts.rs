@@ -2,7 +2,7 @@
 
 use super::MountError;
 use super::point::Point;
-use crate::look::{Answer, Look, Machines, What};
+use crate::look::{Answer, Look, Machines, TOO_MUCH, What};
 use crate::mountinfo::{self, Mount};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -16,6 +16,8 @@ pub(super) const TYPE: &str = "fuse.codchifs";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Looks at once.
 const AT_ONCE: usize = 16;
+/// Bytes of memory for all answers together.
+const MAX_ANSWERS: usize = 2 << 20;
 
 /// Whether somebody serves a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,18 +63,22 @@ fn health(answer: Option<&Answer>) -> Health {
 }
 
 /// As many at once as make no difference to a host, so that a few take no longer than one; and for a bounded time, however many
-/// somebody has mounted.
+/// somebody has mounted. Answers that do not fit into the memory for all of them are an error of their mounts.
 fn ask_all(what: What) -> Result<Vec<(PathBuf, Option<Answer>)>, MountError> {
     let table = mountinfo::read().map_err(|source| MountError::Table { source })?;
     let ours: Vec<_> = table.into_iter().filter(|mounted| mounted.fstype == TYPE).collect();
-    let (mut all, last) = (Vec::new(), Instant::now() + 2 * PATIENCE);
+    let (mut all, mut room, last) = (Vec::new(), MAX_ANSWERS, Instant::now() + 2 * PATIENCE);
     for some in ours.chunks(AT_ONCE) {
         let end = last.min(Instant::now() + PATIENCE);
         let started: Vec<_> = some.iter().map(|mounted| (mounted, ask(mounted, what))).collect();
-        let answered = started.into_iter().map(|(mounted, look)| {
-            (mounted.mountpoint.clone(), look.and_then(|look| look.wait(end)))
-        });
-        all.extend(answered);
+        for (mounted, look) in started {
+            let mut answer = look.and_then(|look| look.wait(end));
+            match room.checked_sub(answer.as_ref().map_or(0, Answer::weight)) {
+                Some(left) => room = left,
+                None => answer = Some(Answer::Failed(TOO_MUCH.raw_os_error())),
+            }
+            all.push((mounted.mountpoint.clone(), answer));
+        }
     }
     Ok(all)
 }

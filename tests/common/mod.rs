@@ -12,6 +12,7 @@ pub(crate) mod docker;
 pub(crate) mod expected;
 pub(crate) mod fixture;
 pub(crate) mod guide;
+pub(crate) mod liar;
 pub(crate) mod lxd;
 pub(crate) mod mounted;
 pub(crate) mod pages;

@@ -60,6 +60,27 @@ pub(crate) fn resident(pid: u32) -> u64 {
     status(pid)["VmRSS"].split(' ').next().unwrap().parse().unwrap()
 }
 
+/// Bytes of memory that any codchifs below this process has had at most, of those that run.
+pub(crate) fn peak_below(pid: u32) -> u64 {
+    let mut peak = 0;
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    for task in tasks {
+        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        for child in children.split_whitespace().map(|child| child.parse().unwrap()) {
+            // A process that has ended has no memory, nor one that is gone a file.
+            let text = fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
+            // Before it becomes another program, a process has the memory of who started it. `exe` is of /proc/self/exe.
+            let is_ours =
+                ["Name:\tcodchifs\n", "Name:\texe\n"].iter().any(|name| text.starts_with(name));
+            let mut lines = text.lines().filter(|_| is_ours);
+            let line = lines.find_map(|line| line.strip_prefix("VmHWM:"));
+            let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+            peak = peak.max(number.unwrap_or(0) << 10).max(peak_below(child));
+        }
+    }
+    peak
+}
+
 /// A process that does nothing until it is made to, and ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Idle(Child);
