@@ -22,6 +22,7 @@
 //! their offsets, a *generation* one layout of one machine. `docs/SEMANTICS.md` says what is promised.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod accounts;
 pub mod backend;
 pub mod cli;
 pub mod codchi;
@@ -45,3 +46,4 @@ pub mod tree;
 pub mod verify;
 pub mod vfs;
 mod walk;
+mod worker;

@@ -6,6 +6,7 @@
 //! is parsed as what a stranger wrote. A process that was ended, or says nonsense, has not answered.
 
 use crate::credentials::{User, become_owner};
+use crate::worker::{MAX_ANSWER, Worker};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{self, AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -15,15 +16,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Formatter;
 use std::io::{Read as _, Write as _};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::process::{ExitCode, Stdio};
+use std::time::Instant;
 
 /// The first argument of such a process.
 const WORD: &str = "--look";
-/// Bytes of an answer, and of what one machine says.
-const MAX_ANSWER: u64 = 1 << 20;
+/// Bytes of what one machine says.
 const MAX_TRANSFERS: u64 = 1 << 20;
 /// Machines of one mount, and copies of one machine.
 const MAX_MACHINES: usize = 10_000;
@@ -147,10 +145,7 @@ impl Answer {
 
 /// A look that goes on. Ends its process when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Look {
-    child: Option<Child>,
-    answer: Receiver<Vec<u8>>,
-}
+pub(crate) struct Look(Worker);
 
 impl Look {
     /// Starts one at the mount with this root, as its owner where that can be.
@@ -159,50 +154,15 @@ impl Look {
         owner: Option<(u32, u32)>,
         what: What,
     ) -> std::io::Result<Self> {
-        crate::sys::keep_descriptors()?;
         let name = What::ALL.iter().find(|(one, _)| *one == what).map_or("", |(_, name)| name);
         let (uid, gid) = owner.unwrap_or((0, 0));
-        let mut child = Command::new("/proc/self/exe")
-            .arg0("codchifs")
-            .args([WORD, name, &uid.to_string(), &gid.to_string()])
-            .env_clear()
-            .current_dir("/")
-            // Keys typed at a terminal are for the command, and signals to this group for nobody else.
-            .process_group(0)
-            .stdin(Stdio::from(root))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let (sender, answer) = channel();
-        if let Some(stdout) = child.stdout.take() {
-            std::thread::Builder::new().name("codchifs-look".into()).spawn(move || {
-                let mut text = Vec::new();
-                // What it did not say to the end cannot be parsed.
-                let _ = stdout.take(MAX_ANSWER).read_to_end(&mut text);
-                // Nobody waits any more.
-                let _ = sender.send(text);
-            })?;
-        }
-        Ok(Self { child: Some(child), answer })
+        let words = [WORD, name, &uid.to_string(), &gid.to_string()];
+        Worker::start(words, Stdio::from(root)).map(Self)
     }
 
     /// What it says until then; `None` if it says nothing that can be understood.
     pub(crate) fn wait(self, end: Instant) -> Option<Answer> {
-        let left = end.saturating_duration_since(Instant::now());
-        let text = self.answer.recv_timeout(left.max(Duration::from_millis(1))).ok()?;
-        serde_json::from_slice(&text).ok()
-    }
-}
-
-impl Drop for Look {
-    fn drop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        let _ = child.kill();
-        if matches!(child.try_wait(), Ok(None)) {
-            // It may hang in the kernel for a while.
-            let reap = move || drop(child.wait());
-            let _ = std::thread::Builder::new().name("codchifs-reap".into()).spawn(reap);
-        }
+        self.0.wait(end)
     }
 }
 

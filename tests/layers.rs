@@ -16,6 +16,8 @@ const RANKS: &[(&str, u32)] = &[
     ("credentials", 1),
     ("sandbox", 2),
     ("confined", 1),
+    ("worker", 1),
+    ("accounts", 2),
     ("walk", 2),
     ("look", 2),
     ("codchi", 3),

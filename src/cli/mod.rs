@@ -27,6 +27,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::accounts;
 use crate::backend::{Backend, Daemon, Directories, Kind};
 use crate::codchi::{MachineName, State, dirs};
 use crate::credentials::{User, as_user};
@@ -56,7 +57,7 @@ const EX_CONFIG: i32 = 78;
 
 /// Parses the arguments, runs the command. Exit status: 0 done, 1 failed or incomplete, 2 usage.
 pub fn main() -> ExitCode {
-    if let Some(status) = look::answer() {
+    if let Some(status) = look::answer().or_else(accounts::answer) {
         return status;
     }
     complete::answer();
@@ -175,9 +176,8 @@ struct Context {
 impl Context {
     fn new(global: &Global) -> Result<Self, Failure> {
         let env = |name: &str| std::env::var_os(name);
-        let passwd = std::fs::read("/etc/passwd").unwrap_or_default();
         let caller = rustix::process::getuid().as_raw();
-        let owner = dirs::owner(caller, global.user.as_deref(), &env, &passwd)?;
+        let owner = dirs::owner(caller, global.user.as_deref(), &env, &accounts::find)?;
         let gid = owner.gid.unwrap_or_else(|| rustix::process::getgid().as_raw());
         let user = User { uid: owner.uid, gid };
         let absolute =

@@ -1,10 +1,10 @@
 //! Whose Codchi state is meant, and where it is. The only file that knows XDG.
 //!
-//! All of it is pure: the environment and `/etc/passwd` are arguments.
+//! All of it is pure: the environment and the users of the host are arguments.
 
 use super::Error;
+use crate::accounts::{Find, Key};
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Looks up a variable of the environment, as [`std::env::var_os`] does.
@@ -15,7 +15,7 @@ pub type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 pub struct Owner {
     /// The user's id on the host.
     pub uid: u32,
-    /// The user's main group, where `/etc/passwd` knows the user.
+    /// The user's main group, where it is known.
     pub gid: Option<u32>,
     /// The user's home directory on the host.
     pub home: PathBuf,
@@ -25,44 +25,46 @@ pub struct Owner {
 
 /// Whose state it is: the caller's; for root that of `--user`, else of `$SUDO_USER`, else root's.
 ///
-/// `passwd` is the text of `/etc/passwd`. Anyone but root can name nobody else with `--user`; a name
-/// that is not in `passwd` is an error.
+/// Anyone but root can name nobody else with `--user`; a name that the host does not know is an error.
 pub fn owner(
     caller_uid: u32,
     user: Option<&str>,
     env: Env<'_>,
-    passwd: &[u8],
+    find: Find<'_>,
 ) -> Result<Owner, Error> {
     if caller_uid != 0 {
-        let own =
-            |user: &str| accounts(passwd).any(|a| a.name == user.as_bytes() && a.uid == caller_uid);
+        let own = |user: &str| {
+            let found = find(Key::Name(OsStr::new(user)));
+            matches!(found, Ok(Some(account)) if account.uid == caller_uid)
+        };
         return match user {
             Some(user) if !own(user) => Err(Error::UserNeedsRoot { user: user.to_owned() }),
-            _ => caller(caller_uid, env, passwd),
+            _ => caller(caller_uid, env, find),
         };
     }
     let named = match user {
         Some(user) => Some((OsString::from(user), "--user")),
         None => set(env, "SUDO_USER").map(|user| (user, "$SUDO_USER")),
     };
-    let Some((user, by)) = named else { return caller(caller_uid, env, passwd) };
-    let found = accounts(passwd).find(|account| account.name == user.as_bytes());
-    let Some(found) = found else {
-        return Err(Error::UnknownUser { user: user.to_string_lossy().into_owned(), by });
-    };
+    let Some((user, by)) = named else { return caller(caller_uid, env, find) };
+    let shown = || user.to_string_lossy().into_owned();
+    let found = find(Key::Name(&user)).map_err(|_| Error::NoAnswerOfUser { user: shown(), by })?;
+    let found = found.ok_or_else(|| Error::UnknownUser { user: shown(), by })?;
     if found.uid == caller_uid {
-        return caller(caller_uid, env, passwd);
+        return caller(caller_uid, env, find);
     }
-    let home = absolute("the home directory in /etc/passwd", found.home)?;
+    let home = absolute("the user's home directory", found.home())?;
     Ok(Owner { uid: found.uid, gid: Some(found.gid), home, is_caller: false })
 }
 
-fn caller(uid: u32, env: Env<'_>, passwd: &[u8]) -> Result<Owner, Error> {
-    let found = accounts(passwd).find(|account| account.uid == uid);
+fn caller(uid: u32, env: Env<'_>, find: Find<'_>) -> Result<Owner, Error> {
+    let home = set(env, "HOME").map(PathBuf::from);
+    // Where $HOME says where the state is, the group is not worth waiting for.
+    let key = if home.is_some() { Key::Listed(uid) } else { Key::Uid(uid) };
+    let found = find(key).ok().flatten();
     let gid = found.as_ref().map(|account| account.gid);
-    let home = set(env, "HOME")
-        .map(PathBuf::from)
-        .or_else(|| found.map(|account| account.home.to_owned()))
+    let home = home
+        .or_else(|| found.map(|account| account.home().to_owned()))
         .ok_or(Error::NoHome { uid })?;
     Ok(Owner { uid, gid, home: absolute("the home directory $HOME", &home)?, is_caller: true })
 }
@@ -125,27 +127,6 @@ fn absolute(what: &'static str, path: &Path) -> Result<PathBuf, Error> {
     } else {
         Err(Error::Relative { what, path: path.to_owned() })
     }
-}
-
-struct Account<'a> {
-    name: &'a [u8],
-    uid: u32,
-    gid: u32,
-    home: &'a Path,
-}
-
-/// The lines of passwd(5) that are whole; others are skipped, as libc does.
-fn accounts(passwd: &[u8]) -> impl Iterator<Item = Account<'_>> {
-    passwd.split(|&byte| byte == b'\n').filter_map(|line| {
-        let mut fields = line.split(|&byte| byte == b':');
-        let name = fields.next().filter(|name| !name.is_empty())?;
-        let _password = fields.next()?;
-        let mut id = || str::from_utf8(fields.next()?).ok()?.parse().ok();
-        let (uid, gid) = (id()?, id()?);
-        let _gecos = fields.next()?;
-        let home = Path::new(OsStr::from_bytes(fields.next()?));
-        Some(Account { name, uid, gid, home })
-    })
 }
 
 #[cfg(test)]

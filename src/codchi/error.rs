@@ -189,20 +189,31 @@ pub enum Error {
     },
     /// There is nothing to find the home directory by.
     #[error(
-        "cannot find Codchi's state of uid {uid}: $HOME is not set and /etc/passwd has no such user; \
+        "cannot find Codchi's state of uid {uid}: $HOME is not set and this host has no such user; \
          set $HOME or name codchi's config and data directories"
     )]
     NoHome {
         /// Whose state it was to be.
         uid: u32,
     },
-    /// The named user is not in /etc/passwd.
+    /// The host has no user of this name.
     #[error(
-        "cannot find Codchi's state of user {user:?}, named by {by}: /etc/passwd has no such user; \
+        "cannot find Codchi's state of user {user:?}, named by {by}: this host has no such user; \
          {}",
         user_remedy(user)
     )]
     UnknownUser {
+        /// The name as given.
+        user: String,
+        /// Who named it: `--user` or `$SUDO_USER`.
+        by: &'static str,
+    },
+    /// The sources of users beside /etc/passwd gave no answer.
+    #[error(
+        "cannot find Codchi's state of user {user:?}, named by {by}: /etc/passwd does not have it, and \
+         the other sources of users gave no answer in time; see /etc/nsswitch.conf, and try: getent passwd"
+    )]
+    NoAnswerOfUser {
         /// The name as given.
         user: String,
         /// Who named it: `--user` or `$SUDO_USER`.
@@ -231,7 +242,7 @@ fn user_remedy(user: &str) -> &'static str {
         true => {
             "in a unit's name a dash must be escaped: systemctl start \"codchifs@$(systemd-escape USER)\""
         }
-        false => "check the name",
+        false => "check the name with: getent passwd",
     }
 }
 

@@ -1,6 +1,7 @@
 //! Codchi's state, the daemons, and each machine.
 
 use super::{Check, LONG, Probe, SHORT, Status, Subject, late, parted};
+use crate::accounts::{self, Key};
 use crate::backend::{Backend, Daemon, Driver, HomeIds, Location};
 use crate::codchi::Found;
 use crate::machine::{self, Machines};
@@ -136,13 +137,8 @@ fn group(daemon: &Daemon) -> Option<Check> {
 }
 
 fn user_name() -> Option<String> {
-    let uid = rustix::process::geteuid().as_raw();
-    let text = std::fs::read_to_string("/etc/passwd").ok()?;
-    text.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    })
+    let account = accounts::find(Key::Uid(rustix::process::geteuid().as_raw())).ok()??;
+    account.name().to_str().map(str::to_owned)
 }
 
 /// The snap mounts its pools in a mount namespace of its own.

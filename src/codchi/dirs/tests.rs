@@ -1,4 +1,5 @@
 use super::*;
+use crate::accounts::{NoAnswer, listed};
 
 const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nbroken\n\xff:x:5:5::/x:\n\
     ann:x:1000:100:Ann,,:/home/ann:/bin/bash\nrel:x:1001:100::home:/bin/sh\n";
@@ -8,7 +9,7 @@ fn env<'a>(set: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<OsString> +
 }
 
 fn found(uid: u32, user: Option<&str>, set: &[(&str, &str)]) -> Result<Owner, String> {
-    owner(uid, user, &env(set), PASSWD).map_err(|fault| fault.to_string())
+    owner(uid, user, &env(set), &|key| Ok(listed(PASSWD, key))).map_err(|fault| fault.to_string())
 }
 
 #[test]
@@ -33,27 +34,33 @@ fn whose_state() {
         ),
         (
             found(0, Some("bob"), &[]),
-            "cannot find Codchi's state of user \"bob\", named by --user: /etc/passwd has no such \
-             user; check the name",
+            "cannot find Codchi's state of user \"bob\", named by --user: this host has no such user; \
+             check the name with: getent passwd",
         ),
         (
             found(0, None, &[("SUDO_USER", "bob")]),
-            "cannot find Codchi's state of user \"bob\", named by $SUDO_USER: /etc/passwd has no \
-             such user; check the name",
+            "cannot find Codchi's state of user \"bob\", named by $SUDO_USER: this host has no such \
+             user; check the name with: getent passwd",
         ),
         (
             found(7, None, &[]),
-            "cannot find Codchi's state of uid 7: $HOME is not set and /etc/passwd has no such \
-             user; set $HOME or name codchi's config and data directories",
+            "cannot find Codchi's state of uid 7: $HOME is not set and this host has no such user; \
+             set $HOME or name codchi's config and data directories",
         ),
         (
             found(0, Some("rel"), &[]),
-            "cannot use the home directory in /etc/passwd home: it is not an absolute path; write \
+            "cannot use the user's home directory home: it is not an absolute path; write \
              it in full, from /",
         ),
     ] {
         assert_eq!(fault.unwrap_err(), text);
     }
+    let silent = owner(0, Some("bob"), &env(&[]), &|_| Err(NoAnswer));
+    assert_eq!(
+        silent.unwrap_err().to_string(),
+        "cannot find Codchi's state of user \"bob\", named by --user: /etc/passwd does not have it, and \
+         the other sources of users gave no answer in time; see /etc/nsswitch.conf, and try: getent passwd"
+    );
 }
 
 #[test]
