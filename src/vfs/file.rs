@@ -91,32 +91,26 @@ impl Vfs {
                 if generation.torn() && !self.is_current(&node, &generation) {
                     return Err(Errno::STALE);
                 }
-                let cache = self.shared_with_readers(&node);
                 let history = Arc::clone(self.exports(&node.key.machine)?.history());
                 let hold = history.open(&generation);
                 let progress = Progress::new(pid);
-                let handle = self.handles.add(Handle::Export { node, hold, progress });
+                let (handle, cache) =
+                    self.handles.add_reader(Handle::Export { node, hold, progress });
                 Ok(Opened { handle, cache, close_tells: true, plain: None, resized: false })
             }
             Object::Manifest { .. } => {
                 let generation = node.generation().ok_or(Errno::STALE)?;
-                let cache = self.shared_with_readers(&node);
                 let history = Arc::clone(self.exports(&node.key.machine)?.history());
                 let (manifest, hold) = (generation.manifest(), history.open(&generation));
                 let closed_by = Mutex::default();
-                let handle = self.handles.add(Handle::Manifest { node, manifest, hold, closed_by });
+                let opened = Handle::Manifest { node, manifest, hold, closed_by };
+                let (handle, cache) = self.handles.add_reader(opened);
                 Ok(Opened { handle, cache, close_tells: true, plain: None, resized: false })
             }
             Object::Page { page, .. } => self.open_page(node, page),
             Object::Placeholder(_) => Err(Errno::STALE),
             _ => Err(Errno::ISDIR),
         }
-    }
-
-    /// Pages of a generation are shared by readers of one time, not kept for later ones: a file that is written through mmap(2)
-    /// changes without any sign until it is written back.
-    fn shared_with_readers(&self, node: &Node) -> Cache {
-        if self.handles.of_inode(node.ino).is_some() { Cache::Keep } else { Cache::Drop }
     }
 
     /// Whether a lookup of `export.tar` would give this very generation again.

@@ -1,5 +1,6 @@
 //! Open files and directories.
 
+use super::Cache;
 use super::inode::Node;
 use super::number::Key;
 use super::transfers::Progress;
@@ -138,6 +139,20 @@ impl Handles {
         number
     }
 
+    /// The same of a file whose pages are shared by readers of one time, not kept for later ones: a file that is written through
+    /// mmap(2) changes without any sign until it is written back. Of those who open it at once, at most one drops them: dropping
+    /// waits for whoever reads already, maybe for as long as hashing a machine takes.
+    pub(super) fn add_reader(&self, handle: Handle) -> (u64, Cache) {
+        let number = self.last.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let ino = handle.node().ino;
+        let mut open = self.open.write();
+        // Of what was never open there are no pages.
+        let is_new = !handle.node().opened.swap(true, Ordering::SeqCst);
+        let keep = is_new || open.values().any(|other| other.node().ino == ino);
+        open.insert(number, Arc::new(handle));
+        (number, if keep { Cache::Keep } else { Cache::Drop })
+    }
+
     pub(super) fn get(&self, number: u64) -> Result<Arc<Handle>, Errno> {
         self.open.read().get(&number).map(Arc::clone).ok_or(Errno::BADF)
     }
@@ -191,6 +206,27 @@ mod tests {
         let all = format!("{handles:?} {handles:#?}");
         // Neither as text nor as a list of numbers.
         assert!(!all.contains("Planted") && !all.contains("80, 108, 97"), "{all}");
+    }
+
+    #[test]
+    fn of_those_who_open_a_file_at_once_at_most_one_drops_its_pages() {
+        let node = Table::new().get(ROOT).unwrap();
+        let handles = Handles::default();
+        for round in 0..100 {
+            let start = std::sync::Barrier::new(4);
+            let opened: Vec<_> = std::thread::scope(|scope| {
+                let open = || {
+                    let (node, listing) = (Arc::clone(&node), Mutex::default());
+                    start.wait();
+                    handles.add_reader(Handle::Directory { node, listing })
+                };
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let drops = opened.iter().filter(|(_, cache)| *cache == Cache::Drop).count();
+            assert_eq!(drops, usize::from(round > 0));
+            opened.iter().for_each(|(number, _)| handles.remove(*number));
+        }
     }
 
     fn listing(names: &[&str]) -> Listing {

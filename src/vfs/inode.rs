@@ -51,6 +51,8 @@ pub(super) struct Node {
     pub(super) told: Mutex<bool>,
     /// The kernel has had them.
     pub(super) settled: AtomicBool,
+    /// An `export.tar` or a list was open since the kernel has this number: it may have pages.
+    pub(super) opened: AtomicBool,
 }
 
 impl Node {
@@ -73,6 +75,7 @@ impl Node {
             told_size: AtomicU64::new(u64::MAX),
             told: Mutex::new(false),
             settled: AtomicBool::new(false),
+            opened: AtomicBool::new(false),
         }
     }
 
