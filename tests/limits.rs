@@ -311,3 +311,82 @@ fn many_who_wait_for_one_machine_keep_none_of_another_waiting() {
     let memory = resident(mounted.server()) >> 10;
     assert!(memory < 150, "{memory} MiB of memory");
 }
+
+#[test]
+fn each_of_many_who_wait_for_one_list_is_gone_when_it_is_killed() {
+    let fixture = Fixture::new();
+    with_endless_file(&fixture, "m");
+    let mut readers = Vec::new();
+    let mut mounted = Mounted::new(&fixture);
+    let list = mounted.point().join("m/manifest.mtree");
+    readers.extend((0..64).map(|_| Reading::of(&list)));
+    wait_until("the work", || works(&mounted));
+    // The first has asked for the page that all others wait for.
+    for reader in readers.drain(..) {
+        reader.kill();
+    }
+    wait_until("the end of the work", || !works(&mounted));
+    // One that shares its open file with another. (Of several that read from it at a time, the kernel lets one go after the other.)
+    let shared = fs::File::open(&list).unwrap();
+    let start = || {
+        let mut cat = program("cat", std::iter::empty::<&str>());
+        cat.stdin(shared.try_clone().unwrap()).stdout(Stdio::null()).stderr(Stdio::null());
+        Reading(cat.spawn().unwrap())
+    };
+    for _ in 0..3 {
+        let reader = start();
+        wait_until("the work", || works(&mounted));
+        reader.kill();
+    }
+    drop(shared);
+    wait_until("the end of the work", || !works(&mounted));
+    fixture.run(["unmount", mounted.point().to_str().unwrap()]).silent();
+    assert!(mounted.wait().success());
+}
+
+/// Reads an archive to where it is torn, after one of its files was changed.
+fn tear(mounted: &Mounted, fixture: &Fixture, machine: &str) {
+    let mut tar = fs::File::open(mounted.tar(machine)).unwrap();
+    fs::write(fixture.place(machine).home.join("small"), "less").unwrap();
+    within("the archive", move || std::io::copy(&mut tar, &mut std::io::sink())).unwrap_err();
+}
+
+#[test]
+fn what_the_kernel_must_forget_of_one_machine_keeps_no_answer_of_another_waiting() {
+    let fixture = Fixture::new();
+    with_endless_file(&fixture, "bad");
+    for machine in ["good", "torn"] {
+        let home = fixture.empty(machine).home;
+        fs::write(home.join("grows"), "1").unwrap();
+        fs::write(home.join("small"), "small").unwrap();
+    }
+    let mut readers = Vec::new();
+    let mounted = Mounted::new(&fixture);
+    let list = mounted.point().join("bad/manifest.mtree");
+    let open = fs::File::open(&list).unwrap();
+    readers.push(Reading::of(&list));
+    wait_until("the work", || works(&mounted));
+    // The kernel is to forget the end of a list that somebody still waits for.
+    tear(&mounted, &fixture, "bad");
+    drop(open);
+    // Answers that come behind what the kernel is told: of a file that has grown since it was looked at, and of the end of an
+    // archive that is torn.
+    let (seen, grows) = (
+        mounted.rootfs("good").join("home/codchi/grows"),
+        fixture.place("good").home.join("grows"),
+    );
+    for length in 2..20 {
+        let (seen, grows) = (seen.clone(), grows.clone());
+        let read = within("a file that has grown", move || {
+            fs::metadata(&seen).unwrap();
+            fs::write(grows, "1".repeat(length)).unwrap();
+            fs::read(seen).unwrap()
+        });
+        assert_eq!(read.len(), length);
+    }
+    tear(&mounted, &fixture, "torn");
+    // Other files of the same machine as well.
+    let small = mounted.rootfs("bad").join("home/codchi/small");
+    assert_eq!(within("a small file", move || fs::read(small)).unwrap(), b"less");
+    readers.drain(..).for_each(Reading::kill);
+}

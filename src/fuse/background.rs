@@ -4,6 +4,7 @@
 //! Each machine has a share of its own: however many requests wait for a machine whose disk does not answer, those for
 //! another one are answered. So have scans and reads of one machine, since a reader may stay for hours.
 
+use super::owed::Waits;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -11,6 +12,8 @@ use std::sync::Arc;
 
 /// Threads of one share. More at once only make each other slower; further requests wait.
 const MAX_SHARE: usize = 4;
+/// Queues of a machine for what the kernel is told: a file whose reads take long delays few others.
+const TELLERS: u64 = 8;
 /// Threads of all shares.
 const MAX_THREADS: usize = 256;
 
@@ -21,16 +24,40 @@ pub(super) enum Work {
     Look,
     /// A read that makes what it reads.
     Read,
+    /// What the kernel is told of files, and the answers behind it: in their order, so one thread for each queue.
+    Tell(u64),
+    /// What the kernel is told of names.
+    Name,
+}
+
+impl Work {
+    /// What is told of this file.
+    pub(super) fn tell(ino: u64) -> Self {
+        Self::Tell(ino % TELLERS)
+    }
+
+    fn threads(self) -> usize {
+        match self {
+            Self::Look | Self::Read => MAX_SHARE,
+            Self::Tell(_) | Self::Name => 1,
+        }
+    }
 }
 
 /// Whose time a job takes.
 type Share = (Arc<str>, Work);
 
-type Job = Box<dyn FnOnce() + Send>;
+struct Job {
+    run: Box<dyn FnOnce() + Send>,
+    /// Who waits for it, where that may end before.
+    caller: Option<Arc<dyn Waits>>,
+}
 
 /// Runs jobs on threads that live as long as there is work.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Background {
+    /// Of its threads.
+    name: &'static str,
     state: Arc<Mutex<State>>,
 }
 
@@ -54,23 +81,50 @@ impl fmt::Debug for Background {
 }
 
 impl Background {
+    /// With threads of this name.
+    pub(super) fn new(name: &'static str) -> Self {
+        Self { name, state: Arc::default() }
+    }
+
     /// Runs `job` for a machine as soon as a thread is free. Where none can be had at all it runs here: slow is
     /// better than never.
     pub(super) fn run(&self, machine: Arc<str>, work: Work, job: impl FnOnce() + Send + 'static) {
-        let share = (machine, work);
+        self.add((machine, work), Job { run: Box::new(job), caller: None });
+    }
+
+    /// The same for a caller; if that is gone before a thread is free, not at all.
+    pub(super) fn run_for(
+        &self,
+        caller: Arc<dyn Waits>,
+        machine: Arc<str>,
+        work: Work,
+        job: impl FnOnce() + Send + 'static,
+    ) {
+        self.add((machine, work), Job { run: Box::new(job), caller: Some(caller) });
+    }
+
+    /// Forgets what waits for a thread and has no caller any more.
+    pub(super) fn forget_abandoned(&self) {
+        let waits = |job: &Job| job.caller.as_ref().is_none_or(|caller| caller.waits());
+        for queue in self.state.lock().shares.values_mut() {
+            queue.waiting.retain(waits);
+        }
+    }
+
+    fn add(&self, share: Share, job: Job) {
         {
             let mut state = self.state.lock();
             let all = state.threads;
             let queue = state.shares.entry(share.clone()).or_default();
-            queue.waiting.push_back(Box::new(job));
-            if queue.threads >= MAX_SHARE || all >= MAX_THREADS {
+            queue.waiting.push_back(job);
+            if queue.threads >= share.1.threads() || all >= MAX_THREADS {
                 return;
             }
             queue.threads = queue.threads.saturating_add(1);
             state.threads = all.saturating_add(1);
         }
         let (worker, of) = (self.clone(), share.clone());
-        let thread = std::thread::Builder::new().name("codchifs-slow".into());
+        let thread = std::thread::Builder::new().name(self.name.into());
         if let Err(error) = thread.spawn(move || worker.work(of)) {
             tracing::warn!(%error, "no thread for what may take long");
             self.work(share);
@@ -90,7 +144,7 @@ impl Background {
                     None => return,
                 }
             };
-            super::survive("background", job);
+            super::survive("background", job.run);
         }
     }
 }
@@ -107,8 +161,9 @@ impl State {
                 self.shares.remove(share);
             }
         }
-        let waits = |queue: &Queue| queue.threads < MAX_SHARE && !queue.waiting.is_empty();
-        let found = self.shares.iter_mut().find(|(_, queue)| waits(queue));
+        let waits =
+            |of: &Share, queue: &Queue| queue.threads < of.1.threads() && !queue.waiting.is_empty();
+        let found = self.shares.iter_mut().find(|(of, queue)| waits(of, queue));
         if let Some((of, queue)) = found
             && let Some(job) = queue.waiting.pop_front()
         {
@@ -127,7 +182,7 @@ mod tests {
 
     #[test]
     fn every_job_runs_even_after_a_panic() {
-        let background = Background::default();
+        let background = Background::new("codchifs-slow");
         let (done, finished) = channel();
         for number in 0..2000 {
             let done = done.clone();
@@ -148,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_does_not_answer_keeps_no_other_waiting() {
-        let background = Background::default();
+        let background = Background::new("codchifs-slow");
         let (release, released) = channel::<()>();
         let released = Arc::new(Mutex::new(released));
         for number in 0..64 {

@@ -3,9 +3,11 @@
 
 mod background;
 mod convert;
+mod errands;
 mod error;
 mod mount;
 mod mounts;
+mod owed;
 mod passthrough;
 mod point;
 mod readonly;
@@ -17,14 +19,16 @@ pub(crate) use mounts::transfers;
 pub use mounts::{Health, mounted};
 pub use session::{answer, serve};
 
-use crate::vfs::{Barrier, Cache, Notice, Opened, Seek, Vfs};
+use crate::vfs::{Barrier, Cache, Opened, Seek, Vfs};
 use background::{Background, Work};
 use convert::{attr, errno, kind};
+use errands::Errands;
 use fuser::{
     AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
+use owed::{Callers, Owed, Waits};
 use passthrough::{Backing, Backings};
 use rustix::io::Errno as Sys;
 use std::cell::RefCell;
@@ -32,7 +36,6 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
 /// Largest read that the kernel may send at once; it sends no writes. Bounds our buffers.
 const MOST_AT_ONCE: u32 = 1 << 20;
@@ -59,21 +62,16 @@ const CAPABILITIES: [InitFlags; 6] = [
 struct Adaptor {
     vfs: Arc<Vfs>,
     background: Background,
-    /// To the thread that tells the kernel what it must forget.
-    errands: Sender<Errand>,
+    /// Who waits for that.
+    callers: Arc<Callers>,
+    /// What the kernel is told.
+    errands: Arc<Errands>,
     /// The one user besides root who gets in, where the kernel lets everybody through.
     only: Option<u32>,
     /// Everybody gets in, and the kernel checks permissions.
     kernel_checks: bool,
     /// Large files are read by the kernel itself, where it can.
     backings: Option<Backings>,
-}
-
-/// What the thread does that tells the kernel what it must forget: one after the other.
-enum Errand {
-    Tell(Notice),
-    /// An answer that must not overtake what is told before it.
-    Answer(Box<dyn FnOnce() + Send>),
 }
 
 /// Runs `job`; a panic is logged and nothing more: what it owned is dropped, and a dropped reply
@@ -163,17 +161,9 @@ fn reply_xattr(reply: ReplyXattr, ino: u64, size: u32, value: Result<Vec<u8>, Sy
     }
 }
 
-/// Answers behind all notices so far.
-fn after_notices(errands: &Sender<Errand>, answer: impl FnOnce() + Send + 'static) {
-    if let Err(errand) = errands.send(Errand::Answer(Box::new(answer)))
-        && let Errand::Answer(answer) = errand.0
-    {
-        answer();
-    }
-}
-
 fn answer_read(
-    errands: &Sender<Errand>,
+    errands: &Errands,
+    machine: impl FnOnce() -> Arc<str>,
     ino: u64,
     count: Result<usize, Sys>,
     barrier: Option<Barrier>,
@@ -186,7 +176,7 @@ fn answer_read(
     };
     let Some(barrier) = barrier else { return reply.data(data) };
     let data = data.to_vec();
-    after_notices(errands, move || {
+    errands.answer(machine(), ino, move || {
         barrier.pass();
         reply.data(&data);
     });
@@ -236,9 +226,16 @@ impl Filesystem for Adaptor {
                 None => {
                     let (vfs, name) = (Arc::clone(&self.vfs), name.to_owned());
                     let machine = self.vfs.machine_of(parent.0);
-                    self.background.run(machine, Work::Look, move || {
+                    let owed = self.callers.owe(req.pid(), reply);
+                    let caller = Arc::<Owed<ReplyEntry>>::clone(&owed);
+                    self.background.run_for(caller, machine, Work::Look, move || {
                         let found = vfs.lookup(parent.0, name.as_bytes());
-                        reply_entry(reply, "lookup", parent.0, found);
+                        match (owed.take(), found) {
+                            (Some(reply), found) => reply_entry(reply, "lookup", parent.0, found),
+                            // The kernel was not sent this lookup, and will not give it back.
+                            (None, Ok(entry)) => vfs.forget(entry.attr.ino, 1),
+                            (None, Err(_)) => {}
+                        }
                     });
                 }
             }
@@ -298,7 +295,7 @@ impl Filesystem for Adaptor {
                         None => reply.opened(handle, flags),
                     };
                     match opened.resized {
-                        true => after_notices(&self.errands, answer),
+                        true => self.errands.answer(self.vfs.machine_of(ino.0), ino.0, answer),
                         false => answer(),
                     }
                 }
@@ -320,18 +317,25 @@ impl Filesystem for Adaptor {
     ) {
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         if let Some(slow) = self.vfs.slow_read(fh.0, req.pid(), size) {
-            let (vfs, errands) = (Arc::clone(&self.vfs), self.errands.clone());
+            let (vfs, errands) = (Arc::clone(&self.vfs), Arc::clone(&self.errands));
             let machine = self.vfs.machine_of(ino.0);
-            return self.background.run(machine, Work::Read, move || {
+            let of = Arc::clone(&machine);
+            let owed = self.callers.owe(req.pid(), reply);
+            let caller = Arc::<Owed<ReplyData>>::clone(&owed);
+            return self.background.run_for(caller, machine, Work::Read, move || {
                 let mut buffer = Vec::new();
-                let (count, barrier) = vfs.read(fh.0, offset, size, Some(&slow), &mut buffer);
-                answer_read(&errands, ino.0, count, barrier, &buffer, reply);
+                let wanted = || owed.waits() && slow.is_wanted();
+                let (count, barrier) = vfs.read(fh.0, offset, size, &wanted, &mut buffer);
+                if let Some(reply) = owed.take() {
+                    answer_read(&errands, || of, ino.0, count, barrier, &buffer, reply);
+                }
             });
         }
         survive("read", || {
             with_buffer(|buffer| {
-                let (count, barrier) = self.vfs.read(fh.0, offset, size, None, buffer);
-                answer_read(&self.errands, ino.0, count, barrier, buffer, reply);
+                let (count, barrier) = self.vfs.read(fh.0, offset, size, &|| true, buffer);
+                let machine = || self.vfs.machine_of(ino.0);
+                answer_read(&self.errands, machine, ino.0, count, barrier, buffer, reply);
             });
         });
     }

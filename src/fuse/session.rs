@@ -1,24 +1,32 @@
 //! Answering the kernel.
 
+use super::errands::Errands;
 use super::mount::{self, MountOptions, Stop};
-use super::{Adaptor, Background, Backings, Errand, MountError};
+use super::owed::{Callers, LOOK};
+use super::{Adaptor, Background, Backings, MountError};
 use crate::machine::Machines;
 use crate::opener::Client;
-use crate::vfs::{Access, Notice, Vfs};
-use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL};
+use crate::vfs::{Access, Vfs};
+use fuser::{Config, MountOption, Session, SessionACL};
 use rustix::fd::OwnedFd;
-use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// How often what nobody needs any more is looked for.
 const TIDY: Duration = Duration::from_secs(60);
-/// How long the kernel gets to forget a name before others are served: without a scan it takes microseconds, and the name
-/// leads nowhere for no more than a second anyway.
-const NAME_WAIT: Duration = Duration::from_millis(100);
+
+/// What a thread of its own looks after.
+struct Keeper {
+    vfs: Arc<Vfs>,
+    /// They end with the session.
+    callers: Weak<Callers>,
+    background: Background,
+    host: Option<Arc<Client>>,
+    errands: Arc<Errands>,
+}
 
 /// Answers for a mount that [`mount::attach`] made, until it is unmounted. Calls `ready` once the kernel is answered.
 ///
@@ -30,15 +38,14 @@ pub fn answer(
     device: OwnedFd,
     ready: impl FnOnce(),
 ) -> Result<(), MountError> {
-    let (adaptor, errands) = adaptor(machines, options, Some(host));
-    let vfs = Arc::clone(&adaptor.vfs);
+    let (adaptor, keeper, woken) = adaptor(machines, options, Some(host));
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(1));
     // fuser would compare callers with our own effective user; the kernel compares them with
     // user_id, and `allow_root` is the adaptor's.
     let session = Session::from_fd(adaptor, device, SessionACL::All, config);
     let start = |source| MountError::Start { source };
-    let running = start_session(session.map_err(start)?, errands, vfs).map_err(start)?;
+    let running = start_session(session.map_err(start)?, keeper, woken).map_err(start)?;
     ready();
     let ended = running.join();
     ended.map_err(|source| MountError::Session { source })
@@ -56,14 +63,13 @@ pub fn serve(
 ) -> Result<(), MountError> {
     let (mountpoint, _) = mount::prepare(options)?;
     let stop = Stop::new()?;
-    let (adaptor, errands) = adaptor(Arc::clone(&machines), options, None);
-    let vfs = Arc::clone(&adaptor.vfs);
+    let (adaptor, keeper, woken) = adaptor(Arc::clone(&machines), options, None);
     let session = mount_with_fusermount(adaptor, &mountpoint, options)?;
     let start = |source| {
         mount::detach(&mountpoint);
         MountError::Start { source }
     };
-    let running = start_session(session, errands, vfs).map_err(start)?;
+    let running = start_session(session, keeper, woken).map_err(start)?;
     let (end, ended) = channel();
     let cut_off = end.clone();
     let watched = mountpoint.clone();
@@ -91,40 +97,47 @@ fn adaptor(
     machines: Arc<Machines>,
     options: &MountOptions,
     host: Option<Arc<Client>>,
-) -> (Adaptor, Receiver<Errand>) {
+) -> (Adaptor, Keeper, Receiver<()>) {
     let access = Access {
         uid: options.uid,
         gid: options.gid,
         others: options.allow_other,
         checked: options.allow_root,
     };
-    let (errands, to_do) = channel();
-    let tell = errands.clone();
-    let notify = move |notice| {
-        if tell.send(Errand::Tell(notice)).is_err() {
-            tracing::debug!("nobody tells the kernel");
-        }
+    let (wake, woken) = channel();
+    let errands = Arc::new(Errands::new());
+    let tell = Arc::clone(&errands);
+    let vfs = Vfs::new(machines, access, move |machine, notice| tell.tell(machine, notice));
+    let (vfs, callers) = (Arc::new(vfs), Arc::new(Callers::new(wake)));
+    let background = Background::new("codchifs-slow");
+    let keeper = Keeper {
+        vfs: Arc::clone(&vfs),
+        callers: Arc::downgrade(&callers),
+        background: background.clone(),
+        host: host.clone(),
+        errands: Arc::clone(&errands),
     };
     let adaptor = Adaptor {
-        vfs: Arc::new(Vfs::new(machines, access, notify)),
-        background: Background::default(),
+        vfs,
+        background,
+        callers,
         errands,
         only: options.allow_root.then_some(options.uid),
         kernel_checks: options.allow_other,
         backings: host.filter(|_| options.passthrough).map(Backings::new),
     };
-    (adaptor, to_do)
+    (adaptor, keeper, woken)
 }
 
 fn start_session(
     session: Session<Adaptor>,
-    errands: Receiver<Errand>,
-    vfs: Arc<Vfs>,
+    keeper: Keeper,
+    woken: Receiver<()>,
 ) -> io::Result<fuser::BackgroundSession> {
-    let notifier = session.notifier();
+    keeper.errands.begin(session.notifier());
     std::thread::Builder::new()
-        .name("codchifs-notify".into())
-        .spawn(move || run_errands(&notifier, &errands, || vfs.tidy()))?;
+        .name("codchifs-keeper".into())
+        .spawn(move || look_after(&keeper, &woken))?;
     session.spawn()
 }
 
@@ -159,59 +172,29 @@ fn mount_with_fusermount(
     Session::new(adaptor, mountpoint, &config).map_err(|source| MountError::Start { source })
 }
 
-/// Tells the kernel what it must forget, and answers what had to wait for that. A thread of its own: the kernel waits for
-/// reads of the pages it is to drop, and those wait for the session's threads.
-fn run_errands(notifier: &Notifier, errands: &Receiver<Errand>, tidy: impl Fn()) {
-    let (names, named) = channel();
-    let of_names = notifier.clone();
-    let started = std::thread::Builder::new()
-        .name("codchifs-names".into())
-        .spawn(move || forget_names(&of_names, &named));
-    if let Err(error) = started {
-        tracing::warn!(%error, "no thread for names: a retired export is seen for a second");
-    }
+/// Lets go callers that are killed, and tidies, until the session has ended.
+fn look_after(keeper: &Keeper, woken: &Receiver<()>) {
     let mut tidied = Instant::now();
     loop {
         // Whatever else there is to do: a mount that is always busy is tidied as well.
         if tidied.elapsed() >= TIDY {
-            super::survive("tidy", &tidy);
+            super::survive("tidy", || keeper.vfs.tidy());
             tidied = Instant::now();
         }
-        match errands.recv_timeout(TIDY.saturating_sub(tidied.elapsed())) {
-            Ok(Errand::Tell(Notice::Pages { ino, offset })) => {
-                let offset = i64::try_from(offset).unwrap_or(0);
-                told(notifier.inval_inode(INodeNo(ino), offset, 0), "pages");
+        let mut pause = TIDY.saturating_sub(tidied.elapsed());
+        if let Some(callers) = keeper.callers.upgrade() {
+            if callers.look(keeper.host.as_deref()) {
+                keeper.background.forget_abandoned();
             }
-            Ok(Errand::Tell(Notice::Bytes { ino, offset, bytes })) => {
-                told(notifier.store(INodeNo(ino), offset, &bytes), "bytes");
+            if callers.any() {
+                pause = pause.min(LOOK);
             }
-            Ok(Errand::Tell(Notice::Name { parent, name })) => {
-                let (done, wait) = channel();
-                if names.send((parent, name, done)).is_ok() {
-                    let _ = wait.recv_timeout(NAME_WAIT);
-                }
-            }
-            Ok(Errand::Answer(answer)) => super::survive("read", answer),
+        }
+        match woken.recv_timeout(pause) {
+            // Most are answered at once.
+            Ok(()) => std::thread::sleep(LOOK),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-    }
-}
-
-/// Another thread still: the kernel takes the lock of the directory that has the name, and a lookup that scans holds it.
-fn forget_names(notifier: &Notifier, names: &Receiver<(u64, &'static str, Sender<()>)>) {
-    for (parent, name, done) in names {
-        told(notifier.inval_entry(INodeNo(parent), OsStr::new(name)), "name");
-        // Nobody waits any more if it took long.
-        let _ = done.send(());
-    }
-}
-
-fn told(result: io::Result<()>, what: &str) {
-    match result {
-        // The kernel has forgotten it already.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => tracing::warn!(%error, what, "cannot have the kernel forget"),
-        Ok(()) => {}
     }
 }

@@ -99,7 +99,18 @@ impl Client {
         match answer?.0 {
             Body::Backed(Ok(id)) => Ok(id),
             Body::Backed(Err(code)) => Err(io::Error::from_raw_os_error(code)),
-            Body::Machine(_) => Err(confused()),
+            Body::Machine(_) | Body::Killed(_) => Err(confused()),
+        }
+    }
+
+    /// Which of these threads are killed and only wait for an answer to what they asked.
+    pub fn killed(&self, threads: Vec<u32>) -> io::Result<Vec<u32>> {
+        if is_recent(&self.silent_files) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match noted(self.ask(What::Killed(threads), &[]), &self.silent_files)?.0 {
+            Body::Killed(killed) => Ok(killed),
+            Body::Machine(_) | Body::Backed(_) => Err(confused()),
         }
     }
 
@@ -114,7 +125,7 @@ impl Client {
         }
         match noted(self.ask(what, &[]), &self.silent)? {
             (Body::Machine(told), fds) => Ok((*told, fds)),
-            (Body::Backed(_), _) => Err(confused()),
+            (Body::Backed(_) | Body::Killed(_), _) => Err(confused()),
         }
     }
 
@@ -124,7 +135,7 @@ impl Client {
             self.sockets.split_first().ok_or(io::ErrorKind::NotConnected)?;
         let sockets = match what {
             What::Locate(_) | What::Open(_) => of_machines,
-            What::Back | What::LetGo(_) => std::slice::from_ref(of_files),
+            What::Back | What::LetGo(_) | What::Killed(_) => std::slice::from_ref(of_files),
         };
         let mut line = match sockets.iter().find_map(Mutex::try_lock) {
             Some(line) => line,

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
+use rustix::process::Signal;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -96,6 +97,9 @@ fn answer(means: &Means, socket: &UnixStream) -> io::Result<()> {
         What::Locate(name) => find(&means.direct, name, false),
         What::Open(name) => find(&means.direct, name, true),
         What::Back => (Body::Backed(back(means, files.pop())), Vec::new()),
+        What::Killed(threads) => {
+            (Body::Killed(threads.iter().copied().filter(|t| is_killed(*t)).collect()), Vec::new())
+        }
         What::LetGo(id) => {
             let done = means.with_device(|device| sys::let_go_of_backing(device, *id));
             if done.is_ok() {
@@ -129,6 +133,15 @@ fn back(means: &Means, file: Option<OwnedFd>) -> Result<u32, i32> {
         Ok(id)
     };
     file.ok_or(Errno::BADF).and_then(back).map_err(Errno::raw_os_error)
+}
+
+/// Whether a thread is to end by SIGKILL. Of one that cannot be looked at it is not known.
+pub fn is_killed(thread: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    // A set of signals for the thread; the kernel sets SIGKILL there for each signal that ends a process without a core.
+    let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:"));
+    let signals = pending.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
+    signals & 1 << (Signal::KILL.as_raw() - 1) != 0
 }
 
 fn refused(why: String) -> Body {

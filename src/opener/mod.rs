@@ -12,7 +12,7 @@ mod wire;
 
 pub use client::Client;
 pub use direct::{Direct, Vouched};
-pub use host::Host;
+pub use host::{Host, is_killed};
 pub use wire::{Control, Greeted, Greeting, receive_greeting, send_greeting};
 
 use crate::backend::{Facts, LocateError, Location, bytes};

@@ -32,9 +32,11 @@ pub(super) enum What {
     Back,
     /// That it lets go of that file.
     LetGo(u32),
+    /// Which of these threads are about to end by SIGKILL.
+    Killed(Vec<u32>),
 }
 
-/// Server to host. A name or a file that it can read anyway is all that the server has a say in.
+/// Server to host. A name, a file that it can read anyway, or a thread's number is all that the server has a say in.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request {
     pub(super) number: u64,
@@ -55,6 +57,8 @@ pub(super) enum Body {
     Machine(Box<Told>),
     /// The kernel's number for the file, or its error.
     Backed(Result<u32, i32>),
+    /// Those that are.
+    Killed(Vec<u32>),
 }
 
 /// Of a machine; with the rootfs and the home where these were asked for and can be had.

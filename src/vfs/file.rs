@@ -44,7 +44,7 @@ impl SlowRead {
     /// Whether somebody may still wait for it. A reader that is killed does not wait for pages any more and closes the file,
     /// which is all that the kernel tells of it. So does anybody who shares the open file with others that go on: they ask
     /// again, for each page alone, and such a request ends with its own reader only.
-    fn is_wanted(&self) -> bool {
+    pub fn is_wanted(&self) -> bool {
         let Handle::Manifest { closed_by, .. } = &*self.handle else { return true };
         let closed_by = closed_by.lock();
         let again = self.closes > 0 && self.size as u64 <= PAGE_SIZE;
@@ -163,14 +163,15 @@ impl Vfs {
         let Ok(handle) = self.handles.get(handle) else { return };
         let Handle::Disk { node, file, attr, .. } = &*handle else { return };
         let told = node.told_size.swap(attr.size, Ordering::Relaxed);
-        self.notice(Notice::Pages { ino: node.ino, offset: 0 });
+        self.notice(node, Notice::Pages { ino: node.ino, offset: 0 });
         // From now on it asks before it reads. Not so for splice(2) and sendfile(2): they go by the size it has, which only
         // bytes behind it can move.
         if cached && told < attr.size {
             let offset = attr.size.saturating_sub(1) / PAGE_SIZE * PAGE_SIZE;
             let mut bytes = vec![0; usize::try_from(attr.size - offset).unwrap_or(0)];
             if tree::read_full(file, offset, &mut bytes).is_ok_and(|count| count == bytes.len()) {
-                self.notice(Notice::Bytes { ino: node.ino, offset, bytes: bytes.into() });
+                let bytes = bytes.into();
+                self.notice(node, Notice::Bytes { ino: node.ino, offset, bytes });
             }
         }
     }
@@ -188,13 +189,14 @@ impl Vfs {
     /// answer inside the file would make the kernel believe that the file ends there, and a copy would be cut off without
     /// an error.
     ///
-    /// With a [`Barrier`], the answer is not to reach the kernel before all notices so far have.
+    /// What takes long ends with EINTR as soon as it is not `wanted`. With a [`Barrier`], the answer is not to reach the kernel
+    /// before all notices so far have.
     pub fn read(
         &self,
         handle: u64,
         offset: u64,
         size: usize,
-        slow: Option<&SlowRead>,
+        wanted: &dyn Fn() -> bool,
         buf: &mut Vec<u8>,
     ) -> (Result<usize, Errno>, Option<Barrier>) {
         let handle = match self.handles.get(handle) {
@@ -209,8 +211,7 @@ impl Vfs {
                 (node, hold.generation(), count)
             }
             Handle::Manifest { node, hold, manifest, .. } => {
-                let wanted = || slow.is_none_or(SlowRead::is_wanted);
-                (node, hold.generation(), manifest.read_at(offset, buf, &wanted))
+                (node, hold.generation(), manifest.read_at(offset, buf, wanted))
             }
             other => return (Self::read_handle(other, offset, buf), None),
         };
@@ -277,16 +278,16 @@ impl Vfs {
                 Object::Manifest { .. } => MANIFEST,
                 _ => self.machines.export_name(),
             };
-            self.notice(Notice::Pages { ino: node.ino, offset });
-            self.notice(Notice::Name { parent, name });
+            self.notice(node, Notice::Pages { ino: node.ino, offset });
+            self.notice(node, Notice::Name { ino: node.ino, parent, name });
         }
         drop(told);
         Some(Barrier(Arc::clone(node)))
     }
 
     /// Has the kernel told that what it knows is not so any more.
-    pub(super) fn notice(&self, notice: Notice) {
-        (self.notify)(notice);
+    pub(super) fn notice(&self, node: &Node, notice: Notice) {
+        (self.notify)(&node.key.machine, notice);
     }
 
     /// What close(2) answers: EIO if what was read is no faithful export.

@@ -168,11 +168,22 @@ pub enum Notice {
     },
     /// A name that leads to another generation from now on.
     Name {
+        /// Number of the file it led to.
+        ino: u64,
         /// Number of the directory that has it.
         parent: u64,
         /// The name.
         name: &'static str,
     },
+}
+
+impl Notice {
+    /// The file whose notices this one keeps its place among.
+    pub fn ino(&self) -> u64 {
+        match self {
+            Self::Pages { ino, .. } | Self::Bytes { ino, .. } | Self::Name { ino, .. } => *ino,
+        }
+    }
 }
 
 // The bytes are a machine's: lengths only.
@@ -183,10 +194,13 @@ impl std::fmt::Debug for Notice {
             Self::Bytes { ino, offset, bytes } => {
                 write!(f, "Bytes({ino}, {offset}, {})", bytes.len())
             }
-            Self::Name { parent, name } => write!(f, "Name({parent}, {name})"),
+            Self::Name { parent, name, .. } => write!(f, "Name({parent}, {name})"),
         }
     }
 }
+
+/// Takes a notice about a machine to the kernel.
+type Notify = dyn Fn(&Arc<str>, Notice) + Send + Sync;
 
 /// The mounted namespace.
 #[allow(missing_debug_implementations)] // A closure has none.
@@ -198,16 +212,16 @@ pub struct Vfs {
     dirs: Dirs,
     /// Of each report and guide, the hash of the last one and since when it is so.
     pages: Mutex<page::Since>,
-    notify: Box<dyn Fn(Notice) + Send + Sync>,
+    notify: Box<Notify>,
 }
 
 impl Vfs {
-    /// A namespace of all machines. `notify` takes notices to the kernel, in their order, on another thread than those that
-    /// serve reads: dropping a page waits for reads of it.
+    /// A namespace of all machines. `notify` takes notices about a machine to the kernel, those of one file in their order, on
+    /// another thread than those that serve reads: dropping a page waits for reads of it.
     pub fn new(
         machines: Arc<Machines>,
         access: Access,
-        notify: impl Fn(Notice) + Send + Sync + 'static,
+        notify: impl Fn(&Arc<str>, Notice) + Send + Sync + 'static,
     ) -> Self {
         Self {
             machines,
@@ -339,7 +353,7 @@ impl Vfs {
         if seen.is_some_and(|seen| seen != attr.ctime) {
             *seen = Some(attr.ctime);
             drop(seen);
-            self.notice(Notice::Pages { ino: node.ino, offset: 0 });
+            self.notice(node, Notice::Pages { ino: node.ino, offset: 0 });
         }
     }
 
