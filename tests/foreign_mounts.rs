@@ -6,7 +6,6 @@ mod common;
 
 use common::fixture::Fixture;
 use common::liar::{Liar, Lies};
-use common::lxd::UID;
 use common::mounted::mounts_on;
 use common::plants::Hung;
 use common::processes::peak_below;
@@ -21,6 +20,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Of no other test: what has these ids is stopped and killed here.
+const UID: u32 = 60_711;
 const OTHER: u32 = 1001;
 const TYPE: &str = "fuse.codchifs";
 
