@@ -17,6 +17,23 @@ pub struct Feature {
     pub with: &'static str,
     /// How it does without.
     pub without: &'static str,
+    /// How to tell whether it is there.
+    pub sign: Sign,
+}
+
+/// How a feature shows. Distributions build without one, boot without it, or bring it to an older kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// By the version alone.
+    Version,
+    /// Landlock has this ABI, or a later one.
+    Landlock(usize),
+    /// listxattrat(2) is known.
+    XattrCalls,
+    /// The kernel was built with this option.
+    Built(&'static str),
+    /// This parameter of a module is there.
+    Parameter(&'static str),
 }
 
 /// FUSE passthrough.
@@ -25,6 +42,7 @@ pub const PASSTHROUGH: Feature = Feature {
     since: (6, 9),
     with: "the kernel reads large files of rootfs/ itself, at the speed of the disk",
     without: "the server reads them: about half as fast",
+    sign: Sign::Built("CONFIG_FUSE_PASSTHROUGH"),
 };
 
 /// listxattrat(2) and getxattrat(2).
@@ -33,6 +51,7 @@ pub const XATTR_CALLS: Feature = Feature {
     since: (6, 13),
     with: "attributes are listed with one call a file",
     without: "attributes are listed by a path below /proc/self/fd: scans are slower",
+    sign: Sign::XattrCalls,
 };
 
 /// STATX_SUBVOL.
@@ -41,39 +60,45 @@ pub const SUBVOLUMES: Feature = Feature {
     since: (6, 10),
     with: "btrfs subvolumes keep their inode numbers when they are renamed",
     without: "a renamed btrfs subvolume gets new inode numbers",
+    sign: Sign::Version,
 };
 
 /// All of them, the newest last.
-pub const FEATURES: [Feature; 9] = [
+pub const FEATURES: [Feature; 10] = [
     Feature {
         name: "close_range with CLOEXEC",
         since: (5, 11),
         with: "one call keeps foreign descriptors from the server",
         without: "one call for each descriptor",
+        sign: Sign::Version,
     },
     Feature {
         name: "Landlock",
         since: (5, 13),
         with: "the server is also kept from writing, from running programs and from moving files by Landlock",
         without: "by its user, its one capability, its root directory and seccomp alone",
+        sign: Sign::Landlock(1),
     },
     Feature {
         name: "mount_setattr with NOSYMFOLLOW",
         since: (5, 14),
         with: "machines are read through mounts of their own, read-only, without links and access times",
         without: "each open is checked step by step: small files are slower, access times may move",
+        sign: Sign::Version,
     },
     Feature {
         name: "Landlock ABI 3",
         since: (6, 2),
         with: "Landlock refuses truncate(2) as well",
         without: "seccomp refuses it",
+        sign: Sign::Landlock(3),
     },
     Feature {
         name: "Landlock ABI 4",
         since: (6, 7),
         with: "Landlock refuses TCP as well",
         without: "seccomp refuses sockets",
+        sign: Sign::Landlock(4),
     },
     PASSTHROUGH,
     SUBVOLUMES,
@@ -82,8 +107,16 @@ pub const FEATURES: [Feature; 9] = [
         since: (6, 12),
         with: "the server cannot signal processes outside of itself, nor connect to abstract sockets",
         without: "seccomp refuses the calls for that",
+        sign: Sign::Landlock(6),
     },
     XATTR_CALLS,
+    Feature {
+        name: "FUSE over io_uring",
+        since: (6, 14),
+        with: "nothing, whatever fuse.enable_uring says: codchifs answers over /dev/fuse, and has the kernel read large files itself",
+        without: "nothing is lost",
+        sign: Sign::Parameter("/sys/module/fuse/parameters/enable_uring"),
+    },
 ];
 
 /// As `uname -r` has it.

@@ -7,6 +7,7 @@ mod common;
 use common::fixture::Fixture;
 use common::lxd::{Host, UID, user};
 use common::played::{MAP, directory, on_disk, pretend, record, sync};
+use common::sandboxed::without;
 use common::{Done, program, run};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -426,4 +427,22 @@ fn verbose_says_what_the_page_says_newer_kernels_bring() {
         assert!(said("yes", with) || said("no", without), "{row}\n{out}");
     }
     assert!(!fixture.run(["doctor"]).out().contains("close_range"));
+}
+
+#[test]
+fn verbose_says_what_is_there_and_not_what_the_version_should_have() {
+    let fixture = Fixture::new();
+    // Landlock that is not enabled and calls that a container refuses, on a kernel that has both.
+    let calls = [444, 465];
+    let done = without(&calls, libc::ENOSYS, &mut fixture.command(["doctor", "-v"]));
+    for (name, since) in [
+        ("Landlock", "5.13"),
+        ("Landlock ABI 3", "6.2"),
+        ("Landlock ABI 4", "6.7"),
+        ("Landlock ABI 6", "6.12"),
+        ("listxattrat, getxattrat", "6.13"),
+    ] {
+        let line = format!("no       {name} ({since})");
+        assert!(done.out().lines().any(|found| found == line), "{line}:\n{}", done.out());
+    }
 }

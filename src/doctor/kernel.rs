@@ -1,7 +1,7 @@
 //! What this kernel can do.
 
 use super::{Check, parted};
-use crate::kernel::{self, Feature, PASSTHROUGH, SUBVOLUMES, XATTR_CALLS, release, version};
+use crate::kernel::{self, Feature, PASSTHROUGH, SUBVOLUMES, Sign, XATTR_CALLS, release, version};
 use crate::sys;
 use crate::tree;
 use rustix::fs::{CWD, Mode, OFlags};
@@ -92,10 +92,20 @@ fn reading() -> Check {
     }
 }
 
-/// What newer kernels bring, and whether this one is new enough.
+/// What newer kernels bring, and whether this one has it.
 pub(super) fn features() -> Vec<(Feature, bool)> {
-    let version = version(&release());
-    kernel::FEATURES.iter().map(|feature| (*feature, version >= feature.since)).collect()
+    kernel::FEATURES.iter().map(|feature| (*feature, is_there(feature))).collect()
+}
+
+fn is_there(feature: &Feature) -> bool {
+    let is_new = version(&release()) >= feature.since;
+    match feature.sign {
+        Sign::Version => is_new,
+        Sign::Landlock(least) => sys::landlock_abi().is_ok_and(|abi| abi >= least),
+        Sign::XattrCalls => has_xattr_calls().is_ok(),
+        Sign::Built(option) => is_new && configured(option) != Some(false),
+        Sign::Parameter(path) => fs::exists(path).unwrap_or(false),
+    }
 }
 
 fn has_xattr_calls() -> Result<(), Errno> {

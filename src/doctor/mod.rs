@@ -89,7 +89,7 @@ pub struct Subject {
     pub vouched: Vouched,
 }
 
-/// What newer kernels bring, and whether this one is new enough for it.
+/// What newer kernels bring, and whether this one has it.
 pub fn kernel_features() -> Vec<(Feature, bool)> {
     kernel::features()
 }
