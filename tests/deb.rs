@@ -68,6 +68,7 @@ fn the_package_is_installed_used_and_removed_and_leaves_nothing() {
         r#"
         useradd --home-dir /srv/alice --no-create-home alice
         chown -R alice /srv/alice
+        mkdir -p /etc/systemd/system/other.target.wants
         {LIST} >/srv/before
         dpkg --install /srv/{name}
         dpkg --verify codchifs
@@ -84,6 +85,10 @@ fn the_package_is_installed_used_and_removed_and_leaves_nothing() {
         cp /mnt/codchi/dev/export.tar /srv/second
         umount /mnt/codchi
         rmdir /mnt/a
+        # As systemctl enables and masks.
+        mkdir -p /etc/systemd/system/multi-user.target.wants
+        ln -s /usr/lib/systemd/system/codchifs@.service /etc/systemd/system/multi-user.target.wants/codchifs@alice.service
+        ln -s /dev/null /etc/systemd/system/codchifs@bob.service
         dpkg --remove codchifs
         ! test -e /mnt/codchi
         dpkg --purge codchifs

@@ -46,6 +46,34 @@ fn systemd_takes_the_units() {
     assert!(done.err().contains("Typo"), "{}", done.err());
 }
 
+/// Debian's rule is to enable whatever a package brings.
+#[test]
+fn no_preset_enables_a_service_of_nobody() {
+    let root = tempfile::tempdir().unwrap();
+    let units = root.path().join("usr/lib/systemd/system");
+    fs::create_dir_all(&units).unwrap();
+    fs::create_dir_all(root.path().join("usr/lib/systemd/system-preset")).unwrap();
+    fs::write(root.path().join("usr/lib/systemd/system-preset/all.preset"), "enable *\n").unwrap();
+    fs::write(units.join("multi-user.target"), "[Unit]\n").unwrap();
+    let plain = "[Service]\nExecStart=true\n[Install]\nWantedBy=multi-user.target\n";
+    fs::write(units.join("plain.service"), plain).unwrap();
+    let systemctl = |args: &[&str]| {
+        run(program("systemctl", ["--root"]).arg(root.path()).args(args)).ok();
+    };
+    fs::write(units.join("codchifs@.service"), read("systemd/codchifs@.service")).unwrap();
+    systemctl(&["preset-all"]);
+    let wanted = || {
+        let wants = root.path().join("etc/systemd/system/multi-user.target.wants");
+        let names = wants.read_dir().unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(wanted(), ["plain.service"]);
+    systemctl(&["enable", "codchifs@alice"]);
+    assert_eq!(wanted(), ["codchifs@alice.service", "plain.service"]);
+}
+
 /// With any of these nobody outside of the service would see the mount (systemd.exec(5), "Sandboxing").
 #[test]
 fn the_service_has_no_mount_namespace_of_its_own() {
