@@ -107,12 +107,53 @@ fn unescaped(lines: &Value) -> Vec<String> {
     words.map(|word| word.unwrap().replace("%%", "%").replace("$$", "$")).collect()
 }
 
-/// Its phase of installation is run as nix would after cargo's part.
+/// systemd reads the unit of the package with the drop-in of the module as NixOS writes it.
 #[test]
-fn the_package_installs_the_helper_its_pages_and_a_unit_without_paths_of_other_systems() {
-    let value = evaluated("{ enable = true; }");
-    assert_eq!(value["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(value["lock"], true);
+fn a_service_of_the_module_is_the_packages_and_as_hardened() {
+    let value = evaluated("{ enable = true; users.alice = { }; users.bob.allow = \"other\"; }");
+    let out = installed(&value);
+    let at = out.path().join("lib/systemd/system");
+    let template = at.join("codchifs@.service");
+    // Where it looks whether the programs are there.
+    let real = |text: &str| {
+        let bin = out.path().join("bin/codchifs");
+        text.replace("/package/bin/codchifs", bin.to_str().unwrap())
+            .replace("/coreutils/bin/", "/usr/bin/")
+    };
+    let unit = real(&fs::read_to_string(&template).unwrap());
+    fs::write(&template, &unit).unwrap();
+    let bin = out.path().join("bin/codchifs");
+    let packaged = fs::read_to_string(top().join("packaging/systemd/codchifs@.service")).unwrap();
+    assert_eq!(unit, packaged.replace("/usr/bin/codchifs", bin.to_str().unwrap()));
+
+    let services = value["config"]["systemd"]["services"].as_object().unwrap();
+    assert_eq!(services.len(), 2);
+    let exposure = |name: &str| {
+        let words = ["security", "--offline=true", "--no-pager", "--json=short"];
+        let mut analyze = program("systemd-analyze", words);
+        run(analyze.arg(name).env("SYSTEMD_UNIT_PATH", &at).current_dir(&at)).ok().out()
+    };
+    let of_package = exposure("codchifs@carol.service");
+    assert!(of_package.contains("MemoryDenyWriteExecute"), "{of_package}");
+    for (name, service) in services {
+        let mut text = String::from("[Service]\n");
+        for (key, lines) in service["serviceConfig"].as_object().unwrap() {
+            for line in lines.as_array().unwrap() {
+                text += &format!("{key}={}\n", real(line.as_str().unwrap()));
+            }
+        }
+        let directory = at.join(format!("{name}.service.d"));
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("overrides.conf"), text).unwrap();
+        let instance = format!("{name}.service");
+        let mut verify = program("systemd-analyze", ["verify", "--man=no", &instance]);
+        run(verify.env("SYSTEMD_UNIT_PATH", format!("{}:", at.display()))).silent();
+        assert_eq!(exposure(&instance), of_package, "{name}");
+    }
+}
+
+/// Its phase of installation is run as nix would after cargo's part.
+fn installed(value: &Value) -> tempfile::TempDir {
     let out = tempfile::tempdir().unwrap();
     let bin = out.path().join("bin");
     fs::create_dir(&bin).unwrap();
@@ -122,6 +163,16 @@ fn the_package_installs_the_helper_its_pages_and_a_unit_without_paths_of_other_s
     }
     let mut shell = program("bash", ["-euc", value["postInstall"].as_str().unwrap()]);
     run(shell.env("out", out.path()).current_dir(top())).silent();
+    out
+}
+
+#[test]
+fn the_package_installs_the_helper_its_pages_and_a_unit_without_paths_of_other_systems() {
+    let value = evaluated("{ enable = true; }");
+    assert_eq!(value["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(value["lock"], true);
+    let out = installed(&value);
+    let bin = out.path().join("bin");
     for name in ["mount.codchifs", "mount.fuse.codchifs"] {
         run(program(bin.join(name).to_str().unwrap(), ["--help"])).ok();
     }
