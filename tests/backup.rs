@@ -365,7 +365,6 @@ fn git_status_reads_no_file_that_its_index_knows() {
     wait_until("another second", || start.elapsed().is_ok_and(|time| time.as_secs_f64() > 1.1));
     run(git(&repository, &["add", "."])).ok();
     run(git(&repository, &["commit", "-qm", "x"])).ok();
-    let mounted = Mounted::new(&fixture);
     let read = |top: &Path| {
         let trace = fixture.path().join("trace");
         let mut strace = program("strace", ["-f", "-e", "trace=openat,open", "-o"]);
@@ -374,5 +373,10 @@ fn git_status_reads_no_file_that_its_index_knows() {
         fs::read_to_string(&trace).unwrap().lines().filter(|line| line.contains("\"src/f")).count()
     };
     assert_eq!(read(&repository), 0, "on the disk");
-    assert_eq!(read(&mounted.rootfs("m").join("home/codchi/project")), 0, "in the mount");
+    for options in [&[][..], &["-o", "inode32"]] {
+        let mounted = Mounted::with(&fixture, options);
+        let project = mounted.rootfs("m").join("home/codchi/project");
+        assert_eq!(read(&project), 0, "in the mount, {options:?}");
+        mounted.unmount();
+    }
 }

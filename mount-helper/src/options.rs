@@ -53,7 +53,7 @@ const GLOBAL: &[&str] = &["config-dir", "data-dir", "driver", "lxd-dir", "rootfs
 /// Words that `codchifs mount -o` takes as they are, but for those of [`TAKES_BACK`]. mount(8) adds `noexec` to `user`, `users`,
 /// `owner` and `group`. Sorted.
 const FORWARDED: &[&str] =
-    &["allow_other", "allow_root", "exec", "noexec", "nosymfollow", "symfollow"];
+    &["allow_other", "allow_root", "exec", "inode32", "noexec", "nosymfollow", "symfollow"];
 
 /// Words that take back an earlier one.
 const TAKES_BACK: &[(&str, &str)] = &[("exec", "noexec"), ("symfollow", "nosymfollow")];
@@ -123,8 +123,8 @@ SOURCE     a user's name: that user's machines; codchi: the caller's
 -o         options: config-dir= data-dir= driver= lxd-dir= rootfs-dir= user=
            machine= exclude= include= secrets= sparse= mtime= on-change=
            passthrough= log-file= stop-timeout= allow_other allow_root
-           noexec nosymfollow, and the words of fstab(5), which are ignored;
-           in a value, \\054 is a comma and \\040 a space
+           inode32 noexec nosymfollow, and the words of fstab(5), which are
+           ignored; in a value, \\054 is a comma and \\040 a space
 -s         leave out unknown options instead of failing
 -t         codchifs or fuse.codchifs
 -v         say what is run

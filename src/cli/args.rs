@@ -348,7 +348,7 @@ pub(super) struct Mount {
     /// Stay in the foreground
     #[arg(short, long)]
     pub(super) foreground: bool,
-    /// Mount options, comma-separated: allow_other, allow_root, noexec, nosymfollow, ro
+    /// Mount options, comma-separated: allow_other, allow_root, inode32, noexec, nosymfollow, ro
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub(super) options: Vec<MountWord>,
     /// Only this machine; can be repeated
@@ -390,6 +390,8 @@ pub(super) enum MountWord {
     AllowOther,
     /// Root gets in besides the mounting user
     AllowRoot,
+    /// Inode numbers below 2^32, for 32-bit programs without large-file support
+    Inode32,
     /// No program in it can be run
     Noexec,
     /// Programs that follow a link in it get an error (Linux 5.14)

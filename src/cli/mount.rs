@@ -110,6 +110,7 @@ fn options(mount: &Mount, user: User, mountpoint: PathBuf) -> MountOptions {
         allow_root: mount.options.contains(&MountWord::AllowRoot),
         noexec: mount.options.contains(&MountWord::Noexec),
         nosymfollow: mount.options.contains(&MountWord::Nosymfollow),
+        inode32: mount.options.contains(&MountWord::Inode32),
         source: mount.source.clone(),
         threads: THREADS,
         passthrough: mount.passthrough == Passthrough::Auto,

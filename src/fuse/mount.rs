@@ -54,6 +54,8 @@ pub struct MountOptions {
     pub noexec: bool,
     /// Nobody is led out of it by a link.
     pub nosymfollow: bool,
+    /// Inode numbers are below 2^32, for 32-bit programs without large-file support.
+    pub inode32: bool,
     /// What the mount table has as the source.
     pub source: String,
     /// Threads that answer the kernel.

@@ -103,6 +103,7 @@ fn adaptor(
         gid: options.gid,
         others: options.allow_other,
         checked: options.allow_root,
+        inode32: options.inode32,
     };
     let (wake, woken) = channel();
     let errands = Arc::new(Errands::new());

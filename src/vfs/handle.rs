@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn debug_shows_how_many_bytes_there_are_and_none_of_them() {
         let secret = *b"PlantedSecret";
-        let node = Table::new().get(ROOT).unwrap();
+        let node = Table::new(false).get(ROOT).unwrap();
         let time = tree::Time::default();
         let attr = super::super::Attr {
             ino: node.ino,
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn of_those_who_open_a_file_at_once_at_most_one_drops_its_pages() {
-        let node = Table::new().get(ROOT).unwrap();
+        let node = Table::new(false).get(ROOT).unwrap();
         let handles = Handles::default();
         for round in 0..100 {
             let start = std::sync::Barrier::new(4);

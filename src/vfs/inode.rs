@@ -2,6 +2,7 @@
 
 use super::number::{Key, Object, ROOT};
 use super::page::Text;
+use super::short::Short;
 use crate::export::Generation;
 use crate::tree::{Kind, Time};
 use parking_lot::Mutex;
@@ -129,6 +130,8 @@ struct Inner {
     displaced: HashMap<Key, u64>,
     /// Numbers of texts about machines.
     texts: HashSet<u64>,
+    /// Numbers that 32-bit programs can take, where they are asked for.
+    short: Option<Short>,
 }
 
 /// Number to node. One lock, never held across I/O.
@@ -145,10 +148,12 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new() -> Self {
+    /// With `inode32`, numbers are below 2^32 as long as there are such.
+    pub(super) fn new(inode32: bool) -> Self {
         let key = Key { machine: Arc::from(""), object: Object::Root };
+        let short = inode32.then(Short::default);
         Self {
-            slots: Mutex::new(Inner::default()),
+            slots: Mutex::new(Inner { short, ..Inner::default() }),
             root: Arc::new(Node::new(ROOT, key, Found::Fixed)),
             moves: AtomicU64::new(0),
         }
@@ -165,13 +170,13 @@ impl Table {
 
     /// The number that `key` has or would get, without counting a lookup.
     pub(super) fn number(&self, key: &Key) -> u64 {
-        self.slots.lock().number(key)
+        self.slots.lock().number(key).0
     }
 
     /// The node of `key` if the kernel knows it.
     pub(super) fn find(&self, key: &Key) -> Option<Arc<Node>> {
-        let slots = self.slots.lock();
-        let number = slots.number(key);
+        let mut slots = self.slots.lock();
+        let (number, _) = slots.number(key);
         slots.by_number.get(&number).map(|slot| Arc::clone(&slot.node))
     }
 
@@ -182,8 +187,8 @@ impl Table {
         let node;
         {
             let mut slots = self.slots.lock();
-            let number = slots.number(&key);
-            if key.number(0) != Some(number) {
+            let (number, displaced) = slots.number(&key);
+            if displaced {
                 slots.displaced.insert(key.clone(), number);
             }
             if matches!(found, Found::Page(_)) {
@@ -246,15 +251,18 @@ impl Table {
 }
 
 impl Inner {
-    fn number(&self, key: &Key) -> u64 {
+    /// The number of `key`, and whether it is another one than its first because somebody else has that.
+    fn number(&mut self, key: &Key) -> (u64, bool) {
         if let Some(number) = self.displaced.get(key) {
-            return *number;
+            return (*number, true);
         }
+        let short = self.short.as_mut().map(|short| short.numbers(key)).into_iter().flatten();
         // Ends: there are fewer nodes than attempts.
-        (0..=u64::MAX)
-            .filter_map(|attempt| key.number(attempt))
-            .find(|number| self.by_number.get(number).is_none_or(|slot| slot.node.key == *key))
-            .unwrap_or(ROOT)
+        let all = short.chain((0..=u64::MAX).filter_map(|attempt| key.number(attempt)));
+        let by_number = &self.by_number;
+        all.enumerate()
+            .find(|(_, number)| by_number.get(number).is_none_or(|slot| slot.node.key == *key))
+            .map_or((ROOT, false), |(place, number)| (number, place > 0))
     }
 }
 
@@ -321,7 +329,7 @@ mod tests {
 
     #[test]
     fn lookups_are_counted_and_forgotten() {
-        let table = Table::new();
+        let table = Table::new(false);
         let top = rootfs(&table);
         let one = table.insert(key(5), below(&top, "a", Kind::File)).unwrap();
         let two = table.insert(key(5), below(&top, "b", Kind::File)).unwrap();
@@ -339,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_collision_moves_aside_and_stays_there() {
-        let table = Table::new();
+        let table = Table::new(false);
         let top = rootfs(&table);
         let victim = key(5);
         let first = victim.number(0).unwrap();
@@ -360,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_circle_of_directories_is_refused() {
-        let table = Table::new();
+        let table = Table::new(false);
         let top = rootfs(&table);
         let a = table.insert(key(1), below(&top, "a", Kind::Directory)).unwrap();
         let b = table.insert(key(2), below(&a, "b", Kind::Directory)).unwrap();
@@ -371,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_deep_chain_is_dropped_without_recursion() {
-        let table = Table::new();
+        let table = Table::new(false);
         let mut at = rootfs(&table);
         for ino in 0..200_000 {
             let next = table.insert(key(ino), below(&at, "d", Kind::Directory)).unwrap();

@@ -25,6 +25,7 @@ mod listing;
 mod namespace;
 mod number;
 mod page;
+mod short;
 mod transfers;
 
 use crate::machine::Machines;
@@ -64,6 +65,8 @@ pub struct Access {
     /// Somebody is kept out by looking at each call's user. The kernel then may not answer a path
     /// from its own memory, so names are valid for no time at all.
     pub checked: bool,
+    /// 32-bit programs without large-file support get in: inode numbers are below 2^32.
+    pub inode32: bool,
 }
 
 /// Attributes as stat(2) shows them.
@@ -226,7 +229,7 @@ impl Vfs {
         Self {
             machines,
             access,
-            table: Table::new(),
+            table: Table::new(access.inode32),
             handles: Handles::default(),
             dirs: Dirs::new(),
             pages: Mutex::default(),

@@ -28,7 +28,7 @@
 //! | `manifest.mtree` | 11 | 0, retry | ID |
 //! | `NAME/.transfers` | 12 | 0, 0 | hash of the text |
 //!
-//! Changing any of this makes every backup tool read everything again.
+//! Changing any of this makes every backup tool read everything again. With `-o inode32` numbers are those of [`super::short`].
 
 use super::page::Page;
 use crate::tree::ObjectId;

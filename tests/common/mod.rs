@@ -13,6 +13,7 @@ pub(crate) mod expected;
 pub(crate) mod fixture;
 pub(crate) mod guide;
 pub(crate) mod liar;
+pub(crate) mod list;
 pub(crate) mod lxd;
 pub(crate) mod mounted;
 pub(crate) mod pages;

@@ -3,6 +3,7 @@
 use crate::Case;
 use crate::common::asked::Asked;
 use crate::common::fixture::Fixture;
+use crate::common::list::listed;
 use crate::common::mounted::Mounted;
 use crate::common::played::{MAP, played, pretend, record, sync};
 use crate::common::processes::{is_alive, kill};
@@ -75,6 +76,16 @@ pub(crate) const CASES: &[Case] = &[
         let script =
             "cd \"$1\"; rm -r \"$2\"; ls; mkdir \"$2\"; until cd \"$1\" && ls; do cd /; done";
         run(program("sh", ["-c", script, "sh"]).args([there, real])).ok().err()
+    }),
+    ("Value too large for defined data type", || {
+        let fixture = Fixture::new();
+        fixture.sample("m");
+        let mounted = Mounted::new(&fixture);
+        let said = listed("-m32", &mounted.rootfs("m")).unwrap_err();
+        mounted.unmount();
+        let mounted = Mounted::with(&fixture, &["-o", "inode32"]);
+        listed("-m32", &mounted.rootfs("m")).unwrap();
+        said
     }),
     ("Read-only file system", || {
         let fixture = Fixture::new();

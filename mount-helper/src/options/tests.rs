@@ -71,6 +71,7 @@ fn arguments() {
         (&["codchi", "/mnt", "-o", "noexec,exec"], "mount --source=codchi -- /mnt"),
         (&["codchi", "/mnt", "-o", "exec,noexec"], "mount --source=codchi -o noexec -- /mnt"),
         (&["codchi", "/mnt", "-o", "nosymfollow,symfollow"], "mount --source=codchi -- /mnt"),
+        (&["codchi", "/mnt", "-o", "rw,inode32"], "mount --source=codchi -o inode32 -- /mnt"),
         (
             &["codchi", "/mnt", "-o", "symfollow,nosymfollow,exec"],
             "mount --source=codchi -o nosymfollow -- /mnt",
