@@ -1,15 +1,23 @@
-//! The disk below a machine has blocks that cannot be read: a btrfs whose checksums do not fit.
+//! The disk below a machine does not give everything back: a btrfs whose checksums do not fit, a disk that begins to fail or is
+//! taken away.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
 
+use common::faulty::{FILES, Faulty, SIZE};
 use common::fixture::{Fixture, Maker};
 use common::mounted::{Mounted, unmount_unused};
 use common::readers::Reader;
-use common::{program, run};
+use common::{program, run, wait_until};
+use rustix::fs::{RawDir, SeekFrom};
+use rustix::io::Errno;
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::mem::MaybeUninit;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
 const BLOCK: usize = 4096;
 /// The size of a btrfs metadata node, and the layout of its header and items (linux/btrfs_tree.h).
@@ -204,5 +212,91 @@ fn a_directory_that_the_disk_does_not_give_back_is_reported_and_the_others_are_r
     }
     assert!(refuses(&mounted.rootfs("m").join("srv/bad")), "half of a directory");
     failed_export(&disk, "srv/bad");
+    mounted.unmount();
+}
+
+/// After this long a listing's attributes are read again (vfs/listing.rs).
+const STALE: Duration = Duration::from_millis(600);
+
+/// Names from a position of a directory on, as many as fit into one system call, and the position behind each.
+fn names_from(directory: &File, position: u64, room: usize) -> Result<Vec<(String, u64)>, Errno> {
+    rustix::fs::seek(directory, SeekFrom::Start(position))?;
+    let mut buffer = vec![MaybeUninit::uninit(); room];
+    let mut entries = RawDir::new(directory, &mut buffer);
+    let mut names = Vec::new();
+    while names.is_empty() || !entries.is_buffer_empty() {
+        let Some(entry) = entries.next() else { break };
+        let entry = entry?;
+        names.push((entry.file_name().to_str().unwrap().to_owned(), entry.next_entry_cookie()));
+    }
+    Ok(names)
+}
+
+/// What a reader keeps of an open file, after a word.
+const KEEPS: &str = "
+import mmap, os, sys
+file = open(sys.argv[1], 'rb')
+mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+print('open', flush=True)
+sys.stdin.readline()
+print(len(mapped[:].strip(b'x')), os.fstat(file.fileno()).st_size, len(os.pread(file.fileno(), 10**6, 0)))
+";
+
+#[test]
+fn a_name_whose_attributes_cannot_be_read_takes_nothing_from_who_has_the_file_open() {
+    let fixture = Fixture::new();
+    let disk = Faulty::new(&fixture.empty("m").rootfs);
+    let mounted = Mounted::with(&fixture, &["--passthrough=no"]);
+    let path = mounted.rootfs("m").join("d");
+    let mut reader = program("python3", ["-c", KEEPS])
+        .arg(path.join("bad"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(reader.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "open");
+    let directory = File::open(&path).unwrap();
+    let start = names_from(&directory, 0, 4096).unwrap();
+    let [_, (_, before), (name, _), ..] = &start[..] else { panic!("{start:?}") };
+    assert_eq!(name, "bad");
+    std::thread::sleep(STALE);
+    disk.is_broken(true);
+    for number in 0..FILES {
+        // After a lookup in it, the kernel asks for attributes with the next names.
+        fs::symlink_metadata(path.join(format!("f{number}"))).unwrap();
+        let names = names_from(&directory, *before, 4096).unwrap();
+        assert_eq!(names[0].0, "bad", "left out: a copy would lack it without a word");
+    }
+    disk.is_broken(false);
+    writeln!(reader.stdin.take().unwrap()).unwrap();
+    let kept = said.next().unwrap_or_else(|| panic!("{}", reader.wait().unwrap())).unwrap();
+    assert_eq!(kept, format!("0 {SIZE} {SIZE}"));
+    reader.wait().unwrap();
+    drop(directory);
+    mounted.unmount();
+}
+
+#[test]
+fn a_directory_whose_machine_is_gone_does_not_end_as_if_that_were_all() {
+    let fixture = Fixture::new();
+    let place = fixture.empty("m");
+    for number in 0..200 {
+        Maker::new(&place.rootfs).file(&format!("srv/f{number:03}"), b"");
+    }
+    let mounted = Mounted::new(&fixture);
+    let path = mounted.rootfs("m").join("srv");
+    let directory = File::open(&path).unwrap();
+    let first = names_from(&directory, 0, 200).unwrap();
+    assert!(first.len() < 20, "{first:?}");
+    // The kernel asks for attributes with the next names.
+    fs::symlink_metadata(path.join("f150")).unwrap();
+    let above = place.rootfs.parent().unwrap();
+    fs::rename(above, above.with_file_name("elsewhere")).unwrap();
+    wait_until("the machine to be gone", || fs::symlink_metadata(path.join("f100")).is_err());
+    std::thread::sleep(STALE);
+    let rest = names_from(&directory, first.last().unwrap().1, 1 << 16);
+    assert_eq!(rest, Err(Errno::STALE));
+    drop(directory);
     mounted.unmount();
 }

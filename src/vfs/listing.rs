@@ -54,11 +54,18 @@ impl Vfs {
                 taken
             }
         };
+        let mut empty = true;
         for (next, listed) in taken.from(offset) {
             let entry = match self.plus_entry(node, listed, plus, taken.taken) {
                 Ok(entry) => entry,
-                // Gone meanwhile.
-                Err(Errno::NOENT | Errno::STALE) => continue,
+                Err(Errno::NOENT | Errno::STALE) => match self.is_there(node) {
+                    // Gone meanwhile.
+                    Ok(()) => continue,
+                    // With all that is around it: an end here would say that there was no more of it. What has been added stays
+                    // an answer, and the next one begins here.
+                    Err(error) if empty => return Err(error),
+                    Err(_) => break,
+                },
                 // A name without attributes: the reader's own look at it gets the error. Left out, it would be missing
                 // from a copy without a word.
                 Err(error) => {
@@ -85,6 +92,7 @@ impl Vfs {
                 }
                 break;
             }
+            empty = false;
         }
         Ok(())
     }
@@ -112,6 +120,15 @@ impl Vfs {
                 self.insert_entry(node, &listed.name, attr).map(Some)
             }
             Source::Tree(_) => self.lookup_in(node, &listed.name).map(Some),
+        }
+    }
+
+    /// Fails if what a directory is in is gone: its machine, or all files of that.
+    fn is_there(&self, node: &Node) -> Result<(), Errno> {
+        match node.key.object {
+            Object::Root => Ok(()),
+            Object::Rootfs | Object::Tree(_) => self.tree(&node.key.machine).map(drop),
+            _ => self.machines.get(node.key.machine.as_bytes()).map(drop).ok_or(Errno::STALE),
         }
     }
 

@@ -10,6 +10,7 @@ pub(crate) mod debian;
 pub(crate) mod disk;
 pub(crate) mod docker;
 pub(crate) mod expected;
+pub(crate) mod faulty;
 pub(crate) mod fixture;
 pub(crate) mod guide;
 pub(crate) mod liar;
