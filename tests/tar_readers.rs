@@ -5,11 +5,12 @@
 mod common;
 
 use common::fixture::{Fixture, Maker};
-use common::{npm, program, run};
+use common::{DEADLINE, cached, npm, program, run, run_for};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, lchown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Extracts `export.tar` of the directory above into the one that it runs in.
 const READERS: &[(&str, &str, Sparse)] = &[
@@ -25,6 +26,7 @@ const READERS: &[(&str, &str, Sparse)] = &[
         "tar2sqfs -qf ../image <../export.tar && unsquashfs -q -f -d . ../image",
         Sparse::Right,
     ),
+    ("Go's archive/tar", "\"$GO_TAR\" <../export.tar", Sparse::Right),
     ("busybox tar", "busybox tar -xf ../export.tar", Sparse::Map),
     ("7z", "7z x -y ../export.tar", Sparse::Map),
     ("cpio", "cpio -id <../export.tar", Sparse::Map),
@@ -53,13 +55,33 @@ enum Sparse {
     Map,
 }
 
+/// A program in Go that extracts what it reads.
+fn go_tar() -> PathBuf {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tar_readers/extract.go");
+    let made = cached("go-tar", |directory| {
+        let mut go = program("go", ["build", "-o"]);
+        go.arg(directory.join("extract")).arg(source);
+        // Nothing but the standard library, and nothing outside of the directory.
+        go.env("GOCACHE", directory.join("cache")).env("GO111MODULE", "off");
+        run_for(5 * DEADLINE, go.env("GOPATH", directory.join("path"))).ok();
+    });
+    made.join("extract")
+}
+
+/// The command of a reader.
+fn reading(name: &str, script: &str) -> Command {
+    let mut shell = program("sh", ["-c", script]);
+    match name {
+        "node-tar" => shell.env("TAR", npm("tar@7.5.23").join("node_modules/tar")),
+        "Go's archive/tar" => shell.env("GO_TAR", go_tar()),
+        _ => &mut shell,
+    };
+    shell
+}
+
 fn extracted(fixture: &Fixture, name: &str, script: &str) -> PathBuf {
     let to = tempfile::tempdir_in(fixture.path()).unwrap().keep();
-    let mut shell = program("sh", ["-c", script]);
-    if name == "node-tar" {
-        shell.env("TAR", npm("tar@7.5.23").join("node_modules/tar"));
-    }
-    let done = run(shell.current_dir(&to));
+    let done = run(reading(name, script).current_dir(&to));
     // It takes no comment as long as that with which the last member ends on a page.
     match name {
         "pax" if done.code != Some(0) => {
@@ -105,24 +127,59 @@ fn sparse_members_are_read_as_the_docs_say_and_written_out_by_all() {
     assert!(wrong.contains("tar-rs"));
 }
 
-/// A long name is in a record of GNU tar, and everything else that needs more room in a PAX header behind it.
+/// What the page says of readers that cut, by the beginning of its line.
+fn line(page: &str, begin: &str) -> String {
+    let mut lines = page.lines().filter_map(|line| line.strip_prefix("- "));
+    lines.find(|line| line.starts_with(begin)).unwrap().to_owned()
+}
+
+/// Long names and targets are in records of GNU tar, and everything else that needs more room in a PAX header before them.
 #[test]
 fn long_names_of_files_with_attributes_arrive_but_where_the_docs_say() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/READERS.md");
     let page = fs::read_to_string(page).unwrap();
-    let cut = page.lines().find(|line| line.starts_with("Long names are cut by")).unwrap();
+    let names = line(&page, "Names of more than 100 bytes are cut by");
+    let targets = line(&page, "Targets of links of more than 100 bytes are cut by");
     let fixture = Fixture::new();
     let home = fixture.empty("m").home;
-    let name = "n".repeat(170);
-    fs::write(home.join(&name), b"long").unwrap();
-    common::xattr::set(&home.join(&name), b"user.x", b"y").unwrap();
+    let (name, target) = ("n".repeat(170), "t".repeat(170));
+    for name in [&*name, "short"] {
+        fs::write(home.join(name), b"long").unwrap();
+        common::xattr::set(&home.join(name), b"user.x", b"y").unwrap();
+    }
+    // An owner that needs a PAX header.
+    let link = |name: &str| {
+        symlink(&target, home.join(name)).unwrap();
+        lchown(home.join(name), Some(3_000_000), Some(3_000_000)).unwrap();
+    };
+    link("link");
     let archive = fixture.path().join("export.tar");
-    run(fixture.command(["export", "-q", "m", "-o"]).arg(&archive)).ok();
+    let export = || run(fixture.command(["export", "-q", "m", "-o"]).arg(&archive)).ok();
+    let arrived = |to: &Path, reader: &str| {
+        let at = to.join("home/codchi");
+        let whole = |name: &str| fs::read(at.join(name)).is_ok_and(|bytes| bytes == b"long");
+        assert!(whole("short"), "{reader}");
+        assert_eq!(whole(&name), !names.contains(reader), "the name: {reader}");
+        let found = fs::read_link(at.join("link")).unwrap();
+        assert_eq!(found == Path::new(&target), !targets.contains(reader), "the target: {reader}");
+    };
+    export();
     for (reader, script, _) in READERS {
-        let to = extracted(&fixture, reader, script);
-        let arrived =
-            fs::read(to.join("home/codchi").join(&name)).is_ok_and(|bytes| bytes == b"long");
-        assert_eq!(arrived, !cut.contains(reader), "{reader}");
+        arrived(&extracted(&fixture, reader, script), reader);
+    }
+    let to = fixture.scratch("crate");
+    tar::Archive::new(File::open(&archive).unwrap()).unpack(&to).unwrap();
+    arrived(&to, "tar-rs");
+    // Both in one member.
+    link(&"l".repeat(170));
+    export();
+    for (reader, script, _) in READERS {
+        let to = tempfile::tempdir_in(fixture.path()).unwrap().keep();
+        let done = run(reading(reader, script).current_dir(&to));
+        let there = fs::read_link(to.join("home/codchi").join("l".repeat(170)));
+        let whole = there.is_ok_and(|found| found == Path::new(&target));
+        let cuts = [&names, &targets].iter().any(|line| line.contains(reader));
+        assert_eq!(whole, !cuts, "{reader}: {}", done.err());
     }
 }
 
@@ -137,7 +194,7 @@ fn what_other_readers_refuse_or_lose_is_as_the_docs_say() {
     let from = fixture.scratch("from");
     let tar = fixture.path().join("a.tar");
     // Python's filter, which will be the default: a link to where Nix has its store ends everything.
-    std::os::unix::fs::symlink("/nix/store/x", from.join("result")).unwrap();
+    symlink("/nix/store/x", from.join("result")).unwrap();
     archive(&from, &tar);
     let script =
         "import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter='data')";
@@ -145,6 +202,15 @@ fn what_other_readers_refuse_or_lose_is_as_the_docs_say() {
         program("python3", ["-c", script]).arg(&tar).arg(fixture.scratch("python")).output();
     let error = String::from_utf8(python.unwrap().stderr).unwrap();
     assert!(error.contains("AbsoluteLinkError"), "{error}");
+    // The filter between that and none takes the link, and changes modes.
+    fs::write(from.join("mode"), b"x").unwrap();
+    fs::set_permissions(from.join("mode"), fs::Permissions::from_mode(0o4775)).unwrap();
+    archive(&from, &tar);
+    let to = fixture.scratch("python-tar");
+    let script = script.replace("data", "tar");
+    run(program("python3", ["-c", &script]).arg(&tar).arg(&to)).ok();
+    assert_eq!(fs::read_link(to.join("result")).unwrap(), Path::new("/nix/store/x"));
+    assert_eq!(fs::metadata(to.join("mode")).unwrap().mode() & 0o7777, 0o755);
     fs::remove_file(from.join("result")).unwrap();
     // busybox: times of directories.
     fs::create_dir(from.join("directory")).unwrap();
@@ -157,7 +223,7 @@ fn what_other_readers_refuse_or_lose_is_as_the_docs_say() {
     run(program("busybox", ["tar", "-xpf"]).arg(&tar).arg("-C").arg(&to)).ok();
     assert_ne!(fs::metadata(to.join("directory")).unwrap().mtime(), 1_000_000_000);
     // busybox: the longest target that a link can have.
-    std::os::unix::fs::symlink("t".repeat(4095), from.join("long")).unwrap();
+    symlink("t".repeat(4095), from.join("long")).unwrap();
     run(program("tar", ["--format=gnu", "-cf"]).arg(&tar).arg("-C").arg(&from).arg(".")).silent();
     let mut busybox = program("busybox", ["tar", "-xf"]);
     let done = run(busybox.arg(&tar).arg("-C").arg(fixture.scratch("busybox-long")));

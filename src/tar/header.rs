@@ -234,11 +234,16 @@ fn digits(number: usize) -> usize {
 }
 
 impl Header<'_> {
-    /// Appends the header blocks: link record, name record, PAX header, each only if needed, then the ustar block.
+    /// Appends the header blocks: PAX header, link record, name record, each only if needed, then the ustar block.
     ///
-    /// The PAX header comes last, since POSIX has it describe the next header and some readers would apply its size
-    /// to a long record in between.
+    /// tar2sqfs and Perl's Archive::Tar forget a long record at a PAX header behind it. One with a size comes last all the same:
+    /// sqfstar and tar-rs would apply it to a long record in between.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        let pax = needs_pax(&self.fields, self.records.len() as u64);
+        let has_size = self.fields.size > OCTAL_11;
+        if pax && !has_size {
+            self.pax_header(out);
+        }
         if self.link.len() > NAME {
             long_record(out, b'K', self.link);
         }
@@ -252,7 +257,7 @@ impl Header<'_> {
             long_record(out, b'L', self.path);
             put(&mut block.name, self.path);
         }
-        if needs_pax(&self.fields, self.records.len() as u64) {
+        if pax && has_size {
             self.pax_header(out);
         }
         let fields = &self.fields;

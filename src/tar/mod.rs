@@ -10,9 +10,10 @@
 //! so extracting at `/` cannot change the target's root. Nothing in the bytes depends on the clock, the process or
 //! the host.
 //!
-//! **A member** is, in 512-byte blocks: a `K` record if its link target is longer than 100 bytes; an `L` record if its
-//! name does not fit; an `x` header if a number does not fit; one ustar header block; the body, padded with zeros to a
-//! whole block. Only files have a body. That of a sparse file is its map and its data ([`Extent`]).
+//! **A member** is, in 512-byte blocks: an `x` header if a number does not fit; a `K` record if its link target is longer
+//! than 100 bytes; an `L` record if its name does not fit; one ustar header block; the body, padded with zeros to a whole
+//! block. An `x` header with a `size` comes behind the records: readers apply that to the next header, whatever it is. Only
+//! files have a body. That of a sparse file is its map and its data ([`Extent`]).
 //!
 //! **Names** are raw bytes, begin with `./` and end in `/` for directories. A name of at most 100 bytes is in `name`.
 //! A longer one is split at the last `/` that leaves at most 155 bytes for `prefix` and at most 100 for `name`, if
@@ -26,8 +27,7 @@
 //! both with the same value, so that readers of either are right; a device number that does not fit is in the ustar
 //! field only, since no PAX keyword for it is read without a warning. `uname` and `gname` are empty.
 //!
-//! **PAX headers** (named `././@PaxHeader`, all other fields constant) come directly before the ustar block, and only
-//! where needed: size of 8 GiB or more, ids of 2097152 or more, an mtime before 1970 or past 2242, nanoseconds if
+//! **PAX headers** (named `././@PaxHeader`, all other fields constant) come only where needed: size of 8 GiB or more, ids of 2097152 or more, an mtime before 1970 or past 2242, nanoseconds if
 //! [`Options::mtime_ns`] is set, holes, or [`Member::records`]. Their records are, in this order:
 //!
 //! | keyword | when | value |

@@ -242,6 +242,34 @@ fn pax_records_are_exact() {
     }
 }
 
+/// Flags of the header blocks of a member.
+fn flags(member: &Member<'_, u64>) -> Vec<u8> {
+    let layout = one(member).unwrap();
+    let bytes = read(&layout, 0, layout.body_start(MemberId(0)) as usize);
+    let mut flags = Vec::new();
+    let mut at = 0;
+    while let Some(block) = bytes.get(at..at + 512) {
+        flags.push(block[156]);
+        let body = match b"xKL".contains(&block[156]) {
+            true => std::str::from_utf8(&block[124..135]).unwrap(),
+            false => "0",
+        };
+        let body = usize::from_str_radix(body, 8).unwrap();
+        at += 512 + body.next_multiple_of(512);
+    }
+    flags
+}
+
+#[test]
+fn the_header_of_a_size_comes_behind_the_names() {
+    let long = [b'n'; 170];
+    let file = Member { uid: 3_000_000, ..member(&long, Kind::File) };
+    assert_eq!(flags(&file), b"xL0");
+    assert_eq!(flags(&Member { size: 8 << 30, ..file }), b"Lx0");
+    let link = Member { link: Link::Symlink(&long), kind: Kind::Symlink, ..file };
+    assert_eq!(flags(&link), b"xKL2");
+}
+
 #[test]
 fn a_sparse_file_is_its_map_and_its_data() {
     let extents = [Extent { offset: 512, len: 512 }, Extent { offset: 4096, len: 3 }];
