@@ -1,9 +1,10 @@
 //! Each check of `codchifs doctor`, driven to its states by changing what it looks at: in a mount namespace of its own, with
-//! a copy of /etc.
+//! a copy of /etc, and without the mounts of other tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
 
+use common::alone::LEAVE;
 use common::fixture::Fixture;
 use common::lxd::{Host, UID, user};
 use common::played::{MAP, directory, on_disk, pretend, record, sync};
@@ -17,6 +18,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 const STAGE: &str = r#"
+eval "$LEAVE"
 mkdir "$AT/etc"
 mount -t tmpfs none "$AT/etc"
 cp -a /etc/. "$AT/etc"
@@ -78,6 +80,7 @@ fn command(host: &Host, who: Who, setup: &str, args: &[&str]) -> std::process::C
     let user = format!("setpriv --reuid {UID} --regid {UID} --clear-groups");
     command.env("AS", if who == Root { "" } else { &user });
     command.env("AT", at).env("SETUP", setup).env_remove("SUDO_USER");
+    command.env("OWN", host.path()).env("LEAVE", LEAVE);
     command
 }
 
@@ -380,9 +383,7 @@ fn people_get_80_columns_and_colours_on_a_terminal_only() {
         // A terminal of its own.
         let line = r#"line=$*; set -- script -qec "$line" /dev/null"#;
         let done = run(command(&host, Root, &format!("{setup}{line}"), &["doctor"]));
-        // Whether it finds an error depends on the mounts of other tests.
-        assert!(done.out().contains("kernel: Linux"), "{done:?}");
-        done.out().contains("\x1b[3")
+        done.ok().out().contains("\x1b[3")
     };
     assert!(colours(""));
     assert!(!colours("export NO_COLOR=1; "));

@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::alone::alone;
 use common::fixture::Fixture;
 use common::liar::{Liar, Lies};
 use common::mounted::mounts_on;
@@ -235,20 +236,10 @@ fn lies() -> Vec<(&'static str, Lies, &'static str)> {
 /// The parsed answers of real mounts take a few MiB; the program itself, unoptimized, about 20.
 const MAX_MEMORY: u64 = 96 << 20;
 
-/// Runs it where no mounts of other tests are, while nothing below this process takes more memory. A mount that ends at this
-/// moment cannot be unmounted.
+/// Runs it where no mounts of other tests are, while nothing below this process takes more memory.
 #[track_caller]
 fn within_memory(what: &str, fixture: &Fixture, command: &Command) -> Done {
-    const SCRIPT: &str = r#"
-        awk -v own="$0/" '/ - fuse.codchifs / && index($5, own) != 1 { print $5 }' /proc/self/mountinfo |
-            while IFS= read -r point; do umount -l "$(printf '%b' "$point")" || :; done
-        exec "$@""#;
-    let mut alone = program("unshare", ["--mount", "--propagation", "private", "sh", "-ec"]);
-    alone.arg(SCRIPT).arg(fixture.path()).arg(command.get_program()).args(command.get_args());
-    common::without_variables(&mut alone);
-    for (name, value) in command.get_envs() {
-        alone.envs(value.map(|value| (name, value)));
-    }
+    let mut alone = alone(fixture.path(), command);
     let mut peak = 0;
     let done = run_while(&mut alone, || peak = peak.max(peak_below(std::process::id())));
     assert!(peak < MAX_MEMORY, "{what}: {} MiB: {}", peak >> 20, done.line);

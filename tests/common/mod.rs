@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+pub(crate) mod alone;
 pub(crate) mod asked;
 pub(crate) mod clients;
 pub(crate) mod debian;
