@@ -44,6 +44,55 @@ fn every_promise_names_tests_that_exist() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+/// Whether there is a test of that name: `file::test` in `tests/`, `module::path::test` in `src/`.
+fn is_test(root: &Path, name: &str) -> bool {
+    let (path, test) = name.rsplit_once("::").unwrap();
+    let candidates = match path.contains("::") {
+        false => vec![format!("tests/{path}.rs")],
+        true => {
+            let path = path.replace("::", "/");
+            let of = path.strip_suffix("/tests").unwrap_or(&path);
+            [&path, of].map(|path| format!("src/{path}.rs")).to_vec()
+        }
+    };
+    let has = |text: String| {
+        text.contains(&format!("#[test]\nfn {test}()"))
+            || text.contains(&format!("#[test]\n    fn {test}()"))
+    };
+    candidates.iter().any(|file| fs::read_to_string(root.join(file)).is_ok_and(has))
+}
+
+#[test]
+fn every_fault_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = read("docs/FAULTS.md");
+    let rows: Vec<_> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
+        .filter(|row| !row.starts_with("fault |"))
+        .collect();
+    assert!(rows.len() > 25, "{}", rows.len());
+    let mut faults = Vec::new();
+    for row in rows {
+        let [_, tests, also] = row.split('|').collect::<Vec<_>>()[..] else { panic!("{row}") };
+        let named = |text: &str| {
+            text.split('`')
+                .filter(|word| word.contains("::"))
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        if named(tests).is_empty() {
+            faults.push(format!("no test: {row}"));
+        }
+        for test in named(tests).into_iter().chain(named(also)) {
+            if !is_test(root, &test) {
+                faults.push(format!("no such test: {test}"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
 #[test]
 fn every_function_with_unsafe_code_is_reviewed() {
     let page = read("docs/SECURITY.md");
