@@ -1,10 +1,12 @@
-//! The users of the host: those in `/etc/passwd`, then those that only the other sources in nsswitch.conf(5) have (LDAP, sssd,
+//! The users and groups of the host: those in `/etc/passwd`, then those that only the other sources in nsswitch.conf(5) have (LDAP, sssd,
 //! systemd-homed …).
 //!
 //! The latter are asked for in a process of its own. libc loads foreign code for it, which may wait for a server that does not
 //! answer, start threads and leave sockets open: none of that may be in a process that is to answer a mount.
 
+use crate::quote;
 use crate::worker::Worker;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
@@ -42,6 +44,15 @@ impl Account {
     }
 }
 
+/// A group of the host, and whether a user is in it, as all sources together say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The group's name, if it has one.
+    pub name: Option<String>,
+    /// Whether a session that the user begins now is in it.
+    pub is_member: bool,
+}
+
 /// Who is looked for.
 #[derive(Clone, Copy, Debug)]
 pub enum Key<'a> {
@@ -69,7 +80,18 @@ pub fn find(key: Key<'_>) -> Result<Option<Account>, NoAnswer> {
         (None, Key::Name(name)) => ("name", name.to_owned()),
         (None, Key::Uid(uid)) => ("uid", uid.to_string().into()),
     };
-    let words = [OsString::from(WORD), kind.into(), word];
+    ask([kind.into(), word])
+}
+
+/// Whether a user is in the group with this id. No one source knows: a user of LDAP may be in a group of `/etc/group`, and the
+/// other way round.
+pub fn membership(gid: u32, user: &OsStr) -> Result<Membership, NoAnswer> {
+    ask([gid.to_string().into(), user.to_owned()])
+}
+
+/// Asks all sources, in a process of its own.
+fn ask<T: DeserializeOwned>(words: [OsString; 2]) -> Result<T, NoAnswer> {
+    let words = [OsString::from(WORD)].into_iter().chain(words);
     let worker = Worker::start(words, Stdio::null()).map_err(|_| NoAnswer)?;
     worker.wait(Instant::now() + TIMEOUT).ok_or(NoAnswer)
 }
@@ -100,19 +122,33 @@ pub(crate) fn answer() -> Option<ExitCode> {
         return None;
     }
     let (kind, word) = (words.next()?, words.next()?);
-    let found = match kind.to_str()? {
-        "name" => uzers::get_user_by_name(&word),
-        _ => uzers::get_user_by_uid(word.to_str()?.parse().ok()?),
+    let said = match kind.to_str()? {
+        "name" => serde_json::to_vec(&uzers::get_user_by_name(&word).map(account)),
+        "uid" => {
+            let found = uzers::get_user_by_uid(word.to_str()?.parse().ok()?);
+            serde_json::to_vec(&found.map(account))
+        }
+        gid => serde_json::to_vec(&asked_membership(gid.parse().ok()?, &word)),
     };
-    let account = found.map(|user| Account {
-        name: user.name().as_bytes().to_vec(),
-        uid: user.uid(),
-        gid: user.primary_group_id(),
-        home: user.home_dir().as_os_str().as_bytes().to_vec(),
-    });
-    let said = serde_json::to_vec(&account).ok()?;
+    let said = said.ok()?;
     Some(match std::io::stdout().write_all(&said) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     })
+}
+
+fn account(user: uzers::User) -> Account {
+    Account {
+        name: user.name().as_bytes().to_vec(),
+        uid: user.uid(),
+        gid: user.primary_group_id(),
+        home: user.home_dir().as_os_str().as_bytes().to_vec(),
+    }
+}
+
+fn asked_membership(gid: u32, user: &OsStr) -> Membership {
+    let name = uzers::get_group_by_gid(gid).map(|group| quote::path(group.name()).to_string());
+    let user = uzers::get_user_by_name(user);
+    let groups = user.and_then(|user| user.groups()).unwrap_or_default();
+    Membership { name, is_member: groups.iter().any(|group| group.gid() == gid) }
 }

@@ -1,5 +1,7 @@
 //! Which kernel this is, which is the oldest that codchifs runs on, and what a newer one brings.
 
+use crate::quote;
+
 /// Major and minor version.
 pub type Version = (u32, u32);
 
@@ -121,7 +123,7 @@ pub const FEATURES: [Feature; 10] = [
 
 /// As `uname -r` has it.
 pub fn release() -> String {
-    rustix::system::uname().release().to_string_lossy().into_owned()
+    quote::name(rustix::system::uname().release().to_bytes()).to_string()
 }
 
 /// `6.1.0-12-amd64` is 6.1; what is no version is older than all.

@@ -6,6 +6,7 @@
 //! is parsed as what a stranger wrote. A process that was ended, or says nonsense, has not answered.
 
 use crate::credentials::{User, become_owner};
+use crate::quote;
 use crate::worker::{MAX_ANSWER, Worker};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{self, AtFlags, Mode, OFlags, StatxFlags};
@@ -217,7 +218,10 @@ fn machines() -> Result<Machines, Errno> {
             return Err(TOO_MUCH);
         }
         let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
+        let name = match entry.file_name().to_str() {
+            Ok(name) => name.to_owned(),
+            Err(_) => quote::name(entry.file_name().to_bytes()).to_string(),
+        };
         if name.starts_with('.') {
             continue;
         }
@@ -253,9 +257,10 @@ fn command(pid: u64) -> Option<String> {
     let mut line = Vec::new();
     file.take(MAX_COMMAND).read_to_end(&mut line).ok()?;
     let words = line.split(|byte| *byte == 0).filter(|word| !word.is_empty());
-    let words: Vec<_> = words.map(|word| String::from_utf8_lossy(word)).collect();
-    match words.is_empty() {
-        true => std::fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|n| n.trim().into()),
-        false => Some(words.join(" ")),
-    }
+    let words: Vec<_> = words.collect();
+    let line = match words.is_empty() {
+        true => std::fs::read(format!("/proc/{pid}/comm")).ok()?,
+        false => words.join(&b' '),
+    };
+    Some(quote::message(line.trim_ascii()))
 }

@@ -18,6 +18,7 @@
 
 use crate::confined;
 use crate::mountinfo;
+use crate::quote;
 use crate::sys;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat, Statx, StatxFlags};
@@ -40,7 +41,7 @@ pub(crate) enum WalkError {
     #[error("{0}")]
     System(#[from] Errno),
     /// It leads where nothing may be opened.
-    #[error("refused: {} {why}", at.display())]
+    #[error("refused: {} {why}", quote::path(at))]
     Refused {
         /// How far it went.
         at: PathBuf,

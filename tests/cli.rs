@@ -8,7 +8,7 @@ use common::fixture::Fixture;
 use common::mounted::Mounted;
 use common::played::played;
 use common::stage;
-use common::terminals::{Terminals, on_terminal};
+use common::terminals::{Shells, on_terminal};
 use common::{program, run, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -333,45 +333,20 @@ fn each_shell_completes_the_name_of_a_machine() {
     fixture.empty("workbench");
     let other = Fixture::new();
     other.empty("elsewhere");
-    let scripts = generated(&fixture).join("completions");
-    let home = fixture.scratch("home");
-    let scripts = scripts.display();
-    let prompt = "PS1='ready> '";
-    fs::write(home.join("bashrc"), format!("{prompt}\n. {scripts}/codchifs.bash\n")).unwrap();
-    let zshrc =
-        format!("{prompt}\nfpath=({scripts} $fpath)\nautoload -U compinit\ncompinit -u -D\n");
-    fs::write(home.join(".zshrc"), zshrc).unwrap();
-    let fishrc =
-        format!("source {scripts}/codchifs.fish; function fish_prompt; echo -n 'ready> '; end");
-    let (home, config) = (home.display(), other.config());
-    let beside = Path::new(env!("CARGO_BIN_EXE_codchifs")).parent().unwrap().display();
-    let start = format!(
-        "env HOME={home} ZDOTDIR={home} PATH={beside}:$PATH CODCHIFS_CONFIG_DIR={} TERM=xterm LC_ALL=C.UTF-8",
-        fixture.config().display()
-    );
-    let terminals = Terminals(fixture.path().join("tmux"));
-    for (shell, command) in [
-        ("bash", format!("bash --noprofile --rcfile {home}/bashrc -i")),
-        ("zsh", "zsh -o no_global_rcs -i".to_owned()),
-        ("fish", format!("fish --no-config -C \"{fishrc}\"")),
-    ] {
-        let line = format!("{start} {command}");
-        terminals.tmux(&["new-session", "-d", "-s", shell, "-x", "150", "-y", "24", &line]).ok();
-        let screen = || terminals.tmux(&["capture-pane", "-p", "-J", "-t", shell]).out();
+    let config = other.config();
+    let shells = Shells::new(&fixture, Path::new(env!("CARGO_BIN_EXE_codchifs")).parent().unwrap());
+    for shell in shells.each() {
         for (typed, completed) in [
             ("codchifs export wo".to_owned(), "codchifs export workbench"),
             ("codchifs mount --machine wo".to_owned(), "--machine workbench"),
             (format!("codchifs --config-dir {} migrate el", config.display()), "migrate elsewhere"),
             ("codchifs mani".to_owned(), "codchifs manifest"),
         ] {
-            // An empty line after its prompt: whatever was typed before that may be lost.
-            wait_until(&format!("{shell}'s prompt"), || screen().trim_end() == "ready>");
-            terminals.tmux(&["send-keys", "-t", shell, "-l", &typed]).ok();
-            terminals.tmux(&["send-keys", "-t", shell, "Tab"]).ok();
-            wait_until(&format!("{shell}: {typed}"), || screen().contains(completed));
+            shell.complete(&typed);
+            wait_until(&format!("{}: {typed}", shell.name), || shell.screen().contains(completed));
             // A new prompt on a clean screen: the shell empties the line itself, and no signal is in the way.
-            terminals.tmux(&["send-keys", "-t", shell, "C-u"]).ok();
-            terminals.tmux(&["send-keys", "-t", shell, "C-l"]).ok();
+            shell.keys(&["C-u"]);
+            shell.keys(&["C-l"]);
         }
     }
 }

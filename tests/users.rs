@@ -5,6 +5,7 @@ mod common;
 
 use common::fixture::Fixture;
 use common::{Done, program, run, without_variables};
+use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
 
@@ -39,7 +40,11 @@ impl Directory {
             line("root", CAROL, "/nowhere"),
         ];
         fs::write(table.join("passwd"), users.concat()).unwrap();
-        fs::write(fixture.path().join("nsswitch"), "passwd: files extrausers\n").unwrap();
+        // One group has a user of the table, the other one is beside it.
+        fs::write(table.join("group"), "testers:x:47200:someone,carol\nothers:x:47201:someone\n")
+            .unwrap();
+        let sources = "passwd: files extrausers\ngroup: files extrausers\n";
+        fs::write(fixture.path().join("nsswitch"), sources).unwrap();
         Self { fixture, table }
     }
 
@@ -136,4 +141,33 @@ fn a_source_of_users_that_does_not_answer_is_waited_for_for_a_bounded_time() {
     assert!(done.err().contains("gave no answer in time"), "{}", done.err());
     // Whoever is in /etc/passwd is found without it.
     assert!(!host.run("$codchifs --user root list").err().contains("no answer"));
+}
+
+#[test]
+fn doctor_knows_groups_of_every_source() {
+    let host = Directory::new();
+    let check = |gid: u32, groups: &str| {
+        let script = format!(
+            r#"
+            export LXD_DIR="$table/lxd"
+            rm -rf "$LXD_DIR" && mkdir -p "$LXD_DIR/storage-pools"
+            python3 -c 'import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])' "$LXD_DIR/unix.socket"
+            chgrp {gid} "$LXD_DIR/unix.socket"
+            setpriv --reuid 47110 --regid 47110 {groups} ${{codchifs%% *}} doctor --json || true"#
+        );
+        let all: Value = serde_json::from_slice(&host.run(&script).ok().stdout).unwrap();
+        let checks = all["checks"].as_array().unwrap();
+        let group = checks.iter().find(|check| check["check"] == "group");
+        group.unwrap_or_else(|| panic!("{all}")).to_string()
+    };
+    let clear = "--clear-groups";
+    for (gid, groups, expected) in [
+        (47_200, clear, "carol is in the group testers, but not since this session began"),
+        (47_201, clear, "sudo usermod -aG others carol"),
+        (47_202, clear, "carol is not in the group 47202"),
+        (47_200, "--groups 47200", "this process is in the group testers"),
+    ] {
+        let said = check(gid, groups);
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
 }

@@ -8,6 +8,8 @@
 #[path = "../../mount-helper/src/options.rs"]
 mod options;
 
+// What options.rs has beside it.
+use codchifs::quote;
 use libfuzzer_sys::fuzz_target;
 use options::translate;
 use std::ffi::{OsStr, OsString};

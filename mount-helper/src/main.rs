@@ -5,6 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod options;
+/// That of codchifs. To depend on codchifs would have all that is in it compiled.
+#[path = "../../src/quote/mod.rs"]
+#[allow(dead_code, unreachable_pub, unused_imports)]
+mod quote;
 
 use options::{EX_FAIL, EX_OK, EX_SOFTWARE, EX_SYSTEM, EX_USAGE, EX_USER, Failure, Request};
 use std::ffi::OsString;
@@ -21,7 +25,7 @@ fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     // mount(8), as well, begins with the directory.
     let directory = match args.as_slice() {
-        [_, directory, ..] => format!("{}: ", Path::new(directory).display()),
+        [_, directory, ..] => format!("{}: ", quote::path(directory)),
         _ => String::new(),
     };
     match run(&args) {
@@ -42,12 +46,12 @@ fn run(args: &[OsString]) -> Result<u8, Failure> {
     for word in &request.left_out {
         say(&format!(
             "{}: option '{word}' is not known, left out (-s)",
-            request.directory.display()
+            quote::path(&request.directory)
         ));
     }
     let program = program()?;
     if request.verbose {
-        say(&format!("{} {}", program.display(), options::display(&request.args)));
+        say(&format!("{} {}", quote::path_word(&program), options::display(&request.args)));
     }
     mount(&program, &request)
 }
@@ -61,7 +65,7 @@ fn mount(program: &Path, request: &Request) -> Result<u8, Failure> {
             // nsenter(1) has one exit status for all that fails.
             File::open(namespace).map_err(|error| Failure {
                 code: EX_SYSTEM,
-                text: format!("-N {}: {error}", Path::new(namespace).display()),
+                text: format!("-N {}: {error}", quote::path(namespace)),
             })?;
             let mut argument = OsString::from("--mount=");
             argument.push(namespace);
@@ -73,7 +77,7 @@ fn mount(program: &Path, request: &Request) -> Result<u8, Failure> {
     match command.args(&request.args).status() {
         Ok(status) => Ok(translate_status(status)),
         Err(error) => {
-            let name = Path::new(command.get_program()).display().to_string();
+            let name = quote::path(command.get_program());
             Err(Failure { code: EX_SYSTEM, text: format!("{name}: cannot be run: {error}") })
         }
     }

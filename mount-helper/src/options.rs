@@ -7,6 +7,7 @@
 //! In a value of `-o`, `\,` is a comma, `\\` a backslash, `\040` (three octal digits, as in fstab) that byte, and double
 //! quotes around a value keep its commas. A backslash before anything else stays, since patterns use it.
 
+use crate::quote;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
@@ -188,7 +189,7 @@ pub(crate) fn translate(args: &[OsString]) -> Result<Request, Failure> {
         [] => return Err(usage("SOURCE and DIRECTORY are missing; --help says more")),
         [_] => return Err(usage("DIRECTORY is missing; --help says more")),
         [_, _, extra, ..] => {
-            return Err(usage(format!("unexpected argument '{}'", lossy(extra))));
+            return Err(usage(format!("unexpected argument '{}'", shown(extra))));
         }
     };
 
@@ -213,11 +214,11 @@ pub(crate) fn translate(args: &[OsString]) -> Result<Request, Failure> {
                 None if words.contains(&word) => {}
                 None => words.push(word),
             },
-            Class::Unknown if given.sloppy => left_out.push(lossy(&option)),
+            Class::Unknown if given.sloppy => left_out.push(shown(&option)),
             Class::Unknown => {
                 return Err(usage(format!(
                     "unknown option '{}' (-s leaves out unknown options)",
-                    lossy(&option)
+                    shown(&option)
                 )));
             }
         }
@@ -246,7 +247,7 @@ pub(crate) fn translate(args: &[OsString]) -> Result<Request, Failure> {
     if namespace.is_some() {
         // mount(8) leaves it as it was typed there, and whoever enters a namespace starts at its root.
         directory = std::path::absolute(&directory)
-            .map_err(|why| usage(format!("{}: {why}", directory.display())))?;
+            .map_err(|why| usage(format!("{}: {why}", quote::path(&directory))))?;
     }
     args.push(directory.clone().into());
     let verbose = given.verbose;
@@ -263,19 +264,7 @@ fn namespace_file(given: &[u8]) -> OsString {
 
 /// The arguments as a line for people, quoted for a shell where it matters.
 pub(crate) fn display(args: &[OsString]) -> String {
-    let quoted: Vec<String> = args
-        .iter()
-        .map(|arg| {
-            let text = arg.to_string_lossy();
-            let plain = |c: char| c.is_ascii_alphanumeric() || "-_=/.,:+@".contains(c);
-            if !text.is_empty() && text.chars().all(plain) {
-                text.into_owned()
-            } else {
-                format!("'{}'", text.replace('\'', r"'\''"))
-            }
-        })
-        .collect();
-    quoted.join(" ")
+    quote::words(args.iter().map(|arg| arg.as_bytes()))
 }
 
 fn given(args: &[OsString]) -> Result<Given<'_>, Failure> {
@@ -288,7 +277,7 @@ fn given(args: &[OsString]) -> Result<Given<'_>, Failure> {
             b"--" => operands_only = true,
             b"--help" => given.help = Some(HELP),
             b"--version" => given.help = Some(VERSION),
-            [b'-', b'-', ..] => return Err(usage(format!("unknown argument '{}'", lossy(arg)))),
+            [b'-', b'-', ..] => return Err(usage(format!("unknown argument '{}'", shown(arg)))),
             [b'-', flags @ ..] if !flags.is_empty() => given.flags(flags, &mut args)?,
             _ => given.operands.push(arg),
         }
@@ -323,7 +312,7 @@ impl<'a> Given<'a> {
                     };
                     self.flag_value(*flag, value)?;
                 }
-                _ => return Err(usage(format!("unknown flag -{}", lossy(&[*flag])))),
+                _ => return Err(usage(format!("unknown flag -{}", shown(&[*flag])))),
             }
         }
         Ok(())
@@ -334,7 +323,7 @@ impl<'a> Given<'a> {
             (b'o', options) => self.options.push(options),
             (b't', b"codchifs" | b"fuse.codchifs") => {}
             (b't', other) => {
-                return Err(usage(format!("type '{}' is not codchifs", lossy(other))));
+                return Err(usage(format!("type '{}' is not codchifs", shown(other))));
             }
             (_, b"") => return Err(usage("-N needs a value")),
             (_, namespace) => self.namespace = Some(namespace),
@@ -349,7 +338,7 @@ fn user_of(source: &[u8]) -> Result<Option<&[u8]>, Failure> {
         OWN_STATE => Ok(None),
         name if is_user_name(name) => Ok(Some(name)),
         other => {
-            Err(usage(format!("source '{}' is neither 'codchi' nor a user's name", lossy(other))))
+            Err(usage(format!("source '{}' is neither 'codchi' nor a user's name", shown(other))))
         }
     }
 }
@@ -362,11 +351,11 @@ fn is_user_name(name: &[u8]) -> bool {
 /// mount(8) adds `user=NAME` itself when a plain user mounts; that must not become somebody else's state.
 fn set_user(user: &mut Option<Vec<u8>>, value: &[u8]) -> Result<(), Failure> {
     if !is_user_name(value) {
-        return Err(usage(format!("option user: '{}' is no user's name", lossy(value))));
+        return Err(usage(format!("option user: '{}' is no user's name", shown(value))));
     }
     match user {
         Some(before) if before != value => {
-            Err(usage(format!("two users are given: '{}' and '{}'", lossy(before), lossy(value))))
+            Err(usage(format!("two users are given: '{}' and '{}'", shown(before), shown(value))))
         }
         _ => {
             *user = Some(value.to_vec());
@@ -399,7 +388,7 @@ fn classify(option: &[u8]) -> Result<Class<'_>, Failure> {
             Some(name) if value.is_empty() => Err(usage(format!("option {name} needs a value"))),
             Some(name) => Ok(Class::Value(name, value)),
             None if known(FORWARDED).is_some() => {
-                Err(usage(format!("option {} takes no value", lossy(key))))
+                Err(usage(format!("option {} takes no value", shown(key))))
             }
             None => Ok(Class::Unknown),
         },
@@ -455,8 +444,8 @@ fn os(bytes: &[u8]) -> OsString {
     OsString::from_vec(bytes.to_vec())
 }
 
-fn lossy(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+fn shown(bytes: &[u8]) -> String {
+    quote::message(bytes)
 }
 
 #[cfg(test)]

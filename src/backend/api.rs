@@ -32,7 +32,7 @@ const WORDS: usize = 300;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
     /// Nobody answers there, or not to us.
-    #[error("cannot connect to {socket}: {source}{}", remedy(.source))]
+    #[error("cannot connect to {socket}: {source}{}", remedy(.source), socket = quote::path(.socket))]
     Connect {
         /// The daemon's socket.
         socket: PathBuf,
@@ -41,7 +41,8 @@ pub(super) enum ApiError {
     },
     /// It does not run, and an attempt to connect would start it.
     #[error(
-        "the daemon does not run, and to ask at {socket} would have systemd start it; start LXD or Incus"
+        "the daemon does not run, and to ask at {socket} would have systemd start it; start LXD or Incus",
+        socket = quote::path(.socket)
     )]
     Asleep {
         /// The daemon's socket.
@@ -51,7 +52,8 @@ pub(super) enum ApiError {
     #[error(
         "no complete answer from {socket} within {}; the daemon is overloaded or stuck: \
          restart it if this persists",
-        humantime::format_duration(*.after)
+        humantime::format_duration(*.after),
+        socket = quote::path(.socket)
     )]
     Deadline {
         /// The daemon's socket.
@@ -60,7 +62,7 @@ pub(super) enum ApiError {
         after: Duration,
     },
     /// The daemon says no.
-    #[error("{socket} answered {code}: {text}{}", refusal(*.code))]
+    #[error("{socket} answered {code}: {text}{}", refusal(*.code), socket = quote::path(.socket))]
     Status {
         /// The daemon's socket.
         socket: PathBuf,
@@ -70,7 +72,7 @@ pub(super) enum ApiError {
         text: String,
     },
     /// What came is no answer.
-    #[error("{socket} answered nonsense: {what}; is it the socket of LXD or Incus?")]
+    #[error("{socket} answered nonsense: {what}; is it the socket of LXD or Incus?", socket = quote::path(.socket))]
     Garbage {
         /// The socket.
         socket: PathBuf,
@@ -78,7 +80,7 @@ pub(super) enum ApiError {
         what: String,
     },
     /// The answer is over the limit.
-    #[error("the answer of {socket} is larger than the {most} bytes that codchifs reads")]
+    #[error("the answer of {socket} is larger than the {most} bytes that codchifs reads", socket = quote::path(.socket))]
     TooLarge {
         /// The daemon's socket.
         socket: PathBuf,
@@ -87,7 +89,8 @@ pub(super) enum ApiError {
     },
     /// The daemon went away before the end of its answer.
     #[error(
-        "lost the connection to {socket}: {source}; if the daemon was just restarted, try again"
+        "lost the connection to {socket}: {source}; if the daemon was just restarted, try again",
+        socket = quote::path(.socket)
     )]
     Lost {
         /// The daemon's socket.
@@ -96,7 +99,7 @@ pub(super) enum ApiError {
         source: io::Error,
     },
     /// No thread or event queue to be had for the call.
-    #[error("cannot start to ask {socket}: {source}; are there too many threads or open files?")]
+    #[error("cannot start to ask {socket}: {source}; are there too many threads or open files?", socket = quote::path(.socket))]
     Start {
         /// The daemon's socket.
         socket: PathBuf,
@@ -104,7 +107,7 @@ pub(super) enum ApiError {
         source: io::Error,
     },
     /// Nothing was asked: the path is none. Must be percent-encoded.
-    #[error("cannot ask {socket} for {path:?}: not a path of HTTP")]
+    #[error("cannot ask {socket} for {}: not a path of HTTP", quote::quotation(path), socket = quote::path(.socket))]
     Path {
         /// The daemon's socket.
         socket: PathBuf,
@@ -305,10 +308,11 @@ impl Call {
             return Err(refused(code.filter(|c| *c != 0).unwrap_or(status.as_u16()), text));
         }
         if !status.is_success() {
-            let text = String::from_utf8_lossy(body);
             let reason = status.canonical_reason().unwrap_or("no reason given");
-            let text = if text.trim().is_empty() { reason } else { text.trim() };
-            return Err(refused(status.as_u16(), text));
+            // Longer than what is shown of it, and short: an answer has megabytes.
+            let text = body.trim_ascii();
+            let text = quote::message(text.get(..text.len().min(8 * WORDS)).unwrap_or(text));
+            return Err(refused(status.as_u16(), if text.is_empty() { reason } else { &text }));
         }
         match (kind.as_deref(), parsed) {
             (_, Err(e)) => Err(self.garbage(&format!("the body is no JSON: {e}"))),

@@ -2,6 +2,7 @@
 
 use super::record::Instance;
 use super::{Driver, IdMaps, LocateError, Location, read_small};
+use crate::quote;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -31,14 +32,17 @@ impl Directories {
             Ok(meta) if meta.is_dir() => {}
             Ok(_) => return look(rootfs, ErrorKind::NotADirectory.into()),
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(LocateError::not_installed(&rootfs.display().to_string(), instance));
+                return Err(LocateError::not_installed(
+                    &quote::path(&rootfs).to_string(),
+                    instance,
+                ));
             }
             Err(e) => return look(rootfs, e),
         }
         let path = dir.join("backup.yaml");
         let unusable = |why: String| LocateError::Record {
             instance: instance.into(),
-            why: format!("{}: {why}", path.display()),
+            why: format!("{}: {why}", quote::path(&path)),
         };
         let maps = match read_small(&path) {
             Ok((text, _)) => {

@@ -6,8 +6,9 @@ mod told;
 
 use super::api;
 use super::place::{DEFAULT, Place};
-use super::record::{Home, Instance, LAST_STATE, shown};
+use super::record::{Home, Instance, LAST_STATE};
 use super::{Driver, Facts, Found, LocateError, Location, Query};
+use crate::quote::{self, quotation};
 use disk::{Fault, Why};
 use list::Listing;
 use std::collections::{BTreeMap, BTreeSet};
@@ -283,7 +284,7 @@ impl Daemon {
         let why = format!(
             "{daemon} lists it{} with the state {} and nothing else; `{}` says more",
             member.unwrap_or_default(),
-            shown(&instance.status),
+            quotation(&instance.status),
             command(client, "info", &instance.name, &instance.project)
         );
         LocateError::Record { instance: instance.name.clone(), why }
@@ -296,7 +297,7 @@ impl Daemon {
         let why = match (&instance.place, instance.writers.is_empty()) {
             (Some(place), false) => {
                 let at = self.base.join(place.path()).join("backup.yaml");
-                format!("{}: {why}; start {daemon}, which has it itself", at.display())
+                format!("{}: {why}; start {daemon}, which has it itself", quote::path(&at))
             }
             _ => {
                 let show =
@@ -309,7 +310,7 @@ impl Daemon {
 
     fn place(&self, instance: &Instance) -> String {
         let pool = instance.place.as_ref().map_or("unknown", |place| &place.pool);
-        let (name, base) = (kind_name(self.kind), self.base.display());
+        let (name, base) = (kind_name(self.kind), quote::path(&self.base));
         format!("one of {name} in {base} (project {}, pool {pool})", instance.project)
     }
 
@@ -337,8 +338,8 @@ impl Daemon {
                 return Err(unusable(format!(
                     "its home is the volume {} of the pool {}, and codchifs reads homes that are directories; copy what is in it \
                      to a directory with `cp -a`, and give that to the instance as /home/codchi in its place",
-                    shown(volume),
-                    shown(pool)
+                    quotation(volume),
+                    quotation(pool)
                 )));
             }
         };
@@ -398,7 +399,7 @@ impl Daemon {
             Why::Record(why) => why.clone(),
         };
         let daemon = kind_name(self.kind);
-        let why = format!("{}: {why}; start {daemon}, which has it itself", path.display());
+        let why = format!("{}: {why}; start {daemon}, which has it itself", quote::path(&path));
         LocateError::Record { instance: instance.into(), why }
     }
 
@@ -408,7 +409,7 @@ impl Daemon {
         answer.unwrap_or_else(|| {
             Arc::new(Answer {
                 why: Some(format!("{} did not answer in time", kind_name(self.kind))),
-                disk: Some(format!("nor did the disk, {}; try again", self.base.display())),
+                disk: Some(format!("nor did the disk, {}; try again", quote::path(&self.base))),
                 ..Answer::at(Instant::now())
             })
         })
@@ -423,14 +424,13 @@ impl Daemon {
 
 /// As somebody types it.
 fn command(client: &str, verb: &str, instance: &str, project: &str) -> String {
+    // Old servers take any character.
+    let instance = quote::word(instance.as_bytes());
     match project {
         DEFAULT => format!("{client} {verb} {instance}"),
-        // Old servers take any character.
-        project if project.contains(|c: char| !c.is_ascii_alphanumeric() && !"-_.".contains(c)) => {
-            let quoted = project.replace('\'', r"'\''");
-            format!("{client} {verb} {instance} --project '{quoted}'")
+        project => {
+            format!("{client} {verb} {instance} --project {}", quote::word(project.as_bytes()))
         }
-        project => format!("{client} {verb} {instance} --project {project}"),
     }
 }
 
@@ -516,5 +516,5 @@ fn cannot_read(dir: &Path, why: &io::Error) -> String {
         ErrorKind::PermissionDenied => super::AS_ROOT,
         _ => "",
     };
-    format!("cannot read {}: {why}{remedy}", dir.display())
+    format!("cannot read {}: {why}{remedy}", quote::path(&dir))
 }

@@ -14,7 +14,7 @@ pub use lxd::{Daemon, Kind};
 pub use record::{Device, HomeIds, IdMaps};
 
 use crate::codchi::INSTANCE_PREFIX;
-use crate::quote::word;
+use crate::quote::{self, word};
 use serde::{Deserialize, Serialize};
 use std::fs::Metadata;
 use std::io::{ErrorKind, Read as _};
@@ -108,7 +108,11 @@ pub struct Query<'a> {
 impl std::fmt::Debug for Query<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { instance, uid, data_dir, .. } = self;
-        write!(f, "Query {{ {instance:?}, {uid}, {data_dir:?} }}")
+        f.debug_struct("Query")
+            .field("instance", instance)
+            .field("uid", uid)
+            .field("data_dir", data_dir)
+            .finish_non_exhaustive()
     }
 }
 
@@ -128,7 +132,7 @@ pub enum LocateError {
     #[error("not installed: {0}")]
     NotInstalled(String),
     /// The instance's volume is not there.
-    #[error("there is no {path}: the volume of {instance} (pool {pool}) is not mounted; {remedy}")]
+    #[error("there is no {path}: the volume of {instance} (pool {pool}) is not mounted; {remedy}", path = quote::path(.path))]
     Unmounted {
         /// Where its rootfs would be.
         path: PathBuf,
@@ -184,7 +188,7 @@ pub enum LocateError {
         why: String,
     },
     /// Something on the way cannot be read.
-    #[error("cannot look at {path}: {source}{}", remedy(.source))]
+    #[error("cannot look at {path}: {source}{}", remedy(.source), path = quote::path(.path))]
     Look {
         /// What was looked at.
         path: PathBuf,
@@ -252,7 +256,7 @@ impl Backend {
                 "there is no instance {instance} of uid {} with its home in {}; `codchi rebuild {name}` makes it; if it exists, it \
                  belongs to somebody else or has its home elsewhere: name whose machines are meant with --user and --data-dir",
                 query.uid,
-                query.data_dir.display()
+                quote::path(&query.data_dir)
             ))
         };
         let result = match (all.mine.len(), all.fault) {

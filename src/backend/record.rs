@@ -4,6 +4,7 @@ use super::place::{DEFAULT, Place, is_name};
 use super::yaml::{self, YamlError};
 use super::{Power, Query};
 use crate::idmap::{IdMap, IdMapError};
+use crate::quote::quotation;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Component, Path, PathBuf};
@@ -136,7 +137,7 @@ impl Claims<'_> {
             Some(Value::String(claimed)) if claimed == is => return,
             Some(claimed) => claimed,
         };
-        let claimed = claimed.as_str().map_or("no text".into(), shown);
+        let claimed = claimed.as_str().map_or("no text".into(), quotation);
         self.wrong.get_or_insert_with(|| {
             format!("it lies where {} is, but says that its {what} is {claimed}", self.place)
         });
@@ -162,15 +163,6 @@ impl Claims<'_> {
             self.expect("volume's pool", volume.get("pool"), pool);
         }
     }
-}
-
-/// A short quotation of foreign text, safe on a terminal.
-pub(super) fn shown(text: &str) -> String {
-    let mut short: String = text.chars().take(64).collect();
-    if short.len() < text.len() {
-        short.push('…');
-    }
-    format!("{:?}", short)
 }
 
 impl Instance {
@@ -333,7 +325,7 @@ fn contradiction(record: &Value) -> Option<String> {
         let own = record.get(section)?.get(key)?;
         let expanded = record.get(format!("expanded_{section}"))?.get(key)?;
         (own != expanded)
-            .then(|| format!("its {section} and expanded_{section} differ in {}", shown(key)))
+            .then(|| format!("its {section} and expanded_{section} differ in {}", quotation(key)))
     };
     let devices = record.get("devices").and_then(Value::as_object).into_iter().flat_map(Map::keys);
     DECISIVE

@@ -3,6 +3,7 @@
 use super::args::Demo;
 use super::text::wrapped;
 use super::{Failure, Outcome};
+use crate::{mountinfo, quote};
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
@@ -61,11 +62,17 @@ pub(super) fn run(demo: &Demo) -> Result<Outcome, Failure> {
     if demo.keep {
         mounted.keep();
         let path = dir.keep();
-        let path = path.display();
+        let word = |below: &str| quote::path_word(&path.join(below));
         say("It stays mounted. This is a shell where all of these commands work:")?;
-        writeln!(std::io::stdout(), "  sh {path}/shell")?;
+        writeln!(std::io::stdout(), "  sh {}", word("shell"))?;
         say("And this ends it:")?;
-        writeln!(std::io::stdout(), "  {path}/.bin/codchifs unmount {path}/mnt && rm -r {path}")?;
+        writeln!(
+            std::io::stdout(),
+            "  {} unmount {} && rm -r {}",
+            word(".bin/codchifs"),
+            word("mnt"),
+            quote::path_word(&path)
+        )?;
         return Ok(Outcome::Done);
     }
     mounted.unmount()?;
@@ -167,8 +174,11 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // Never through a mount that could not be ended.
-        let mounted = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        if !self.kept && !mounted.contains(&*self.path.to_string_lossy()) {
+        let none_below = || {
+            mountinfo::read()
+                .is_ok_and(|all| all.iter().all(|m| !m.mountpoint.starts_with(&self.path)))
+        };
+        if !self.kept && none_below() {
             let _ = fs::remove_dir_all(&self.path);
         }
     }

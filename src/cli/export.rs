@@ -40,7 +40,7 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
     if to_stdout && io::stdout().is_terminal() {
         return Err("export: a tar on a terminal helps nobody; -o FILE, or a pipe".into());
     }
-    let not_written = |why| format!("export {name}: cannot write {}: {why}", output.display());
+    let not_written = |why| format!("export {name}: cannot write {}: {why}", quote::path(&output));
     // Before all else: what is in the way shows at once.
     let place = match to_stdout {
         true => None,
@@ -89,7 +89,7 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
         && own.iter().flatten().any(|directory| target.is_below(directory))
     {
         target.discard();
-        let output = output.display();
+        let output = quote::path(&output);
         return Err(format!("export {name}: {output} lies in the machine itself, and would be in its own archive; write it elsewhere").into());
     }
     let generation = exports.lookup_or_why().map_err(|why| {
@@ -126,7 +126,7 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
     };
     if let Err(why) = copy(&target.file) {
         verdict(name, &generation, None);
-        let what = format!("export {name}: {}: {why}", output.display());
+        let what = format!("export {name}: {}: {why}", quote::path(&output));
         let hint = match &why {
             StreamError::Write(e) if e.kind() == io::ErrorKind::StorageFull => {
                 format!("; the export needs {}", size(generation.size()))
@@ -155,7 +155,7 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
         tell(&kept)?;
         return Ok(verdict(name, &generation, Some(&kept)));
     }
-    target.finish().map_err(|why| format!("export {name}: {}: {why}", output.display()))?;
+    target.finish().map_err(|why| format!("export {name}: {}: {why}", quote::path(&output)))?;
     tell(&output)?;
     if !export.quiet && io::stderr().is_terminal() {
         let rate = generation.size() as f64 / started.elapsed().as_secs_f64().max(0.001);
@@ -165,7 +165,7 @@ pub(super) fn run(global: &Global, export: &Export) -> Result<Outcome, Failure> 
             size(generation.size()),
             started.elapsed().as_secs_f64(),
             size(rate as u64),
-            output.display()
+            quote::path(&output)
         ));
     }
     Ok(verdict(name, &generation, None))
@@ -207,8 +207,9 @@ fn verdict(name: &str, generation: &Generation, kept: Option<&Path>) -> Outcome 
     for line in left_out.lines.iter().filter(|l| l.reason == "unreadable") {
         complain(&format!("{name}: {}: {}", line.path, line.text));
     }
-    let kept =
-        kept.map(|path| format!("; what was written is {}", path.display())).unwrap_or_default();
+    let kept = kept
+        .map(|path| format!("; what was written is {}", quote::path(&path)))
+        .unwrap_or_default();
     complain(&format!("export {name}: incomplete: {}{kept}", remedy(generation)));
     Outcome::Incomplete
 }

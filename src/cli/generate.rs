@@ -5,6 +5,7 @@ use super::complete::Bash;
 use super::output::Output;
 use super::target::Target;
 use super::{Failure, Outcome, complete};
+use crate::quote;
 use clap::{Arg, Command, CommandFactory as _};
 use clap_complete::env::{EnvCompleter, Fish, Zsh};
 use clap_mangen::Man;
@@ -26,7 +27,7 @@ pub(super) fn run(wanted: &Generate) -> Result<Outcome, Failure> {
         let path = wanted.directory.join(name);
         let made = fs::create_dir_all(path.parent().unwrap_or(Path::new(".")));
         made.and_then(|()| replace(&path, &content))
-            .map_err(|why| format!("generate: {}: {why}", path.display()).into())
+            .map_err(|why| format!("generate: {}: {why}", quote::path(&path)).into())
     };
     write("man/codchifs.1", manual()?.into())?;
     write("man/mount.codchifs.8", helper().into())?;

@@ -82,7 +82,7 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
                 machines.forget(&name);
             }
             Found::Invalid { name, reason } => rows.push(Row {
-                name: quote::path(name.as_ref()).to_string(),
+                name: quote::path(&name).to_string(),
                 state: "broken",
                 location: None,
                 home: None,
@@ -111,7 +111,7 @@ pub(super) fn run(global: &Global, list: &List) -> Result<Outcome, Failure> {
     if rows.is_empty() {
         super::complain(&format!(
             "no code machines in {}; is it the right user? `--user NAME` as root; `codchi init` makes a machine",
-            config_dir.join("machine").display()
+            quote::path(&config_dir.join("machine"))
         ));
         return Ok(Outcome::Done);
     }

@@ -3,6 +3,7 @@
 use super::journal;
 use crate::quote;
 use parking_lot::{Condvar, Mutex};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::OnceLock;
@@ -12,6 +13,10 @@ use tracing_subscriber::fmt::format::debug_fn;
 
 /// Bytes of lines that wait to be written. A terminal that was stopped takes none for as long as it likes.
 const MAX_WAITING: usize = 1 << 20;
+
+/// Bytes of a line. The rest of a longer one is dropped: the journal would begin another line with it (`LineMax=` of
+/// journald.conf(5)), and who chose a long name would say what that is.
+pub(super) const MAX_LINE: usize = 16 << 10;
 
 /// A log that takes nothing for this long keeps nobody waiting at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,12 +83,24 @@ pub(super) fn start_queue() -> io::Result<()> {
 }
 
 /// Adds a line, with its newline.
-pub(super) fn push(line: &[u8]) {
+pub(super) fn push(line: &str) {
+    let line = format!("{}\n", cut(line.trim_end_matches('\n')));
     match QUEUE.get() {
-        Some(queue) => queue.push(line),
+        Some(queue) => queue.push(line.as_bytes()),
         // It is the log itself that failed: there is nowhere to say so.
-        None => drop(io::stderr().write_all(line)),
+        None => drop(io::stderr().write_all(line.as_bytes())),
     }
+}
+
+/// What of a line has room in a log.
+pub(super) fn cut(line: &str) -> Cow<'_, str> {
+    const MORE: &str = "…";
+    if line.len() <= MAX_LINE {
+        return line.into();
+    }
+    let mut ends = (0..=MAX_LINE - MORE.len()).rev();
+    let whole = ends.find_map(|end| line.get(..end)).unwrap_or_default();
+    format!("{whole}{MORE}").into()
 }
 
 /// Waits until all lines are written, if the log takes them.
@@ -163,7 +180,8 @@ struct Log;
 
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        push(line);
+        // It was a String.
+        push(str::from_utf8(line).unwrap_or_default());
         Ok(line.len())
     }
 
@@ -196,5 +214,19 @@ mod tests {
         assert_eq!(lines.len(), 2, "{lines:?}");
         assert!(lines[0].contains(&format!("{lost} lines")), "{lines:?}");
         assert_eq!(lines[1], "next\n");
+    }
+
+    #[test]
+    fn a_line_is_cut_between_two_characters() {
+        for (line, len) in [
+            ("a".repeat(MAX_LINE), MAX_LINE),
+            ("a".repeat(MAX_LINE + 1), MAX_LINE),
+            (format!("a{}", "\u{fc}".repeat(MAX_LINE)), MAX_LINE),
+            ("\u{1f600}".repeat(MAX_LINE), MAX_LINE - 1),
+        ] {
+            let shown = cut(&line);
+            assert_eq!(shown.len(), len);
+            assert_eq!(shown.ends_with('…'), line.len() > MAX_LINE);
+        }
     }
 }

@@ -23,7 +23,7 @@ pub(super) fn run(global: &Global, migrate: &Migrate) -> Result<Outcome, Failure
             let last = machine.exports.as_ref().filter(|_| migrate.size).and_then(|e| e.last());
             let all = json!({
                 "name": name, "state": machine.state.as_str(), "size": last.map(|g| g.size()),
-                "guide": String::from_utf8_lossy(&guide),
+                "guide": str::from_utf8(&guide)?,
             });
             write_json(&mut out, &all, true)?;
         }

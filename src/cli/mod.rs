@@ -143,7 +143,7 @@ fn quoted(mut usage: clap::Error) -> clap::Error {
     let strings = usage.context().filter_map(|(kind, value)| match value {
         ContextValue::String(text) => Some((kind, ContextValue::String(quote::message(text)))),
         ContextValue::Strings(texts) => {
-            let texts = texts.iter().map(|text| quote::message(text)).collect();
+            let texts = texts.iter().map(quote::message).collect();
             Some((kind, ContextValue::Strings(texts)))
         }
         _ => None,
@@ -161,7 +161,8 @@ fn complain(text: &str) {
 }
 
 fn say(level: tracing::Level, text: &str) {
-    let _ = writeln!(std::io::stderr(), "{}{}", journal::prefix(level), quote::message(text));
+    let line = format!("{}{}", journal::prefix(level), quote::message(text));
+    let _ = writeln!(std::io::stderr(), "{}", log::cut(&line));
 }
 
 /// Whose machines, and where.
@@ -225,5 +226,15 @@ fn backend(
             all.extend(daemons(Kind::Incus));
             Ok(Backend::Daemons(all))
         }
+    }
+}
+
+/// What `fuzz/` calls; in no other build.
+#[cfg(feature = "fuzzing")]
+#[allow(missing_docs)]
+pub mod fuzzing {
+    /// What bash inserts for `value` where a word was begun.
+    pub fn completed(value: &[u8], begun: &[u8]) -> Option<String> {
+        super::complete::inserted(value, begun)
     }
 }

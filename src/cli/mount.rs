@@ -11,6 +11,7 @@ use super::{Context, Failure, Outcome, complain, journal, log};
 use crate::credentials::User;
 use crate::fuse::{self, MountError, MountOptions};
 use crate::machine::Machines;
+use crate::quote;
 use crate::tree::{self, CannotRead};
 use crate::{codchi, sandbox};
 use rustix::process::Uid;
@@ -29,7 +30,7 @@ const THREADS: usize = 2;
 
 pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let failed = |why: Failure| -> Failure {
-        let text = format!("mount {}: {why}", mount.mountpoint.display());
+        let text = format!("mount {}: {why}", quote::path(&mount.mountpoint));
         match mount.foreground && is_permanent(&*why) {
             true => Permanent(text).into(),
             false => text.into(),
@@ -80,7 +81,7 @@ fn run_here(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let ready = || {
         manager.tell(notify::READY);
         if shut_out && std::io::stderr().is_terminal() {
-            let point = mount.mountpoint.display();
+            let point = quote::path(&mount.mountpoint);
             complain(&format!(
                 "{point}: only its user gets in, not root; -o allow_root admits both"
             ));
@@ -165,7 +166,7 @@ fn in_background(mount: &Mount) -> Result<Outcome, Failure> {
         Some(_) => Ok(Outcome::Incomplete),
         None => Err(format!(
             "mount {}: the serving process ended: {status}",
-            mount.mountpoint.display()
+            quote::path(&mount.mountpoint)
         )
         .into()),
     }
@@ -190,7 +191,7 @@ impl Outputs {
                 log.map_err(|why| {
                     format!(
                         "--log-file {}: {why}; name a file in a directory where you may write",
-                        path.display()
+                        quote::path(&path)
                     )
                 })?
             }
@@ -214,6 +215,6 @@ impl Outputs {
 
 pub(super) fn unmount(unmount: &Unmount) -> Result<Outcome, Failure> {
     fuse::unmount(&unmount.mountpoint, unmount.lazy)
-        .map_err(|why| format!("unmount {}: {why}", unmount.mountpoint.display()))?;
+        .map_err(|why| format!("unmount {}: {why}", quote::path(&unmount.mountpoint)))?;
     Ok(Outcome::Done)
 }

@@ -4,6 +4,7 @@
 //! else's is not, where it lies in a sticky directory that everybody may write, and where it leads root to what is not theirs
 //! (`walk`). What is there already is looked at before it is opened: to open a FIFO or a device is to do something with it.
 
+use crate::quote;
 use crate::sys;
 use crate::walk::{self, WalkError};
 use rustix::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -75,7 +76,7 @@ impl Output {
             if let Some((st, _)) = &found
                 && is_planted(&above, st, me)
             {
-                let (path, uid) = (path.display(), st.st_uid);
+                let (path, uid) = (quote::path(&path), st.st_uid);
                 return Err(refused(format!(
                     "{path} is uid {uid}'s, in a directory that everybody may write; remove it, or name another file"
                 )));
@@ -98,15 +99,16 @@ impl Output {
             };
             let owner = found.as_ref().map_or(above.st_uid, |(st, _)| st.st_uid);
             if let Some(uid) = planted.filter(|uid| me == 0 && *uid != owner) {
-                let path = path.display();
+                let path = quote::path(&path);
                 return Err(refused(format!(
                     "a link of uid {uid} leads to {path}, which is uid {owner}'s; name it without that link"
                 )));
             }
             if there == There::Special && owner != me && owner != 0 {
-                let path = path.display();
                 return Err(refused(format!(
-                    "{path} is a FIFO or a device of uid {owner}; write to it with `-o - >{path}`"
+                    "{} is a FIFO or a device of uid {owner}; write to it with `-o - >{}`",
+                    quote::path(&path),
+                    quote::path_word(&path)
                 )));
             }
             let name = name.to_owned();
@@ -143,7 +145,7 @@ impl Place {
         }
         let me = rustix::process::geteuid().as_raw();
         if !special && st.st_nlink != 1 && st.st_uid != me {
-            let path = self.path.display();
+            let path = quote::path(&self.path);
             return Err(refused(format!("{path} has more than one name; name another file")));
         }
         fs::fcntl_setfl(&file, fs::fcntl_getfl(&file)? & !OFlags::NONBLOCK)?;
@@ -214,14 +216,17 @@ fn refused(why: String) -> io::Error {
 }
 
 fn changed(path: &Path) -> io::Error {
-    io::Error::other(format!("{} became something else at this moment; try again", path.display()))
+    io::Error::other(format!(
+        "{} became something else at this moment; try again",
+        quote::path(&path)
+    ))
 }
 
 fn is_directory(path: &Path) -> io::Error {
     let example = path.join("NAME.tar");
     io::Error::new(
         io::ErrorKind::IsADirectory,
-        format!("it is a directory; name the file to write, such as {}", example.display()),
+        format!("it is a directory; name the file to write, such as {}", quote::path(&example)),
     )
 }
 

@@ -31,7 +31,7 @@ pub(super) fn run(status: &Status) -> Result<Outcome, Failure> {
             let mut text = Vec::new();
             print(&mut text, &mounts)?;
             match columns(&out).filter(|_| status.watch) {
-                Some(columns) => redraw(&mut out, &String::from_utf8_lossy(&text), columns, first)?,
+                Some(columns) => redraw(&mut out, str::from_utf8(&text)?, columns, first)?,
                 None => {
                     if !first {
                         writeln!(out)?;

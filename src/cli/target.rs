@@ -1,6 +1,7 @@
 //! The file that an export is written to.
 
 use super::output::{Output, Place, There, private};
+use crate::quote;
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, flock};
 use rustix::io::Errno;
@@ -41,7 +42,7 @@ impl Target {
             flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|why| match why {
                 Errno::WOULDBLOCK => io::Error::other(format!(
                     "another export is writing {}",
-                    whole.partial_path().display()
+                    quote::path(&whole.partial_path())
                 )),
                 why => why.into(),
             })?;
@@ -130,7 +131,7 @@ impl Whole {
             true => Ok(()),
             false => Err(io::Error::other(format!(
                 "{} is there and not ours; remove it",
-                self.partial_path().display()
+                quote::path(&self.partial_path())
             ))),
         }
     }
@@ -151,7 +152,7 @@ impl Whole {
             let partial = self.partial_path();
             return Err(io::Error::other(format!(
                 "{} was replaced while it was written",
-                partial.display()
+                quote::path(&partial)
             )));
         }
         let (directory, name) = (&self.place.directory, &self.place.name);

@@ -96,7 +96,7 @@ type Compared = (Box<dyn Reference>, Option<Arc<Generation>>);
 
 fn reference(global: &Global, wanted: &Verify) -> Result<Compared, Failure> {
     if let Some(path) = &wanted.manifest {
-        let file = File::open(path).map_err(|why| format!("{}: {why}", path.display()))?;
+        let file = File::open(path).map_err(|why| format!("{}: {why}", quote::path(&path)))?;
         return Ok((Box::new(List::new(BufReader::new(file))), None));
     }
     let machines = Context::new(global)?.machines(wanted.wishes.clone().into(), Vec::new())?;
@@ -124,7 +124,8 @@ fn directory(
     generation: Option<&Generation>,
     each: Each<'_>,
 ) -> Result<Summary, Failed> {
-    let cannot = |why: String| Failed::Other(format!("{}: {why}", wanted.copy.display()).into());
+    let cannot =
+        |why: String| Failed::Other(format!("{}: {why}", quote::path(&wanted.copy)).into());
     let names = match wanted.renumbered {
         true => Some(Names::of(&wanted.copy).map_err(|why| {
             cannot(format!(
@@ -153,7 +154,8 @@ fn archive(
     wanted: &Verify,
     each: Each<'_>,
 ) -> Result<Summary, Failed> {
-    let cannot = |why: io::Error| Failed::Other(format!("{}: {why}", wanted.copy.display()).into());
+    let cannot =
+        |why: io::Error| Failed::Other(format!("{}: {why}", quote::path(&wanted.copy)).into());
     let is_stdin = wanted.copy == Path::new("-");
     let mut input: Box<dyn Read + Send> = match is_stdin {
         true => Box::new(io::stdin()),

@@ -3,6 +3,7 @@
 use super::flake::DRIVER;
 use super::read::MachineDir;
 use super::{Error, MachineName, ModuleUrl, age, flake, url};
+use crate::quote;
 use serde::Deserialize;
 use serde_json::error::Category;
 use std::collections::BTreeMap;
@@ -214,8 +215,9 @@ impl MachineConfig {
         }
         for (name, _) in self.modules.iter().filter(|(_, url)| url.has_ignored_commit()) {
             warnings.push(format!(
-                "the commit of module {name:?} is no full commit id, so nix ignores it, in Codchi as well: flake.lock says \
-                 which commit the machine runs; to pin one, run `codchi module set` with all 40 digits of it"
+                "the commit of module {} is no full commit id, so nix ignores it, in Codchi as well: flake.lock says \
+                 which commit the machine runs; to pin one, run `codchi module set` with all 40 digits of it",
+                quote::quotation(name)
             ));
         }
         warnings

@@ -4,6 +4,7 @@
 
 use super::Error;
 use crate::accounts::{Find, Key};
+use crate::quote;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -38,7 +39,9 @@ pub fn owner(
             matches!(found, Ok(Some(account)) if account.uid == caller_uid)
         };
         return match user {
-            Some(user) if !own(user) => Err(Error::UserNeedsRoot { user: user.to_owned() }),
+            Some(user) if !own(user) => {
+                Err(Error::UserNeedsRoot { user: quote::name(user).to_string() })
+            }
             _ => caller(caller_uid, env, find),
         };
     }
@@ -47,7 +50,7 @@ pub fn owner(
         None => set(env, "SUDO_USER").map(|user| (user, "$SUDO_USER")),
     };
     let Some((user, by)) = named else { return caller(caller_uid, env, find) };
-    let shown = || user.to_string_lossy().into_owned();
+    let shown = || quote::path(&user).to_string();
     let found = find(Key::Name(&user)).map_err(|_| Error::NoAnswerOfUser { user: shown(), by })?;
     let found = found.ok_or_else(|| Error::UnknownUser { user: shown(), by })?;
     if found.uid == caller_uid {

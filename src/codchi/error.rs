@@ -5,7 +5,7 @@
 
 use super::MachineName;
 use super::url::UrlError;
-use crate::quote::word;
+use crate::quote::{self, word};
 use std::io;
 use std::path::PathBuf;
 
@@ -18,7 +18,8 @@ pub enum Error {
     /// A file or directory of a machine cannot be opened or read.
     #[error(
         "cannot read {} of machine {machine}: {cause}; check that it exists and that its owner may \
-         read it", path.display()
+         read it",
+        quote::path(path)
     )]
     Read {
         /// The machine it belongs to.
@@ -31,7 +32,7 @@ pub enum Error {
     /// A link, directory, FIFO or device stands where a machine's file should be.
     #[error(
         "cannot read {} of machine {machine}: it is not a regular file; put the real file there",
-        path.display()
+        quote::path(path)
     )]
     NotAFile {
         /// The machine it belongs to.
@@ -43,7 +44,7 @@ pub enum Error {
     #[error(
         "cannot read {} of machine {machine}: it is larger than {limit}, the most that is read of it; \
          restore it from a backup",
-        path.display()
+        quote::path(path)
     )]
     TooLarge {
         /// The machine it belongs to.
@@ -56,7 +57,7 @@ pub enum Error {
     /// A machine's file is not UTF-8 text.
     #[error(
         "cannot read {} of machine {machine}: it is not UTF-8 text; restore it from a backup",
-        path.display()
+        quote::path(path)
     )]
     NotText {
         /// The machine it belongs to.
@@ -67,7 +68,7 @@ pub enum Error {
     /// A machine's config.json is empty: Codchi creates it so, and takes it as "no such machine".
     #[error(
         "cannot use {} of machine {machine}: it is empty; run `codchi init {}` or restore it \
-         from a backup", path.display(), word(machine.as_str().as_bytes())
+         from a backup", quote::path(path), word(machine.as_str().as_bytes())
     )]
     Empty {
         /// The machine it belongs to.
@@ -79,7 +80,8 @@ pub enum Error {
     /// stays valid.
     #[error(
         "cannot read {} of machine {machine}: codchi holds its lock and has not finished writing; \
-         finish or stop the running codchi command and try again", path.display()
+         finish or stop the running codchi command and try again",
+        quote::path(path)
     )]
     Busy {
         /// The machine it belongs to.
@@ -91,7 +93,8 @@ pub enum Error {
     /// the parser's own text quotes values.
     #[error(
         "cannot parse {} of machine {machine}: {fault} at line {line} column {column}; repair it or \
-         restore it from a backup", path.display()
+         restore it from a backup",
+        quote::path(path)
     )]
     Json {
         /// The machine it belongs to.
@@ -108,7 +111,7 @@ pub enum Error {
     /// A flake.lock is JSON, but not a lock file as nix writes it.
     #[error(
         "cannot rewrite {} of machine {machine}: {fault}; run `codchi rebuild {}` to have it \
-         written anew", path.display(), word(machine.as_str().as_bytes())
+         written anew", quote::path(path), word(machine.as_str().as_bytes())
     )]
     Lock {
         /// The machine it belongs to.
@@ -120,8 +123,10 @@ pub enum Error {
     },
     /// A module's URL is none that Codchi knows.
     #[error(
-        "cannot use module {module:?} of machine {machine} in {}: {cause}; correct it with `codchi \
-         module set`", path.display()
+        "cannot use module {} of machine {machine} in {}: {cause}; correct it with `codchi \
+         module set`",
+        quote::quotation(module),
+        quote::path(path)
     )]
     ModuleUrl {
         /// The machine it belongs to.
@@ -135,8 +140,10 @@ pub enum Error {
     },
     /// A module's name cannot be an input of a flake.
     #[error(
-        "cannot use module {module:?} of machine {machine} in {}: {fault}; rename it with `codchi \
-         module set --new-name`", path.display()
+        "cannot use module {} of machine {machine} in {}: {fault}; rename it with `codchi \
+         module set --new-name`",
+        quote::quotation(module),
+        quote::path(path)
     )]
     ModuleName {
         /// The machine it belongs to.
@@ -151,7 +158,8 @@ pub enum Error {
     /// Codchi's machine directory cannot be listed.
     #[error(
         "cannot list the code machines in {}: {cause}; check that it is codchi's config directory \
-         and that its owner may read it", path.display()
+         and that its owner may read it",
+        quote::path(path)
     )]
     List {
         /// What was listed.
@@ -160,7 +168,10 @@ pub enum Error {
         cause: io::Error,
     },
     /// Codchi's own config.toml cannot be read.
-    #[error("cannot read codchi's settings in {}: {cause}; repair or remove the file", path.display())]
+    #[error(
+        "cannot read codchi's settings in {}: {cause}; repair or remove the file",
+        quote::path(path)
+    )]
     Settings {
         /// What was read.
         path: PathBuf,
@@ -169,7 +180,8 @@ pub enum Error {
     },
     /// Codchi's own config.toml is no TOML, or `data_dir` is no text.
     #[error(
-        "cannot parse codchi's settings in {}: fault at line {line}; repair the file", path.display()
+        "cannot parse codchi's settings in {}: fault at line {line}; repair the file",
+        quote::path(path)
     )]
     Toml {
         /// What was parsed.
@@ -179,7 +191,8 @@ pub enum Error {
     },
     /// A directory is not given as an absolute path.
     #[error(
-        "cannot use {what} {}: it is not an absolute path; write it in full, from /", path.display()
+        "cannot use {what} {}: it is not an absolute path; write it in full, from /",
+        quote::path(path)
     )]
     Relative {
         /// Which directory it is, and who says so.
@@ -198,33 +211,33 @@ pub enum Error {
     },
     /// The host has no user of this name.
     #[error(
-        "cannot find Codchi's state of user {user:?}, named by {by}: this host has no such user; \
+        "cannot find Codchi's state of user \"{user}\", named by {by}: this host has no such user; \
          {}",
         user_remedy(user)
     )]
     UnknownUser {
-        /// The name as given.
+        /// The name, quoted.
         user: String,
         /// Who named it: `--user` or `$SUDO_USER`.
         by: &'static str,
     },
     /// The sources of users beside /etc/passwd gave no answer.
     #[error(
-        "cannot find Codchi's state of user {user:?}, named by {by}: /etc/passwd does not have it, and \
+        "cannot find Codchi's state of user \"{user}\", named by {by}: /etc/passwd does not have it, and \
          the other sources of users gave no answer in time; see /etc/nsswitch.conf, and try: getent passwd"
     )]
     NoAnswerOfUser {
-        /// The name as given.
+        /// The name, quoted.
         user: String,
         /// Who named it: `--user` or `$SUDO_USER`.
         by: &'static str,
     },
     /// Somebody who is not root asks for the state of somebody else.
     #[error(
-        "cannot read Codchi's state of user {user:?}: only root may use --user for somebody else; run it as root"
+        "cannot read Codchi's state of user \"{user}\": only root may use --user for somebody else; run it as root"
     )]
     UserNeedsRoot {
-        /// The name as given.
+        /// The name, quoted.
         user: String,
     },
 }

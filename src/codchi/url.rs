@@ -18,6 +18,7 @@
 //! that does not look like a token. Codchi's `token=` is such a login; forges do not get it. In URLs of flakes and locks,
 //! every query parameter that nix does not know is one, since it goes to the server as it is.
 
+use crate::quote;
 use std::fmt;
 use std::str::FromStr;
 
@@ -57,8 +58,9 @@ pub enum UrlError {
     NoScheme,
     /// The scheme is none of Codchi's.
     #[error(
-        "its URL has the unknown scheme {0:?}, codchi knows file, github, gitlab, sourcehut, http, \
-         https and ssh"
+        "its URL has the unknown scheme {}, codchi knows file, github, gitlab, sourcehut, http, \
+         https and ssh",
+        quote::quotation(.0)
     )]
     UnknownScheme(String),
     /// There is no host, or nothing after it.
@@ -327,7 +329,7 @@ impl fmt::Display for ModuleUrl {
 
 impl fmt::Debug for ModuleUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ModuleUrl({:?})", self.to_string())
+        f.debug_tuple("ModuleUrl").field(&self.to_string()).finish()
     }
 }
 

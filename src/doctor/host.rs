@@ -2,10 +2,9 @@
 
 use super::{Check, Status};
 use crate::fuse::{self, Health};
-use crate::quote::word;
+use crate::quote;
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -55,7 +54,7 @@ fn fusermount() -> Check {
             "install the package fuse3",
         );
     };
-    let shown = path.display();
+    let shown = quote::path(&path);
     match fs::metadata(&path) {
         Ok(meta) if meta.mode() & SETUID != 0 && meta.uid() == 0 => {
             Check::ok(NAME, format!("{shown} is there and setuid root"))
@@ -170,16 +169,14 @@ pub(super) fn helper() -> Vec<Check> {
     };
     let said = Command::new(path).arg("--version").stdin(Stdio::null()).output();
     let version = match &said {
-        Ok(said) if said.status.success() => {
-            String::from_utf8_lossy(&said.stdout).trim().to_owned()
-        }
+        Ok(said) if said.status.success() => quote::message(said.stdout.trim_ascii()),
         Ok(said) => format!("{}", said.status),
         Err(why) => why.to_string(),
     };
     vec![if version == format!("mount.codchifs {OURS}") {
         Check::ok(NAME, format!("{path} is of this version, {OURS}"))
     } else {
-        let text = format!("{path} is not of this version, {OURS}: {version:?}");
+        let text = format!("{path} is not of this version, {OURS}: {version}");
         Check::warning(NAME, text, INSTALL)
     }]
 }
@@ -195,7 +192,7 @@ pub(super) fn mounts() -> Vec<Check> {
         return vec![Check::ok(NAME, "no codchifs is mounted")];
     }
     let check = |(path, health): (PathBuf, Health)| {
-        let detach = format!("codchifs unmount --lazy {}", word(path.as_os_str().as_bytes()));
+        let detach = format!("codchifs unmount --lazy {}", quote::path_word(&path));
         let check = match health {
             Health::Served => Check::ok(NAME, "is served"),
             Health::Stale => Check::error(
@@ -205,7 +202,7 @@ pub(super) fn mounts() -> Vec<Check> {
             ),
             Health::Silent => Check::error(NAME, "it does not answer", detach),
         };
-        check.of(path.display().to_string())
+        check.of(quote::path(&path).to_string())
     };
     found.into_iter().map(check).collect()
 }

@@ -1,7 +1,7 @@
 //! Codchi's state, the daemons, and each machine.
 
 use super::{Check, LONG, Probe, SHORT, Status, Subject, late, parted};
-use crate::accounts::{self, Key};
+use crate::accounts::{self, Key, Membership};
 use crate::backend::{Backend, Daemon, Driver, HomeIds, Location};
 use crate::codchi::Found;
 use crate::machine::{self, Machines};
@@ -31,7 +31,7 @@ pub(super) fn checks(subject: Subject) -> Vec<Check> {
         Backend::Daemons(daemons) => {
             for daemon in &Daemon::installed(daemons) {
                 let name =
-                    format!("{} {}", daemon.kind().driver().as_str(), daemon.base().display());
+                    format!("{} {}", daemon.kind().driver().as_str(), quote::path(daemon.base()));
                 let (daemon, subject) = (daemon.clone(), name.clone());
                 let probe = Probe::start(LONG, move || of_daemon(&daemon, &subject));
                 probes.push(("daemon", name, probe));
@@ -55,13 +55,16 @@ pub(super) fn checks(subject: Subject) -> Vec<Check> {
         }
         Some(Ok(found)) if found.is_empty() => all.push(Check::warning(
             "state",
-            format!("no code machines in {}", shown.display()),
+            format!("no code machines in {}", quote::path(&shown)),
             "is it the right user? `--user NAME` as root; `codchi init` makes a machine",
         )),
         Some(Ok(found)) => {
             let count = found.len();
             let s = if count == 1 { "" } else { "s" };
-            all.push(Check::ok("state", format!("{count} code machine{s} in {}", shown.display())));
+            all.push(Check::ok(
+                "state",
+                format!("{count} code machine{s} in {}", quote::path(&shown)),
+            ));
             for found in found {
                 match found {
                     Found::Machine(name) => {
@@ -71,7 +74,7 @@ pub(super) fn checks(subject: Subject) -> Vec<Check> {
                         probes.push(("machine", subject, probe));
                     }
                     Found::Invalid { name, reason } => {
-                        let name = quote::path(name.as_ref()).to_string();
+                        let name = quote::path(&name).to_string();
                         let check =
                             Check::error("machine", reason.to_string(), "rename it with codchi");
                         all.push(check.of(name));
@@ -105,40 +108,30 @@ fn group(daemon: &Daemon) -> Option<Check> {
         return Some(Check::ok(NAME, "root needs no group"));
     }
     let gid = daemon.socket().symlink_metadata().ok()?.gid();
-    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    let line = groups
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|fields| fields.get(2).and_then(|id| id.parse().ok()) == Some(gid));
-    let name = line.as_ref().and_then(|f| f.first()).map_or(gid.to_string(), |n| (*n).to_owned());
+    let user = accounts::find(Key::Uid(rustix::process::geteuid().as_raw())).ok()??;
+    let Ok(Membership { name, is_member }) = accounts::membership(gid, user.name()) else {
+        let text = "the sources of groups beside /etc/group gave no answer in time";
+        return Some(Check::warning(NAME, text, "see /etc/nsswitch.conf, and try: getent group"));
+    };
+    let (group, user) = (name.unwrap_or(gid.to_string()), quote::path(user.name()).to_string());
     let own = rustix::process::getegid().as_raw() == gid
         || rustix::process::getgroups().is_ok_and(|all| all.iter().any(|g| g.as_raw() == gid));
-    if own {
-        return Some(Check::ok(NAME, format!("this process is in the group {name}")));
-    }
-    let user = user_name()?;
-    let listed =
-        line.as_ref().and_then(|f| f.get(3)).is_some_and(|m| m.split(',').any(|m| m == user));
-    Some(match listed {
-        true => Check::warning(
+    Some(match (own, is_member) {
+        (true, _) => Check::ok(NAME, format!("this process is in the group {group}")),
+        (false, true) => Check::warning(
             NAME,
-            format!("{user} is in the group {name}, but not since this session began"),
+            format!("{user} is in the group {group}, but not since this session began"),
             "log out and in again",
         ),
-        false => Check::warning(
+        (false, false) => Check::warning(
             NAME,
-            format!("{user} is not in the group {name}, whose socket it is"),
+            format!("{user} is not in the group {group}, whose socket it is"),
             format!(
                 "{}, then log in again; or run codchifs as root",
-                quote::words(["sudo", "usermod", "-aG", &*name, &*user])
+                quote::words(["sudo", "usermod", "-aG", &*group, &*user])
             ),
         ),
     })
-}
-
-fn user_name() -> Option<String> {
-    let account = accounts::find(Key::Uid(rustix::process::geteuid().as_raw())).ok()??;
-    account.name().to_str().map(str::to_owned)
 }
 
 /// The snap mounts its pools in a mount namespace of its own.
@@ -146,9 +139,10 @@ fn snap(daemon: &Daemon) -> Option<Check> {
     const NAME: &str = "snap";
     let view = daemon.snap_view()?;
     Some(match view.read_dir() {
-        Ok(_) => Check::ok(NAME, format!("the pools of the snap show in {}", view.display())),
+        Ok(_) => Check::ok(NAME, format!("the pools of the snap show in {}", quote::path(&view))),
         Err(why) => {
-            let text = format!("the pools of the snap do not show in {}: {why}", view.display());
+            let text =
+                format!("the pools of the snap do not show in {}: {why}", quote::path(&view));
             let remedy = match why.kind() {
                 ErrorKind::PermissionDenied => "run as root".to_owned(),
                 _ => format!("run codchifs with `nsenter --mount={}`", Daemon::SNAP_MOUNTS),
@@ -166,7 +160,9 @@ fn of_machine(machines: &Machines, name: &str) -> Vec<Check> {
     let mut all = vec![match &machine.tree {
         Ok(_) => Check::ok("machine", "can be exported"),
         Err(why) => {
-            let (text, remedy) = parted(why, "`codchifs list` has what is known of it");
+            // A name that looks like what to do is none of what we say.
+            let why = why.replace(name, &quote::name(name).to_string());
+            let (text, remedy) = parted(&why, "`codchifs list` has what is known of it");
             let status = match machine.state {
                 machine::Status::NotInstalled => Status::Warning,
                 _ => Status::Error,
@@ -184,7 +180,7 @@ fn of_machine(machines: &Machines, name: &str) -> Vec<Check> {
 
 fn readable(check: &'static str, path: &Path, result: Result<(), String>) -> Check {
     match result {
-        Ok(()) => Check::ok(check, format!("{} can be read", path.display())),
+        Ok(()) => Check::ok(check, format!("{} can be read", quote::path(&path))),
         Err(why) => {
             let (text, remedy) = parted(&why, "is it mounted? does it exist?");
             Check::error(check, text, remedy)

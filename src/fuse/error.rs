@@ -1,5 +1,6 @@
 //! What can go wrong with mounting: what was attempted, why it failed, what to do.
 
+use crate::quote;
 use rustix::io::Errno;
 use std::io;
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ pub enum MountError {
     )]
     Unseen,
     /// The mount point does not exist.
-    #[error("there is no such directory; create it with: mkdir -p {}", .path.display())]
+    #[error("there is no such directory; create it with: mkdir -p {}", quote::path_word(.path))]
     Missing { path: PathBuf },
     /// The mount point is a file.
     #[error("it is not a directory; choose an empty directory")]
@@ -31,13 +32,13 @@ pub enum MountError {
     )]
     NotEmpty,
     /// A live mount of ours is there.
-    #[error("codchifs is already mounted there; to mount anew, first run: codchifs unmount {}", .path.display())]
+    #[error("codchifs is already mounted there; to mount anew, first run: codchifs unmount {}", quote::path_word(.path))]
     AlreadyMounted { path: PathBuf },
     /// The mount point cannot be looked at.
     #[error("cannot look at the mount point: {source}{}", look_remedy(.source))]
     Look { source: io::Error },
     /// A crashed instance's mount cannot be taken away.
-    #[error("cannot detach the stale mount that a crashed codchifs left: {source}; as root run: umount -l {}", .path.display())]
+    #[error("cannot detach the stale mount that a crashed codchifs left: {source}; as root run: umount -l {}", quote::path_word(.path))]
     Stale { path: PathBuf, source: Box<MountError> },
     /// No FUSE here.
     #[error("cannot open /dev/fuse: {source}; {}", fuse_remedy(*.source))]
@@ -67,7 +68,7 @@ pub enum MountError {
     #[error("no codchifs is mounted there; findmnt -t fuse.codchifs lists those that are")]
     NotMounted,
     /// Somebody uses the mount.
-    #[error("it is in use; fuser -vm {} shows by whom, and codchifs unmount --lazy detaches it anyway", .path.display())]
+    #[error("it is in use; fuser -vm {} shows by whom, and codchifs unmount --lazy detaches it anyway", quote::path_word(.path))]
     Busy { path: PathBuf },
     /// The kernel refused to unmount.
     #[error("{source}")]

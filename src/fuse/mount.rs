@@ -5,6 +5,7 @@ use super::mounts::{self, TYPE};
 use super::point::Point;
 use crate::kernel;
 use crate::mountinfo::{self, Mount};
+use crate::quote;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, AsRawFd as _, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
@@ -150,7 +151,7 @@ impl Attached {
     pub fn end_when_taken_away(self: &Arc<Self>) {
         let attached = Arc::clone(self);
         let watcher = std::thread::Builder::new().name("codchifs-table".into()).spawn(move || {
-            let path = attached.mountpoint.display();
+            let path = quote::path(&attached.mountpoint);
             match attached.wait_until_gone() {
                 Ok(()) if attached.unmounted.load(Ordering::Relaxed) => return,
                 Ok(()) => tracing::warn!(mountpoint = %path, "somebody unmounted it"),
@@ -287,7 +288,7 @@ pub(super) fn prepare(options: &MountOptions) -> Result<(PathBuf, OwnedFd), Moun
         if !mounts::is_stale(&mounted, &root) {
             return Err(MountError::AlreadyMounted { path });
         }
-        tracing::warn!(mountpoint = %path.display(), "detaching what a crashed codchifs left");
+        tracing::warn!(mountpoint = %quote::path(&path), "detaching what a crashed codchifs left");
         unmount_at(&point, root, true)
             .map_err(|source| MountError::Stale { path, source: Box::new(source) })?;
     }
@@ -311,7 +312,7 @@ fn unmount_at(point: &Point, root: OwnedFd, lazy: bool) -> Result<(), MountError
         .env("LC_ALL", "C")
         .output()
         .map_err(|error| failed(error.to_string()))?;
-    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let text = quote::message(output.stderr.trim_ascii());
     match output.status.success() {
         true => Ok(()),
         false if text.contains("busy") => Err(MountError::Busy { path: path.to_owned() }),

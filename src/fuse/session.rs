@@ -6,6 +6,7 @@ use super::owed::{Callers, LOOK};
 use super::{Adaptor, Background, Backings, MountError};
 use crate::machine::Machines;
 use crate::opener::Client;
+use crate::quote;
 use crate::vfs::{Access, Vfs};
 use fuser::{Config, MountOption, Session, SessionACL};
 use rustix::fd::OwnedFd;
@@ -83,7 +84,7 @@ pub fn serve(
     let waiter = std::thread::Builder::new().name("codchifs-wait".into());
     // Nobody receives only if a second signal was faster.
     waiter.spawn(move || drop(end.send(running.join()))).map_err(start)?;
-    tracing::info!(mountpoint = %mountpoint.display(), "mounted");
+    tracing::info!(mountpoint = %quote::path(&mountpoint), "mounted");
     ready();
     let result = ended.recv().unwrap_or(Ok(()));
     handle.close();

@@ -42,13 +42,13 @@ pub enum Node<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// A name that is empty, `.`, `..`, longer than 65535 bytes, or holds `/` or NUL.
-    #[error("{name:?} is no file name")]
+    #[error("{name} is no file name")]
     Name {
         /// The name, escaped.
         name: String,
     },
     /// Names of a directory must ascend, each once.
-    #[error("{name:?} does not come after the entry before it")]
+    #[error("{name} does not come after the entry before it")]
     Order {
         /// The name, escaped.
         name: String,
@@ -260,7 +260,7 @@ impl LayoutBuilder {
     ///
     /// Answers its number. After an error the builder is of no more use.
     pub fn push(&mut self, name: &[u8], node: Node<'_>) -> Result<u32, LayoutError> {
-        let shown = || name.escape_ascii().to_string();
+        let shown = || crate::quote::name(name).to_string();
         let entry = u32::try_from(self.layout.records.len()).map_err(|_| LayoutError::Entries)?;
         if entry == NONE {
             return Err(LayoutError::Entries);

@@ -6,6 +6,7 @@ use crate::codchi::{MachineName, State, Way};
 use crate::credentials::{User, as_user};
 use crate::idmap::IdMap;
 use crate::mountinfo::{self, Mount};
+use crate::quote;
 use crate::tree::{self, Apart, Root};
 use crate::walk::{self, WalkError};
 use rustix::fd::OwnedFd;
@@ -64,7 +65,7 @@ impl Direct {
             match how.part(&directory) {
                 Ok(from) => Some(Way { from: Arc::new(from), rest }),
                 Err(why) => {
-                    tracing::warn!(path = %path.display(), %why, "no way to the machines from here");
+                    tracing::warn!(path = %quote::path(&path), %why, "no way to the machines from here");
                     None
                 }
             }
@@ -80,7 +81,7 @@ impl Direct {
                 Ok(directory) => directory,
                 Err(why) if why.errno() == Some(Errno::NOENT) => continue,
                 Err(why) => {
-                    tracing::warn!(path = %path.display(), %why, "no way to the machines from here");
+                    tracing::warn!(path = %quote::path(&path), %why, "no way to the machines from here");
                     return None;
                 }
             };
@@ -166,7 +167,7 @@ impl Direct {
     /// a link; so whoever leads the way to where other users keep theirs gets none of them.
     fn way<'a>(&self, home: &'a Path) -> Result<(OwnedFd, &'a OsStr), String> {
         let (Some(parent), Some(name)) = (home.parent(), home.file_name()) else {
-            return Err(format!("the home {} is no directory's path", home.display()));
+            return Err(format!("the home {} is no directory's path", quote::path(&home)));
         };
         let walked = as_user(self.user, || walk::pin(parent))
             .map_err(|e| format!("cannot act as uid {}: {e}", self.user.uid))?
@@ -181,7 +182,7 @@ impl Direct {
         Err(format!(
             "refused: the home {} would be in a directory of uid {owner}, and it must be in one of uid {}'s own; \
              if it is meant, name the data directory, without a link in its path, with --data-dir",
-            home.display(),
+            quote::path(&home),
             self.user.uid
         ))
     }
@@ -235,7 +236,7 @@ fn cannot_open(what: &str, path: &Path, why: impl Into<WalkError>) -> String {
         }
         _ => "",
     };
-    format!("cannot open the {what} {}: {why}{remedy}", path.display())
+    format!("cannot open the {what} {}: {why}{remedy}", quote::path(&path))
 }
 
 /// A layer whose owner is nobody in the machine is not the machine's, however it got there.
@@ -245,7 +246,7 @@ fn inside_map(what: &str, path: &Path, layer: &OwnedFd, map: Option<&IdMap>) -> 
         Some(map) if map.uid(uid).is_none() => Err(format!(
             "refused: the {what} {} belongs to host uid {uid}, who is nobody in the machine; \
              if it is the machine's own, chown it to who the machine's root is on the host",
-            path.display()
+            quote::path(&path)
         )),
         _ => Ok(()),
     }

@@ -6,8 +6,9 @@
 //! | Output | Function | What it gives |
 //! |---|---|---|
 //! | a person, a terminal, a log | [`name`], [`path`] | one line of visible characters, another one for every name |
+//! | the same inside of a sentence, cut where it is long | [`quotation`] | text in quotation marks |
 //! | the same, made of texts that are quoted already | [`message`], [`lines`] | the same, without telling names apart |
-//! | a shell command to paste | [`word`], [`words`] | one word of bash, zsh and POSIX 2024 |
+//! | a shell command to paste | [`word`], [`words`], [`path_word`] | one word of bash, zsh and POSIX 2024 |
 //! | a file that a shell reads | [`literal`] | one word of every shell, fish too |
 //! | a program in Nix | [`nix_string`], [`nix_attribute`] | a string, an attribute's name |
 //! | JSON | [`json`] | the same value, safe on a terminal |
@@ -23,7 +24,7 @@ mod terminal;
 
 pub use lists::{json, sum_name, unescape_octal, unvis, vis};
 pub use nix::{nix_attribute, nix_string};
-pub use shell::{is_plain_word, literal, word, words};
+pub use shell::{is_plain_word, literal, path_word, word, words};
 pub use terminal::{
-    Name, clipped, code, fenced, is_hidden, lines, message, name, padded, path, width,
+    Name, clipped, code, fenced, is_hidden, lines, message, name, padded, path, quotation, width,
 };

@@ -2,6 +2,8 @@
 
 use super::is_hidden;
 use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 /// Whether no shell sees more in these bytes than one word.
 pub fn is_plain_word(bytes: &[u8]) -> bool {
@@ -41,6 +43,11 @@ fn octal(out: &mut String, bytes: &[u8]) {
         // A String takes all that is written to it.
         let _ = write!(out, "\\{byte:03o}");
     }
+}
+
+/// The same for a path.
+pub fn path_word(path: &Path) -> String {
+    word(path.as_os_str().as_bytes())
 }
 
 /// Words of a shell, with a space between them.

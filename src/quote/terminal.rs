@@ -21,27 +21,38 @@ pub fn is_hidden(c: char) -> bool {
 pub struct Name<'a>(&'a [u8]);
 
 /// A name as one line that is safe on a terminal and tells it from every other name: hidden characters, bytes that are not
-/// UTF-8, and `\` are `\xNN` for each byte.
+/// UTF-8, `\`, and a `;` that a blank may follow are `\xNN` for each byte. By `; ` our messages begin to say what to do: no name
+/// is taken for that.
 pub fn name<B: AsRef<[u8]> + ?Sized>(bytes: &B) -> Name<'_> {
     Name(bytes.as_ref())
 }
 
 /// The same for a path.
-pub fn path(path: &Path) -> Name<'_> {
-    Name(path.as_os_str().as_bytes())
+pub fn path<P: AsRef<Path> + ?Sized>(path: &P) -> Name<'_> {
+    Name(path.as_ref().as_os_str().as_bytes())
+}
+
+/// Foreign text inside of a sentence: a name in quotation marks, of at most 64 characters, so that it is clear where it ends.
+pub fn quotation(text: &str) -> String {
+    const MAX: usize = 64;
+    let short = text.char_indices().nth(MAX).and_then(|(at, _)| text.get(..at));
+    let shown = name(short.unwrap_or(text)).to_string().replace('"', "\\x22");
+    format!("\"{shown}{}\"", if short.is_some() { "…" } else { "" })
 }
 
 impl fmt::Display for Name<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        put(f, self.0, |c| c == '\\')
+        put(f, self.0, |c, rest| {
+            c == '\\' || c == ';' && (rest.is_empty() || rest.starts_with(' '))
+        })
     }
 }
 
 /// A text that names may be quoted in already, as one line that is safe on a terminal.
-pub fn message(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
+pub fn message<B: AsRef<[u8]> + ?Sized>(text: &B) -> String {
+    let mut out = String::with_capacity(text.as_ref().len());
     // A String takes all that is written to it.
-    let _ = put(&mut out, text.as_bytes(), |_| false);
+    let _ = put(&mut out, text.as_ref(), |_, _| false);
     out
 }
 
@@ -50,18 +61,22 @@ pub fn lines(text: &str) -> String {
     text.split('\n').map(message).collect::<Vec<_>>().join("\n")
 }
 
-/// Writes bytes as text in which all that is hidden, and what `also` names, is `\xNN`.
-fn put(out: &mut impl fmt::Write, bytes: &[u8], also: impl Fn(char) -> bool) -> fmt::Result {
+/// Writes bytes as text in which all that is hidden, and what `also` names by itself and by what follows it, is `\xNN`.
+fn put(out: &mut impl fmt::Write, bytes: &[u8], also: impl Fn(char, &str) -> bool) -> fmt::Result {
     for chunk in bytes.utf8_chunks() {
         let mut rest = chunk.valid();
-        while let Some(at) = rest.find(|c| is_hidden(c) || also(c)) {
-            let (before, from) = rest.split_at(at);
-            out.write_str(before)?;
-            let mut chars = from.chars();
-            for byte in chars.next().into_iter().flat_map(|c| c.to_string().into_bytes()) {
+        let mut chars = rest.chars();
+        while let Some(c) = chars.next() {
+            if !is_hidden(c) && !also(c, chars.as_str()) {
+                continue;
+            }
+            let (before, after) =
+                (rest.len() - chars.as_str().len() - c.len_utf8(), chars.as_str());
+            out.write_str(rest.get(..before).unwrap_or_default())?;
+            for byte in c.to_string().bytes() {
                 write!(out, "\\x{byte:02x}")?;
             }
-            rest = chars.as_str();
+            rest = after;
         }
         out.write_str(rest)?;
         for byte in chunk.invalid() {
@@ -131,11 +146,16 @@ mod tests {
                 "a\\xe2\\x80\\xaeb\\xe2\\x80\\x8b\\xe2\\x81\\xa6",
             ),
             (b"a\xe2\x80", "a\\xe2\\x80"),
+            (b"/a; b;c;", "/a\\x3b b;c\\x3b"),
         ] {
             assert_eq!(name(bytes).to_string(), text);
         }
         assert_eq!(message("\\x1b is \x1b\nb"), "\\x1b is \\x1b\\x0ab");
+        assert_eq!(message(b"a\xff\n"), "a\\xff\\x0a");
         assert_eq!(lines("a\x1b\nb"), "a\\x1b\nb");
+        assert_eq!(quotation("a\"b\\\n"), r#""a\x22b\x5c\x0a""#);
+        assert_eq!(quotation(&"\u{fc}".repeat(65)), format!("\"{}…\"", "\u{fc}".repeat(64)));
+        assert_eq!(quotation(&"a".repeat(64)), format!("\"{}\"", "a".repeat(64)));
     }
 
     #[test]

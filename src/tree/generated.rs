@@ -36,7 +36,7 @@ impl GeneratedFile {
 impl std::fmt::Debug for GeneratedFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("GeneratedFile")
-            .field("path", &String::from_utf8_lossy(self.path))
+            .field("path", &crate::quote::name(self.path))
             .field("bytes", &self.content.as_ref().map(|content| content.len()))
             .finish()
     }

@@ -159,7 +159,7 @@ fn refuses_what_is_no_path() {
     for path in ["", "1.0", "http://h/1.0", "*", "/a b", "/a#b", "/a\r\nHost: b", "/\0"] {
         assert_eq!(
             place.text(&place.ask_for(path, LONG, MOST)),
-            format!("cannot ask SOCKET for {path:?}: not a path of HTTP")
+            format!("cannot ask SOCKET for {}: not a path of HTTP", quote::quotation(path))
         );
     }
 }
@@ -415,7 +415,7 @@ fn the_daemons_words_are_bounded_and_printable() {
     let place = http("500 X", &"é".repeat(100_000));
     assert_eq!(failure(&place), format!("SOCKET answered 500: {}…", "é".repeat(WORDS)));
     let place = bytes(&b"HTTP/1.1 500 X\r\nContent-Length: 4\r\n\r\n\xff\x1b\xc3A"[..]);
-    assert_eq!(failure(&place), "SOCKET answered 500: \u{fffd}\\x1b\u{fffd}A");
+    assert_eq!(failure(&place), r"SOCKET answered 500: \xff\x1b\xc3A");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::super::record::Instance;
 use super::super::{Query, read_small};
 use super::{cannot_read, first, names, views};
 use crate::codchi::INSTANCE_PREFIX;
+use crate::quote;
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
@@ -67,8 +68,8 @@ pub(super) fn read(base: &Path) -> Disk {
         let containers = match containers {
             Ok(containers) => containers,
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                let at = at.display();
-                let pool = pool.to_string_lossy();
+                let at = quote::path(&at);
+                let pool = quote::path(&pool);
                 disk.unseen.push(format!("the pool {pool} is not mounted: there is no {at}"));
                 continue;
             }

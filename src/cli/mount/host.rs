@@ -5,6 +5,7 @@ use super::super::{Context, EX_CONFIG, Failure, Outcome};
 use super::relay::Relay;
 use crate::fuse::{self, Attached, MountError, MountOptions, Stop};
 use crate::opener::{Control, Direct, Greeting, Host, send_greeting};
+use crate::quote;
 use crate::tree::{self, Root};
 use rustix::fd::AsFd as _;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -133,7 +134,7 @@ pub(super) fn run(
         };
     }
     attached.raise_read_ahead();
-    tracing::info!(mountpoint = %attached.mountpoint.display(), server = child.id(), "mounted");
+    tracing::info!(mountpoint = %quote::path(&attached.mountpoint), server = child.id(), "mounted");
     // What it said on the way is for whoever waits, not for the log file.
     relay.flush();
     ready();

@@ -3,7 +3,7 @@
 //! A server that had the log itself could open it anew through its descriptors: to read what others logged, or to cut it.
 //! A socket cannot be opened again.
 
-use super::super::log;
+use super::super::log::{self, MAX_LINE};
 use crate::quote;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -15,8 +15,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes of a line; a longer one is broken.
-const MAX_LINE: usize = 16 << 10;
 /// What the server logs arrives at once, unless somebody stopped this process.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The server waits for a host that was stopped for this long with each line.
@@ -117,26 +115,19 @@ fn without_alarm(line: &str) -> Cow<'_, str> {
 
 impl State {
     fn add(&mut self, byte: u8) {
-        if byte != b'\n' {
-            self.line.push(byte);
-        }
-        if byte == b'\n' || self.line.len() >= MAX_LINE {
-            self.end_line();
+        match byte {
+            b'\n' => self.end_line(),
+            // One byte more, so that it shows that there was more.
+            _ if self.line.len() <= MAX_LINE => self.line.push(byte),
+            _ => {}
         }
     }
 
     /// Whoever has taken over the server sends anything: it may not speak to root's terminal.
     fn end_line(&mut self) {
         if !self.line.is_empty() {
-            let line = quote::message(&String::from_utf8_lossy(&self.line)).to_string();
-            log::push(
-                format!(
-                    "{}
-",
-                    without_alarm(&line)
-                )
-                .as_bytes(),
-            );
+            let line = quote::message(&self.line);
+            log::push(&without_alarm(&line));
             self.line.clear();
         }
     }
