@@ -9,6 +9,8 @@ use crate::credentials::as_user;
 use crate::mountinfo;
 use crate::quote::is_hidden;
 pub(super) use bash::Bash;
+#[cfg(feature = "fuzzing")]
+pub(super) use bash::inserted;
 use clap::{CommandFactory as _, Parser as _};
 use clap_complete::CompleteEnv;
 use clap_complete::engine::CompletionCandidate;

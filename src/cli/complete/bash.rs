@@ -73,9 +73,9 @@ impl EnvCompleter for Bash {
 }
 
 /// A candidate as one word of bash, in the place of a word that was begun; `None` if that is not possible.
-fn inserted(value: &[u8], begun: &[u8]) -> Option<String> {
+pub(in crate::cli) fn inserted(value: &[u8], begun: &[u8]) -> Option<String> {
     if quote::is_plain_word(value) {
-        return Some(String::from_utf8_lossy(value).into_owned());
+        return Some(quote::word(value));
     }
     // What is inserted into quotes stands in them, and an escape may be half there.
     if begun.iter().any(|byte| b"'\"\\$`".contains(byte)) {
