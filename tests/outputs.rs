@@ -165,6 +165,22 @@ fn what_others_plant_where_root_writes_leads_nowhere() {
 }
 
 #[test]
+fn generate_makes_no_directory_where_a_user_leads_root() {
+    let fixture = Fixture::new();
+    let victim = tempfile::Builder::new().prefix("victim-").tempdir_in("/root").unwrap();
+    let own = fixture.scratch("own");
+    chown(&own, Some(UID), Some(UID)).unwrap();
+    link(UID, victim.path(), &own.join("link"));
+    for at in ["link", "link/new", "link/../link/new"] {
+        let done = run(fixture.command(["generate"]).arg(own.join(at))).exits(1);
+        assert!(done.err().contains("refused"), "{at}: {}", done.err());
+        assert_eq!(fs::read_dir(victim.path()).unwrap().count(), 0, "{at}");
+    }
+    run(fixture.command(["generate"]).arg(own.join("new/deep"))).silent();
+    assert!(own.join("new/deep/man/codchifs.1").exists());
+}
+
+#[test]
 fn an_export_into_a_sticky_directory_works_where_nothing_hostile_is() {
     let fixture = Fixture::new();
     fixture.sample("m");

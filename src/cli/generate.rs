@@ -2,7 +2,7 @@
 
 use super::args::{Args, Generate};
 use super::complete::Bash;
-use super::output::Output;
+use super::output::{Output, make_directories};
 use super::target::Target;
 use super::{Failure, Outcome, complete};
 use crate::quote;
@@ -25,7 +25,7 @@ const NOT_IN_FSTAB: [&str; 4] = ["foreground", "source", "fake", "verbose"];
 pub(super) fn run(wanted: &Generate) -> Result<Outcome, Failure> {
     let write = |name: &str, content: Vec<u8>| -> Result<(), Failure> {
         let path = wanted.directory.join(name);
-        let made = fs::create_dir_all(path.parent().unwrap_or(Path::new(".")));
+        let made = make_directories(path.parent().unwrap_or(Path::new(".")));
         made.and_then(|()| replace(&path, &content))
             .map_err(|why| format!("generate: {}: {why}", quote::path(&path)).into())
     };

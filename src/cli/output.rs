@@ -190,6 +190,23 @@ impl Place {
     }
 }
 
+/// Makes a directory and those above it that are missing, and none where somebody else leads the caller.
+pub(super) fn make_directories(path: &Path) -> io::Result<()> {
+    let path = std::path::absolute(path)?;
+    let missing = match walk::pin(&path) {
+        Err(why) if why.errno() == Some(Errno::NOENT) => why,
+        done => return done.map(drop).map_err(Into::into),
+    };
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(missing.into());
+    };
+    make_directories(parent)?;
+    match fs::mkdirat(walk::pin(parent)?, name, Mode::from(0o777)) {
+        Err(Errno::EXIST) | Ok(()) => Ok(()),
+        Err(why) => Err(why.into()),
+    }
+}
+
 /// For its owner alone.
 pub(super) fn private() -> Mode {
     Mode::RUSR | Mode::WUSR
