@@ -6,12 +6,12 @@
 //! Sources: POSIX.1-2017 "pax", sections "ustar Interchange Format" and "pax Header Block"; the GNU tar manual,
 //! "Basic Tar Format", for the `L` and `K` records and for base-256 numbers.
 
-use ::tar::UstarHeader;
-
 use super::Kind;
+use super::ustar::{self, get_mut as field};
+use std::sync::LazyLock;
 
 /// The unit of the format in bytes: headers are whole blocks, bodies are padded to them.
-pub(super) const BLOCK: u64 = 512;
+pub(super) const BLOCK: u64 = ustar::BLOCK as u64;
 
 /// Bytes of the ustar `name` and `linkname` fields. A text that fills the field has no NUL.
 const NAME: usize = 100;
@@ -249,25 +249,25 @@ impl Header<'_> {
         }
         let mut block = empty(typeflag(self.fields.kind), self.fields.perm);
         if fits_whole(self.path.len()) {
-            put(&mut block.name, self.path);
+            put(field(&mut block, ustar::NAME), self.path);
         } else if let Some((prefix, name)) = split(self.path) {
-            put(&mut block.prefix, prefix);
-            put(&mut block.name, name);
+            put(field(&mut block, ustar::PREFIX), prefix);
+            put(field(&mut block, ustar::NAME), name);
         } else {
             long_record(out, b'L', self.path);
-            put(&mut block.name, self.path);
+            put(field(&mut block, ustar::NAME), self.path);
         }
         if pax && has_size {
             self.pax_header(out);
         }
         let fields = &self.fields;
-        put(&mut block.linkname, self.link);
-        number(&mut block.uid, fields.uid.into());
-        number(&mut block.gid, fields.gid.into());
-        number(&mut block.size, fields.size.into());
-        number(&mut block.mtime, fields.mtime.0.into());
-        number(&mut block.dev_major, fields.rdev.0.into());
-        number(&mut block.dev_minor, fields.rdev.1.into());
+        put(field(&mut block, ustar::LINKNAME), self.link);
+        number(field(&mut block, ustar::UID), fields.uid.into());
+        number(field(&mut block, ustar::GID), fields.gid.into());
+        number(field(&mut block, ustar::SIZE), fields.size.into());
+        number(field(&mut block, ustar::MTIME), fields.mtime.0.into());
+        number(field(&mut block, ustar::DEV_MAJOR), fields.rdev.0.into());
+        number(field(&mut block, ustar::DEV_MINOR), fields.rdev.1.into());
         seal(out, block);
         out.extend_from_slice(self.map);
         pad(out);
@@ -307,44 +307,40 @@ fn long_record(out: &mut Vec<u8>, flag: u8, text: &[u8]) {
 
 fn helper(out: &mut Vec<u8>, flag: u8, name: &[u8], size: u64) {
     let mut block = empty(flag, HELPER_PERM);
-    put(&mut block.name, name);
-    number(&mut block.size, size.into());
+    put(field(&mut block, ustar::NAME), name);
+    number(field(&mut block, ustar::SIZE), size.into());
     seal(out, block);
 }
 
 /// A ustar block whose numbers are all zero; uname and gname stay empty.
-fn empty(flag: u8, perm: u16) -> UstarHeader {
-    let mut block = UstarHeader {
-        name: [0; 100],
-        mode: [0; 8],
-        uid: *b"0000000\0",
-        gid: *b"0000000\0",
-        size: *b"00000000000\0",
-        mtime: *b"00000000000\0",
-        cksum: [b' '; 8],
-        typeflag: [flag],
-        linkname: [0; 100],
-        magic: *b"ustar\0",
-        version: *b"00",
-        uname: [0; 32],
-        gname: [0; 32],
-        dev_major: *b"0000000\0",
-        dev_minor: *b"0000000\0",
-        prefix: [0; 155],
-        pad: [0; 12],
-    };
-    number(&mut block.mode, perm.into());
+static EMPTY: LazyLock<[u8; ustar::BLOCK]> = LazyLock::new(|| {
+    let mut block = [0; ustar::BLOCK];
+    for zero in
+        [ustar::UID, ustar::GID, ustar::SIZE, ustar::MTIME, ustar::DEV_MAJOR, ustar::DEV_MINOR]
+    {
+        number(field(&mut block, zero), 0);
+    }
+    put(field(&mut block, ustar::MAGIC), b"ustar\0");
+    put(field(&mut block, ustar::VERSION), b"00");
+    block
+});
+
+fn empty(flag: u8, perm: u16) -> [u8; ustar::BLOCK] {
+    let mut block = *EMPTY;
+    number(field(&mut block, ustar::MODE), perm.into());
+    put(field(&mut block, ustar::TYPEFLAG), &[flag]);
     block
 }
 
 /// Writes the checksum and appends the block.
-fn seal(out: &mut Vec<u8>, mut block: UstarHeader) {
-    let sum: u32 = block.as_header().as_bytes().iter().map(|byte| u32::from(*byte)).sum();
+fn seal(out: &mut Vec<u8>, mut block: [u8; ustar::BLOCK]) {
+    let sum = ustar::checksum(&block);
     // Six digits, NUL, space: the form every tar since the seventh edition writes.
-    if let Some(field) = block.cksum.get_mut(..7) {
-        number(field, sum.into());
+    if let Some((blank, digits)) = field(&mut block, ustar::CHECKSUM).split_last_mut() {
+        number(digits, sum.into());
+        *blank = b' ';
     }
-    out.extend_from_slice(block.as_header().as_bytes());
+    out.extend_from_slice(&block);
 }
 
 /// Copies as much of `text` as the field holds.

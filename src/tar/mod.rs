@@ -58,6 +58,7 @@ mod layout;
 mod reader;
 mod records;
 mod sparse;
+pub(crate) mod ustar;
 
 pub use header::PaxRecord;
 pub use layout::{

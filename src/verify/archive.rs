@@ -4,12 +4,12 @@
 
 use super::kind;
 use crate::export::{Digest, Entry, Record, pax_records};
+use crate::tar::ustar::{self, BLOCK, Field, get as field};
 use crate::tar::{Kind, MAX_PATH, MAX_RECORDS};
 use sha2::{Digest as _, Sha256};
 use std::io::{self, ErrorKind, Read};
 use std::sync::mpsc::Sender;
 
-const BLOCK: usize = kind::LOOKED_AT;
 /// What is said of the archives of others.
 const OTHER_TAR: &str = "a tar of another program";
 const REMEDY: &str = "extract it, and compare the directory";
@@ -282,12 +282,12 @@ impl<R: Read> Archive<R> {
             if !header(&block) {
                 return Err(Fault::Damaged);
             }
-            let size = number(field(&block, 124, 12)).ok_or(Fault::Damaged)?;
+            let size = number(field(&block, ustar::SIZE)).ok_or(Fault::Damaged)?;
             let size = u64::try_from(size).map_err(|_| Fault::Damaged)?;
-            match block.get(156) {
-                Some(b'L') => long_name = Some(self.text(size, MAX_NAME)?),
-                Some(b'K') => long_target = Some(self.text(size, MAX_NAME)?),
-                Some(b'x') => {
+            match field(&block, ustar::TYPEFLAG) {
+                [b'L'] => long_name = Some(self.text(size, MAX_NAME)?),
+                [b'K'] => long_target = Some(self.text(size, MAX_NAME)?),
+                [b'x'] => {
                     let text = self.text(size, MAX_PAX)?;
                     records = pax_records(&text).ok_or(Fault::Damaged)?;
                 }
@@ -305,7 +305,7 @@ impl<R: Read> Archive<R> {
         records: Vec<Record>,
     ) -> Result<(Entry, Option<Digest>), Fault> {
         let name = long_name.map_or_else(
-            || match (text(field(block, 345, 155)), text(field(block, 0, 100))) {
+            || match (text(field(block, ustar::PREFIX)), text(field(block, ustar::NAME))) {
                 ([], name) => name.to_vec(),
                 (prefix, name) => [prefix, b"/", name].concat(),
             },
@@ -313,35 +313,35 @@ impl<R: Read> Archive<R> {
         );
         self.dotted = name.starts_with(b"./");
         let target = long_target
-            .map_or_else(|| text(field(block, 157, 100)).to_vec(), |t| text(&t).to_vec());
-        let kind = match block.get(156) {
-            Some(b'0' | 0) => Kind::File,
-            Some(b'1') => Kind::HardLink,
-            Some(b'2') => Kind::Symlink,
-            Some(b'3') => Kind::CharDevice,
-            Some(b'4') => Kind::BlockDevice,
-            Some(b'5') => Kind::Directory,
-            Some(b'6') => Kind::Fifo,
+            .map_or_else(|| text(field(block, ustar::LINKNAME)).to_vec(), |t| text(&t).to_vec());
+        let kind = match field(block, ustar::TYPEFLAG) {
+            [b'0' | 0] => Kind::File,
+            [b'1'] => Kind::HardLink,
+            [b'2'] => Kind::Symlink,
+            [b'3'] => Kind::CharDevice,
+            [b'4'] => Kind::BlockDevice,
+            [b'5'] => Kind::Directory,
+            [b'6'] => Kind::Fifo,
             _ => return Err(Fault::Damaged),
         };
         let pax = |key: &[u8]| records.iter().find(|(k, _)| k == key).map(|(_, v)| &**v);
         let decimal =
             |key: &[u8]| pax(key).and_then(|v| str::from_utf8(v).ok()?.parse::<u64>().ok());
-        let small = |at, key: &[u8]| {
-            let plain = number(field(block, at, 8)).and_then(|n| u64::try_from(n).ok());
+        let small = |at: Field, key: &[u8]| {
+            let plain = number(field(block, at)).and_then(|n| u64::try_from(n).ok());
             decimal(key).or(plain).and_then(|n| u32::try_from(n).ok()).ok_or(Fault::Damaged)
         };
         let mtime = match pax(b"mtime") {
             Some(text) => time(text).ok_or(Fault::Damaged)?,
-            None => (number(field(block, 136, 12)).ok_or(Fault::Damaged)?, 0),
+            None => (number(field(block, ustar::MTIME)).ok_or(Fault::Damaged)?, 0),
         };
-        let perm = number(field(block, 100, 8)).and_then(|n| u16::try_from(n).ok());
+        let perm = number(field(block, ustar::MODE)).and_then(|n| u16::try_from(n).ok());
         let mut entry = Entry {
             path: plain_path(&name),
             kind,
             perm: perm.ok_or(Fault::Damaged)? & 0o7777,
-            uid: small(108, b"uid")?,
-            gid: small(116, b"gid")?,
+            uid: small(ustar::UID, b"uid")?,
+            gid: small(ustar::GID, b"gid")?,
             size: 0,
             mtime,
             target: match kind {
@@ -350,7 +350,9 @@ impl<R: Read> Archive<R> {
                 _ => Vec::new(),
             },
             rdev: match kind {
-                Kind::CharDevice | Kind::BlockDevice => (small(329, b"")?, small(337, b"")?),
+                Kind::CharDevice | Kind::BlockDevice => {
+                    (small(ustar::DEV_MAJOR, b"")?, small(ustar::DEV_MINOR, b"")?)
+                }
                 _ => (0, 0),
             },
             records: Vec::new(),
@@ -443,10 +445,6 @@ impl<R: Read> Archive<R> {
     }
 }
 
-fn field(block: &[u8; BLOCK], at: usize, len: usize) -> &[u8] {
-    block.get(at..at + len).unwrap_or_default()
-}
-
 /// Up to the first NUL.
 fn text(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
@@ -489,12 +487,8 @@ fn time(text: &[u8]) -> Option<(i64, u32)> {
 
 /// Whether a block is a header: its checksum is that of its bytes, with the checksum's own as spaces.
 fn header(block: &[u8; BLOCK]) -> bool {
-    let sum: i64 = block
-        .iter()
-        .enumerate()
-        .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { i64::from(*byte) })
-        .sum();
-    field(block, 257, 5) == b"ustar" && number(field(block, 148, 8)) == Some(sum)
+    let sum = number(field(block, ustar::CHECKSUM));
+    field(block, ustar::MAGIC).starts_with(b"ustar") && sum == Some(ustar::checksum(block).into())
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! What a file is that is no archive of codchifs, by what it begins with.
 
-/// Bytes that are looked at.
-pub(super) const LOOKED_AT: usize = 512;
+use crate::tar::ustar;
 
 /// What people do about it.
 const OTHER_TAR: &str = "extract it, and compare the directory";
@@ -64,13 +63,11 @@ pub(super) fn of(start: &[u8]) -> Option<String> {
 
 /// A header without the letters `ustar` (the tar of Unix V7).
 fn is_old_tar(start: &[u8]) -> bool {
-    let field = start.get(148..156).unwrap_or_default();
-    let digits: Vec<u8> = field.iter().copied().filter(|byte| byte.is_ascii_digit()).collect();
-    let sum = start.iter().enumerate();
-    let sum: u64 =
-        sum.map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u64::from(*byte) }).sum();
-    let told = str::from_utf8(&digits).ok().and_then(|digits| u64::from_str_radix(digits, 8).ok());
-    start.len() == LOOKED_AT && start.first() != Some(&0) && told == Some(sum)
+    let Ok(block) = start.try_into() else { return false };
+    let told = ustar::get(block, ustar::CHECKSUM).iter().copied();
+    let digits: Vec<u8> = told.filter(u8::is_ascii_digit).collect();
+    let told = str::from_utf8(&digits).ok().and_then(|digits| u32::from_str_radix(digits, 8).ok());
+    start.first() != Some(&0) && told == Some(ustar::checksum(block))
 }
 
 #[cfg(test)]
