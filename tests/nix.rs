@@ -6,7 +6,7 @@
 mod common;
 
 use codchifs::codchi::flake::{self, System};
-use codchifs::codchi::{MachineConfig, MachineName, Secret, lock};
+use codchifs::codchi::{MachineConfig, MachineName, Secret, driver, lock};
 use common::fixture::{Fixture, Maker};
 use common::guide::{Block, of_text, with};
 use common::mounted::Mounted;
@@ -530,7 +530,7 @@ fn a_machine_with_an_old_codchi_is_told_what_to_pin_and_then_evaluates() {
     let words = "codchi_driver is older than Codchi 0.3.1.5";
     let list = fixture.run(["list"]).ok().out();
     assert_eq!(list.matches(words).count(), 2, "{list}");
-    assert_eq!(list.matches(flake::NEW_DRIVER_URL).count(), 2, "{list}");
+    assert_eq!(list.matches(driver::NEW_URL).count(), 2, "{list}");
     let list: serde_json::Value =
         serde_json::from_slice(&fixture.run(["list", "--json"]).ok().stdout).unwrap();
     for machine in list.as_array().unwrap() {
@@ -560,10 +560,10 @@ fn a_machine_with_an_old_codchi_is_told_what_to_pin_and_then_evaluates() {
     }
     let page = of_text(&page("old"));
     let shown = paste(&page, "codchi_driver", &nix.path("export"));
-    assert_eq!(shown.trim(), format!("codchi_driver.url = \"{}\";", flake::NEW_DRIVER_URL));
+    assert_eq!(shown.trim(), format!("codchi_driver.url = \"{}\";", driver::NEW_URL));
     let own = |flake: String| {
         let top = nix.dir.path().display();
-        flake.replace(flake::NEW_DRIVER_URL, &format!("git+file://{top}/driver"))
+        flake.replace(driver::NEW_URL, &format!("git+file://{top}/driver"))
     };
     let at = nix.path("export/flake.nix");
     let pinned = own(fs::read_to_string(&at).unwrap());

@@ -4,7 +4,7 @@
 //! rendered; no value of a secret and no login is in `Debug`, an error or a redacted export.
 #![no_main]
 
-use codchifs::codchi::{MachineConfig, MachineName, Secret, env, flake};
+use codchifs::codchi::{MachineConfig, MachineName, Secret, driver, env, flake};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use std::path::Path;
@@ -44,7 +44,7 @@ fuzz_target!(|text: &str| {
 
     let rendered = flake::render(&config, flake::System::X86_64);
     assert!(rendered.len() <= 16 * text.len() + 4096, "{} bytes", rendered.len());
-    assert_eq!(flake::driver_url(&rendered), Some(config.driver_url()), "{rendered}");
+    assert_eq!(driver::url(&rendered), Some(config.driver_url()), "{rendered}");
     let sourced = env::render(&config);
     assert!(sourced.len() <= 64 * text.len() + 4096 + config.secrets.len() * 1024);
     // Names that no shell takes are a comment, and two are Codchi's own.

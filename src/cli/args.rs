@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use super::{complete, help};
+use super::help;
 use crate::codchi::MachineName;
 use crate::export::Options;
 use crate::machine::{Settings, Shown};
@@ -9,7 +9,6 @@ use clap::{
     Args as ClapArgs, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
     ValueHint,
 };
-use clap_complete::engine::ArgValueCompleter;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -352,7 +351,7 @@ pub(super) struct Mount {
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub(super) options: Vec<MountWord>,
     /// Only this machine; can be repeated
-    #[arg(long, value_name = "NAME", add = ArgValueCompleter::new(complete::machines))]
+    #[arg(long, value_name = "NAME")]
     pub(super) machine: Vec<MachineName>,
     /// Append log lines to FILE once in the background
     #[arg(long, value_name = "FILE")]
@@ -403,7 +402,6 @@ pub(super) enum MountWord {
 #[derive(Debug, ClapArgs)]
 pub(super) struct Unmount {
     /// Where it is mounted
-    #[arg(add = ArgValueCompleter::new(complete::mounts))]
     pub(super) mountpoint: PathBuf,
     /// Detach now, even while it is in use
     #[arg(short, long)]
@@ -440,7 +438,6 @@ pub(super) struct Generate {
 #[derive(Debug, ClapArgs)]
 pub(super) struct Export {
     /// The machine's name
-    #[arg(add = ArgValueCompleter::new(complete::machines))]
     pub(super) name: MachineName,
     /// Where to; `-` is stdout [default: NAME.tar, without secrets NAME-redacted.tar]
     #[arg(short, long, value_name = "FILE")]
@@ -482,7 +479,6 @@ pub(super) enum Reflink {
 #[derive(Debug, ClapArgs)]
 pub(super) struct Verify {
     /// The machine's name
-    #[arg(add = ArgValueCompleter::new(complete::machines))]
     pub(super) name: MachineName,
     /// A copied tar, also compressed with zstd, or a directory that it was extracted to; `-` is a tar on stdin
     #[arg(value_name = "FILE|DIR")]
@@ -507,7 +503,6 @@ pub(super) struct Verify {
 #[derive(Debug, ClapArgs)]
 pub(super) struct Manifest {
     /// The machine's name
-    #[arg(add = ArgValueCompleter::new(complete::machines))]
     pub(super) name: MachineName,
     /// Only the checksums of files, for `sha256sum --check`
     #[arg(long)]
@@ -519,7 +514,6 @@ pub(super) struct Manifest {
 #[derive(Debug, ClapArgs)]
 pub(super) struct Migrate {
     /// The machine's name
-    #[arg(add = ArgValueCompleter::new(complete::machines))]
     pub(super) name: MachineName,
     /// Scan the machine for the size of its export
     #[arg(long)]

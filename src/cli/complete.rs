@@ -11,9 +11,9 @@ use crate::quote::is_hidden;
 pub(super) use bash::Bash;
 #[cfg(feature = "fuzzing")]
 pub(super) use bash::inserted;
-use clap::{CommandFactory as _, Parser as _};
+use clap::{Command, CommandFactory as _, Parser as _};
 use clap_complete::CompleteEnv;
-use clap_complete::engine::CompletionCandidate;
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use clap_complete::env::{Fish, Shells, Zsh};
 use std::ffi::{OsStr, OsString};
 
@@ -24,7 +24,28 @@ pub(super) const VARIABLE: &str = "CODCHIFS_COMPLETE";
 /// shells are not known to.
 pub(super) fn answer() {
     const SHELLS: Shells<'static> = Shells(&[&Bash, &Zsh, &Fish]);
-    CompleteEnv::with_factory(Args::command).var(VARIABLE).shells(SHELLS).complete();
+    CompleteEnv::with_factory(command).var(VARIABLE).shells(SHELLS).complete();
+}
+
+/// What finds the names that begin with what was typed.
+type Names = fn(&OsStr) -> Vec<CompletionCandidate>;
+
+/// Arguments that are names of what there is: the subcommand, its argument, and what finds the names.
+const NAMES: [(&str, &str, Names); 6] = [
+    ("mount", "machine", machines),
+    ("unmount", "mountpoint", mounts),
+    ("export", "name", machines),
+    ("migrate", "name", machines),
+    ("verify", "name", machines),
+    ("manifest", "name", machines),
+];
+
+fn command() -> Command {
+    NAMES.into_iter().fold(Args::command(), |command, (subcommand, argument, names)| {
+        command.mut_subcommand(subcommand, |subcommand| {
+            subcommand.mut_arg(argument, |arg| arg.add(ArgValueCompleter::new(names)))
+        })
+    })
 }
 
 /// What a name can be offered as; `None` for one that has no line of its own, or is shown as something else. A name that
@@ -35,7 +56,7 @@ fn candidate(name: &str) -> Option<CompletionCandidate> {
 }
 
 /// The machines of whom the words so far name. Only Codchi's own directories are looked at: no daemon, nothing slow.
-pub(super) fn machines(current: &OsStr) -> Vec<CompletionCandidate> {
+fn machines(current: &OsStr) -> Vec<CompletionCandidate> {
     let Some(current) = current.to_str() else { return Vec::new() };
     let names = names(std::env::args_os().skip_while(|word| word != "--").skip(2));
     let names = names.unwrap_or_default().into_iter();
@@ -43,7 +64,7 @@ pub(super) fn machines(current: &OsStr) -> Vec<CompletionCandidate> {
 }
 
 /// What can be unmounted.
-pub(super) fn mounts(current: &OsStr) -> Vec<CompletionCandidate> {
+fn mounts(current: &OsStr) -> Vec<CompletionCandidate> {
     let Some(current) = current.to_str() else { return Vec::new() };
     let table = mountinfo::read().unwrap_or_default().into_iter();
     let ours = table.filter(|mount| mount.fstype == "fuse.codchifs").map(|mount| mount.mountpoint);

@@ -4,8 +4,7 @@
 //! before 0.3.1.5 it does, and gives a container without nix, which does not boot as anything else (nix/nixos/driver of
 //! Codchi, before its commit "Support VM export" of 2025-01-24).
 
-use super::MachineConfig;
-use super::flake::DRIVER;
+use super::driver::DRIVER;
 use super::url::decode;
 use serde_json::Value;
 
@@ -16,11 +15,11 @@ const VM_EXPORT: f64 = 1_737_676_800.0;
 /// That version, to be compared.
 const VM_EXPORT_PARTS: [u32; 4] = [0, 3, 1, 5];
 
-/// Whether the module is one from before. What the lock says counts, as long as it is of the URL that flake.nix has, else
+/// Whether the module at `url` is one from before. What the lock says counts, as long as it is of the URL that flake.nix has, else
 /// the version that the URL names. What neither of them tells is taken for new: the default is.
-pub(super) fn is_too_old(config: &MachineConfig) -> bool {
-    let pinned = pin(&config.driver_url());
-    let made = config.flake_lock.as_ref().and_then(|lock| made(lock.expose(), pinned.as_deref()));
+pub(super) fn is_too_old(url: &str, lock: Option<&str>) -> bool {
+    let pinned = pin(url);
+    let made = lock.and_then(|lock| made(lock, pinned.as_deref()));
     match made {
         Some(made) => made < VM_EXPORT,
         None => pinned.is_some_and(|pin| is_old_version(&pin)),
@@ -64,17 +63,10 @@ fn is_old_version(tag: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codchi::{MachineName, Secret};
     use serde_json::json;
-    use std::path::Path;
 
     fn is_old(url: &str, lock: Option<Value>) -> bool {
-        let name = MachineName::new("web").unwrap();
-        let mut config = MachineConfig::parse(&name, Path::new("/c"), "{}").unwrap();
-        let flake = format!("{{ inputs.codchi_driver.url = \"{url}\"; }}");
-        config.flake_nix = Some(Secret::new(flake));
-        config.flake_lock = lock.map(|lock| Secret::new(lock.to_string()));
-        is_too_old(&config)
+        is_too_old(url, lock.map(|lock| lock.to_string()).as_deref())
     }
 
     fn lock(original: Value, last_modified: Value) -> Option<Value> {

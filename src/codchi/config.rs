@@ -1,14 +1,17 @@
 //! A machine's `config.json`: the model, its parser, and how it is read beside a running Codchi.
 
-use super::flake::DRIVER;
-use super::read::MachineDir;
-use super::{Error, MachineName, ModuleUrl, age, flake, url};
+use super::driver::{self, DRIVER};
+use super::read::{MachineDir, Times};
+use super::{Error, MachineName, ModuleUrl, age, url};
 use crate::quote;
 use serde::Deserialize;
 use serde_json::error::Category;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+
+/// The input that is the flake itself, which nix puts over any other of this name.
+const SELF: &str = "self";
 
 const WRONG_TYPE: &str = "a value has the wrong type";
 
@@ -38,36 +41,6 @@ impl fmt::Debug for Secret {
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
-    }
-}
-
-/// A point in time as the file system keeps it, since 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Time {
-    /// Seconds, negative before 1970.
-    pub sec: i64,
-    /// Nanoseconds on top of the seconds, below 10^9.
-    pub nsec: u32,
-}
-
-/// When the files changed that the generated ones come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Times {
-    /// config.json's mtime, which all generated files carry.
-    pub config_mtime: Time,
-    /// config.json's ctime.
-    pub config_ctime: Time,
-    /// The ctime of the machine's flake.nix, where it has one.
-    pub flake_nix_ctime: Option<Time>,
-    /// The ctime of the machine's flake.lock, where it has one.
-    pub flake_lock_ctime: Option<Time>,
-}
-
-impl Times {
-    /// The newest ctime of the three.
-    pub fn newest_ctime(&self) -> Time {
-        let beside = self.flake_nix_ctime.max(self.flake_lock_ctime);
-        beside.map_or(self.config_ctime, |time| time.max(self.config_ctime))
     }
 }
 
@@ -130,7 +103,7 @@ impl MachineConfig {
             if module == DRIVER {
                 return Err(refuse("the name is reserved for codchi's own module"));
             }
-            if module == flake::SELF {
+            if module == SELF {
                 return Err(refuse("nix keeps the name for the flake itself"));
             }
             if module.is_empty() || module.contains('\0') {
@@ -175,11 +148,11 @@ impl MachineConfig {
     /// Where Codchi's own module comes from: what the machine's flake.nix says, else its main
     /// branch.
     pub fn driver_url(&self) -> String {
-        let found = self.flake_nix.as_ref().and_then(|text| flake::driver_url(text.expose()));
+        let found = self.flake_nix.as_ref().and_then(|text| driver::url(text.expose()));
         match found {
             Some(found) if self.redacted => url::strip_secrets(&found),
             Some(found) => found,
-            None => flake::DEFAULT_DRIVER_URL.to_owned(),
+            None => driver::DEFAULT_URL.to_owned(),
         }
     }
 
@@ -199,7 +172,7 @@ impl MachineConfig {
 
     /// Whether [`Self::driver_url`], as it is locked, makes no NixOS that starts outside of Codchi.
     pub fn has_old_driver(&self) -> bool {
-        age::is_too_old(self)
+        age::is_too_old(&self.driver_url(), self.flake_lock.as_ref().map(Secret::expose))
     }
 
     /// What whoever moves this machine must know, while it can be exported.
@@ -210,7 +183,7 @@ impl MachineConfig {
                 "its {DRIVER} is older than Codchi {}: the flake gives no NixOS that starts outside of Codchi; once it is \
                  moved, set {DRIVER}.url = \"{}\" in /etc/nixos/flake.nix, as MIGRATE.md says",
                 age::VM_EXPORT_VERSION,
-                flake::NEW_DRIVER_URL,
+                driver::NEW_URL,
             ));
         }
         for (name, _) in self.modules.iter().filter(|(_, url)| url.has_ignored_commit()) {

@@ -1,22 +1,9 @@
-//! Renders the `flake.nix` that builds a machine outside of Codchi, and finds in Codchi's own
-//! `flake.nix` where Codchi's module comes from.
+//! Renders the `flake.nix` that builds a machine outside of Codchi.
 
-mod driver;
-
-pub use driver::driver_url;
-
+use super::driver::DRIVER;
 use super::url::{PATH, Source, encode};
 use super::{MachineConfig, ModuleUrl};
 use crate::quote::{nix_attribute, nix_string as quote};
-
-/// The input that is Codchi's own module. No module of a machine has this name.
-pub(super) const DRIVER: &str = "codchi_driver";
-/// The input that is the flake itself, which nix puts over any other of this name.
-pub(super) const SELF: &str = "self";
-/// A version of Codchi's own module that makes a NixOS outside of Codchi, for machines that have an older one.
-pub const NEW_DRIVER_URL: &str = "github:aformatik/codchi/v0.3.1.7";
-/// Codchi's own module where a machine's flake.nix does not name it.
-pub const DEFAULT_DRIVER_URL: &str = "github:aformatik/codchi/master";
 
 /// The platform a machine is built for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

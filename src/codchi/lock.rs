@@ -6,7 +6,7 @@
 //! does not, the node stays as it is and nix locks that one input anew.
 
 use super::config::json_error;
-use super::flake::DRIVER;
+use super::driver::DRIVER;
 use super::url::{Source, decode, is_url, strip_host, strip_login, strip_secrets};
 use super::{Error, MachineConfig, ModuleUrl};
 use serde_json::{Map, Value};

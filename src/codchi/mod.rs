@@ -10,6 +10,7 @@
 mod age;
 pub mod config;
 pub mod dirs;
+pub mod driver;
 pub mod env;
 mod error;
 pub mod flake;
@@ -17,8 +18,9 @@ pub mod lock;
 mod read;
 pub mod url;
 
-pub use config::{MachineConfig, Secret, Time, Times};
+pub use config::{MachineConfig, Secret};
 pub use error::{Error, NameError};
+pub use read::{Time, Times};
 pub use url::ModuleUrl;
 
 use crate::walk::{self, WalkError};

@@ -1,6 +1,5 @@
 //! Opens of files that somebody else may have planted: never blocks, never writes, never follows.
 
-use super::config::{Time, Times};
 use super::{Error, MachineName};
 use crate::walk::{self, WalkError};
 use rustix::fs::{FileType, FlockOperation, Stat};
@@ -40,6 +39,36 @@ fn in_words(limit: u64) -> String {
 const LOCK_DEADLINE: Duration = Duration::from_millis(500);
 /// How often the lock is tried.
 const LOCK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A point in time as the file system keeps it, since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Time {
+    /// Seconds, negative before 1970.
+    pub sec: i64,
+    /// Nanoseconds on top of the seconds, below 10^9.
+    pub nsec: u32,
+}
+
+/// When the files changed that the generated ones come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Times {
+    /// config.json's mtime, which all generated files carry.
+    pub config_mtime: Time,
+    /// config.json's ctime.
+    pub config_ctime: Time,
+    /// The ctime of the machine's flake.nix, where it has one.
+    pub flake_nix_ctime: Option<Time>,
+    /// The ctime of the machine's flake.lock, where it has one.
+    pub flake_lock_ctime: Option<Time>,
+}
+
+impl Times {
+    /// The newest ctime of the three.
+    pub fn newest_ctime(&self) -> Time {
+        let beside = self.flake_nix_ctime.max(self.flake_lock_ctime);
+        beside.map_or(self.config_ctime, |time| time.max(self.config_ctime))
+    }
+}
 
 /// A machine's directory under Codchi's config, held open, with the words for its errors.
 pub(super) struct MachineDir<'a> {

@@ -1,10 +1,10 @@
 //! From listed directories to a layout: members in archive order, each as soon as all before it are there.
 
+use super::error::ScanError;
 use super::known::Bare;
 use super::members::Members;
 use super::records::records;
 use super::report::{LeftOutLine, Note};
-use super::scan::{LARGEST_PAX, Listed, ScanError, is_linked};
 use super::scan_file::ScanFile;
 use super::tag::{Tag, layer_of};
 use crate::tar::{self, Extent, Layout, LayoutBuilder, LayoutError, Link, Member, MemberId};
@@ -13,6 +13,17 @@ use crate::tree::{
 };
 use parking_lot::Mutex;
 use std::collections::HashMap;
+
+/// Bytes of attributes that every reader takes: bsdtar's limit for a whole PAX header is 1 MiB (libarchive,
+/// archive_read_support_format_tar.c).
+pub(super) const LARGEST_PAX: usize = (1 << 20) - (8 << 10);
+
+/// A directory on the way from "listed" to "in the layout".
+pub(super) struct Listed {
+    pub(super) listing: Listing,
+    /// Number of the first directory in it; the others follow.
+    pub(super) first: u32,
+}
 
 /// Files with further names: under a thousand names they have the same attributes and holes, which are read once.
 #[derive(Debug, Default)]
@@ -293,6 +304,11 @@ impl<'a> Assembly<'a> {
         }
         Ok(true)
     }
+}
+
+/// Whether an entry may have other names.
+pub(super) fn is_linked(attr: &Attr) -> bool {
+    attr.nlink > 1 && attr.kind != Kind::Directory
 }
 
 fn tag(tree: &Tree, attr: &Attr) -> Tag {

@@ -1,10 +1,11 @@
 //! Which generation is served: how old it may be, and who scans.
 
 use super::Options;
+use super::error::ScanError;
 use super::generation::Generation;
 use super::history::{History, KEEP};
 use super::known::{Bare, Known};
-use super::scan::{self, ScanError};
+use super::scan;
 use crate::sys;
 use crate::tree::{Time, Tree};
 use parking_lot::{Condvar, Mutex};

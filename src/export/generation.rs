@@ -1,9 +1,13 @@
 //! One frozen layout of one machine, and the bytes of it.
 
 mod body;
+mod entry;
+mod manifest;
+
+pub use entry::Entry;
+pub use manifest::{Digest, Manifest, hash_zeros, sum_line};
 
 use super::Options;
-use super::manifest::Manifest;
 use super::members::Members;
 use super::report::{Change, Changes, Note};
 use super::scan::Scan;

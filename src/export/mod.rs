@@ -7,12 +7,11 @@
 //! [`Exports`] decides which generation is served, [`history`](History) which older ones are kept.
 
 mod assemble;
-mod entry;
+mod error;
 mod exports;
 mod generation;
 mod history;
 mod known;
-mod manifest;
 mod members;
 mod owners;
 mod records;
@@ -25,14 +24,12 @@ mod tag;
 mod tests;
 
 pub use crate::tar::{Record, pax_records};
-pub use entry::Entry;
+pub use error::ScanError;
 pub use exports::{Exports, HOLD};
-pub use generation::{Generation, Status};
+pub use generation::{Digest, Entry, Generation, Manifest, Status, hash_zeros, sum_line};
 pub use history::{History, Hold};
-pub use manifest::{Digest, Manifest, hash_zeros, sum_line};
 pub use records::{attribute, records};
 pub use report::{Change, ChangeLine, Changes, LeftOutLine, Note};
-pub use scan::ScanError;
 pub use scan_file::{MEMBERS, OWNERS, ScanFile};
 pub use stream::{Sink, StreamError, write_all};
 

@@ -3,14 +3,15 @@
 //! Threads list directories in the order of the archive, or nearly so; whoever has listed one hands it to the
 //! [`Assembly`], which pushes members as soon as all before them are there. So the walk itself holds little at a time.
 
-use super::assemble::{Assembly, Links};
+use super::assemble::{Assembly, Links, Listed, is_linked};
+use super::error::ScanError;
 use super::known::{Bare, Known};
 use super::members::Members;
 use super::owners::Ids;
 use super::report::{LeftOutLine, Note};
 use super::tag::Tag;
 use super::{ALIGN_FROM, Options};
-use crate::tar::{self, Layout, LayoutError};
+use crate::tar::{self, Layout};
 use crate::tree::{Attr, Dir, Kind, LeftOut, Listing, Time, Tree, Wants, Weight};
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
@@ -26,42 +27,6 @@ const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// Seconds after which a file's ctime tells of every change to its attributes, with room for coarse clocks.
 const SETTLED: i64 = 60;
-
-/// Bytes of attributes that every reader takes: bsdtar's limit for a whole PAX header is 1 MiB (libarchive,
-/// archive_read_support_format_tar.c).
-pub(super) const LARGEST_PAX: usize = (1 << 20) - (8 << 10);
-
-/// Why there is no layout.
-#[derive(Debug, thiserror::Error)]
-pub enum ScanError {
-    /// The tree itself cannot be walked.
-    #[error("cannot read the machine's root directory: {0}")]
-    Root(Errno),
-    /// More than an archive can hold.
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
-    /// Layouts that somebody reads fill the memory that they may have.
-    #[error(
-        "{open} older layouts of this machine are being read, which takes all the memory they may \
-         have: let a copy end, or stop one, then try again"
-    )]
-    Held {
-        /// How many.
-        open: usize,
-    },
-    /// Extended attributes that would fill the memory.
-    #[error(
-        "the extended attributes of the machine exceed {} MiB; leave a part of it out with --exclude",
-        tar::MAX_RECORDS >> 20
-    )]
-    Attributes,
-    /// A bug of ours.
-    #[error("the scan failed, which is a bug; the log has more")]
-    Panicked,
-    /// More directories than numbers for them.
-    #[error("the machine has more than 2^32 directories")]
-    TooMany,
-}
 
 /// What a scan found.
 #[derive(Debug)]
@@ -85,13 +50,6 @@ struct Directory {
     /// Its name in [`Queue::names`].
     name: (usize, usize),
     plain: bool,
-}
-
-/// A directory on the way from "listed" to "in the layout".
-pub(super) struct Listed {
-    pub(super) listing: Listing,
-    /// Number of the first directory in it; the others follow.
-    pub(super) first: u32,
 }
 
 struct Queue {
@@ -407,9 +365,4 @@ fn path_of(queue: &Queue, number: u32) -> Vec<u8> {
         at = d.parent;
     }
     names.iter().rev().flat_map(|n| [b"/".as_slice(), n].concat()).collect()
-}
-
-/// Whether an entry may have other names.
-pub(super) fn is_linked(attr: &Attr) -> bool {
-    attr.nlink > 1 && attr.kind != Kind::Directory
 }

@@ -1,8 +1,8 @@
 //! Mounting and unmounting.
 
 use super::MountError;
-use super::mounts::{self, TYPE};
-use super::point::Point;
+use super::mounts;
+use super::point::{Point, TYPE};
 use crate::kernel;
 use crate::mountinfo::{self, Mount};
 use crate::quote;

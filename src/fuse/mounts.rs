@@ -1,16 +1,13 @@
 //! Whether a mount of ours is there, and whether anybody serves it.
 
 use super::MountError;
-use super::point::Point;
+use super::point::{Point, TYPE};
 use crate::look::{Answer, Look, Machines, TOO_MUCH, What};
 use crate::mountinfo::{self, Mount};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-/// The file system type of our mounts.
-pub(super) const TYPE: &str = "fuse.codchifs";
 
 /// How long a mount may take to show that somebody serves it.
 const PATIENCE: Duration = Duration::from_secs(5);

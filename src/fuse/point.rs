@@ -4,7 +4,6 @@
 //! is somebody else's. So the path is walked once (`walk`), and everything after that goes through the descriptor.
 
 use super::MountError;
-use super::mounts::TYPE;
 use crate::mountinfo::{self, Mount};
 use crate::walk::{self, Refusal, WalkError};
 use rustix::fd::{AsRawFd as _, OwnedFd};
@@ -15,6 +14,9 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
+
+/// The file system type of our mounts.
+pub(super) const TYPE: &str = "fuse.codchifs";
 
 /// Links one after the other in place of the directory (path_resolution(7)).
 const MAX_LINKS: usize = 40;

@@ -5,7 +5,7 @@ mod found;
 use super::lately::Lately;
 use super::{Machine, Redacted, export_name};
 use crate::backend::{Driver, Power};
-use crate::codchi::{MachineConfig, flake};
+use crate::codchi::{MachineConfig, driver};
 use crate::export::{Exports, Generation, MEMBERS};
 use crate::quote::{code, fenced, word, words};
 use crate::tree::{HOME, Tree};
@@ -350,7 +350,7 @@ impl Page<'_> {
             "**This machine is locked to a Codchi from before 0.3.1.5, which makes nothing but containers:** the rebuild \
              would fail, or give a system that does not start. Take a newer one; the rebuild locks it:",
         );
-        let url = flake::NEW_DRIVER_URL;
+        let url = driver::NEW_URL;
         self.there(&format!(
             "sed -i -E 's|^( *codchi_driver\\.url = ).*|\\1\"{url}\";|' /etc/nixos/flake.nix\n\
              grep -F 'codchi_driver.url' /etc/nixos/flake.nix"

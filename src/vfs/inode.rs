@@ -1,8 +1,8 @@
 //! The inode table: what the kernel may still name by number.
 
 use super::number::{Key, Object, ROOT};
-use super::page::Text;
 use super::short::Short;
+use super::text::Text;
 use crate::export::Generation;
 use crate::tree::{Kind, Time};
 use parking_lot::Mutex;

@@ -26,6 +26,7 @@ mod namespace;
 mod number;
 mod page;
 mod short;
+mod text;
 mod transfers;
 
 use crate::machine::Machines;

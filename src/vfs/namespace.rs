@@ -2,8 +2,7 @@
 
 use super::handle::Handle;
 use super::inode::{Found, Node};
-use super::number::{Key, Object};
-use super::page::Page;
+use super::number::{Key, Object, Page};
 use super::{Attr, BLOCK, BRIEF, EXPORT_BLOCK, Entry, LASTING, NAME_MAX, Vfs, moved};
 use crate::export::{Exports, Generation, ScanFile};
 use crate::machine::Machine;

@@ -30,7 +30,6 @@
 //!
 //! Changing any of this makes every backup tool read everything again. With `-o inode32` numbers are those of [`super::short`].
 
-use super::page::Page;
 use crate::tree::ObjectId;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -73,6 +72,14 @@ pub(super) enum Object {
     Manifest { id: u64, retry: u32 },
     /// An entry below `rootfs/`.
     Tree(ObjectId),
+}
+
+/// Which of the texts about a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Page {
+    Report,
+    Guide,
+    Transfers,
 }
 
 impl Key {

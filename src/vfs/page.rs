@@ -7,50 +7,20 @@
 use super::handle::Handle;
 use super::inode::{Found, Node};
 use super::namespace::{now, rootfs_time};
-use super::number::{Key, Object};
+use super::number::{Key, Object, Page};
+use super::text::Text;
 use super::{Attr, Entry, LASTING, Opened, Vfs};
 use crate::machine::Machine;
 use crate::tree::{Kind, Time};
 use rustix::io::Errno;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// How long the bytes of a text are kept for an open(2) that may follow the lookup.
-const KEPT: Duration = Duration::from_secs(60);
-
 /// By machine and page: the hash of the last text, and since when it says so.
 pub(super) type Since = HashMap<(Arc<str>, Page), (u64, Time)>;
-
-/// Which of the texts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Page {
-    Report,
-    Guide,
-    Transfers,
-}
-
-/// One text, as it was when the name was looked up.
-#[derive(Clone, Debug)]
-pub(super) struct Text {
-    /// `None`: not needed for a while, to be made again if it still says the same.
-    bytes: Option<Arc<[u8]>>,
-    size: u64,
-    hash: u64,
-    /// Since when it says so.
-    since: Time,
-    made: Instant,
-}
-
-impl Text {
-    /// Lets go of the bytes of a text that nobody has open.
-    pub(super) fn tidy(&mut self) {
-        if self.made.elapsed() > KEPT {
-            self.bytes.take_if(|bytes| Arc::strong_count(bytes) == 1);
-        }
-    }
-}
 
 impl Vfs {
     /// Counts a lookup of a text as it is now. The name is never believed: the next lookup may meet another text.
@@ -110,6 +80,23 @@ impl Vfs {
             }
         };
         Text { bytes: Some(bytes), size, hash, since, made: Instant::now() }
+    }
+
+    /// `NAME/.transfers`: one object for each open `export.tar` of the machine.
+    fn transfers(&self, machine: &Arc<str>) -> Vec<u8> {
+        let name = self.machines.export_name();
+        let mut all: Vec<(u64, Value)> = Vec::new();
+        for (number, handle) in self.handles.all() {
+            match &*handle {
+                Handle::Export { node, hold, progress } if node.key.machine == *machine => {
+                    all.push((number, progress.to_json(name, hold.generation())));
+                }
+                _ => {}
+            }
+        }
+        all.sort_by_key(|(number, _)| *number);
+        let all: Vec<Value> = all.into_iter().map(|(_, value)| value).collect();
+        format!("{:#}\n", json!({ "schema": 1, "transfers": all })).into_bytes()
     }
 
     fn attr_of_text(&self, ino: u64, text: &Text) -> Attr {

@@ -1,9 +1,7 @@
 //! Who reads an `export.tar` now, and how far each is.
 
-use super::Vfs;
-use super::handle::Handle;
+use crate::export::Generation;
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -29,34 +27,20 @@ impl Progress {
         self.at.store(offset.saturating_add(count), Ordering::Relaxed);
         self.bytes.fetch_add(count, Ordering::Relaxed);
     }
-}
 
-impl Vfs {
-    /// `NAME/.transfers`: one object for each open `export.tar` of the machine.
-    pub(super) fn transfers(&self, machine: &Arc<str>) -> Vec<u8> {
-        let name = self.machines.export_name();
-        let mut all: Vec<(u64, Value)> = Vec::new();
-        for (number, handle) in self.handles.all() {
-            let Handle::Export { node, hold, progress } = &*handle else { continue };
-            if node.key.machine != *machine {
-                continue;
-            }
-            let seconds = progress.opened.elapsed().as_secs_f64();
-            let bytes = progress.bytes.load(Ordering::Relaxed);
-            let value = json!({
-                "file": name,
-                "generation": format!("{:016x}", hold.generation().id()),
-                "pid": Some(progress.pid).filter(|pid| *pid != 0),
-                "offset": progress.at.load(Ordering::Relaxed),
-                "size": hold.generation().size(),
-                "bytes": bytes,
-                "seconds": seconds,
-                "rate": (bytes as f64 / seconds.max(0.001)) as u64,
-            });
-            all.push((number, value));
-        }
-        all.sort_by_key(|(number, _)| *number);
-        let all: Vec<Value> = all.into_iter().map(|(_, value)| value).collect();
-        format!("{:#}\n", json!({ "schema": 1, "transfers": all })).into_bytes()
+    /// As an object of `.transfers`.
+    pub(super) fn to_json(&self, file: &str, generation: &Generation) -> Value {
+        let seconds = self.opened.elapsed().as_secs_f64();
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        json!({
+            "file": file,
+            "generation": format!("{:016x}", generation.id()),
+            "pid": Some(self.pid).filter(|pid| *pid != 0),
+            "offset": self.at.load(Ordering::Relaxed),
+            "size": generation.size(),
+            "bytes": bytes,
+            "seconds": seconds,
+            "rate": (bytes as f64 / seconds.max(0.001)) as u64,
+        })
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::codchi::Time;
 
 fn parse(text: &str) -> Result<MachineConfig, Error> {
     MachineConfig::parse(&MachineName::new("web").unwrap(), Path::new("/c/machine/web"), text)
@@ -16,7 +17,7 @@ fn parses_what_codchi_writes() {
     assert_eq!(config.secrets["A"].expose(), "hunter2");
     assert!(config.has_token() && !config.redacted().has_token());
     assert!(!format!("{config:?} {config:#?} {}", config.secrets["A"]).contains("hunter2"));
-    assert_eq!(config.driver_url(), flake::DEFAULT_DRIVER_URL);
+    assert_eq!(config.driver_url(), driver::DEFAULT_URL);
     let empty = parse("{}").unwrap();
     assert!(empty.modules.is_empty() && empty.secrets.is_empty() && empty.nixpkgs_from.is_none());
 }
@@ -39,7 +40,7 @@ fn knows_the_inputs_with_a_token() {
         let flake = format!("{{ inputs.codchi_driver.url = \"{driver}\"; }}");
         config.flake_nix = Some(Secret::new(flake));
         assert_eq!(config.has_token(), token, "{driver}");
-        let expected = if token { vec![flake::DRIVER] } else { Vec::new() };
+        let expected = if token { vec![DRIVER] } else { Vec::new() };
         assert_eq!(config.inputs_with_token(), expected, "{driver}");
         let redacted = config.redacted();
         assert!(!redacted.has_token() && !redacted.driver_url().contains("hunter2"), "{driver}");

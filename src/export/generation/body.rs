@@ -5,7 +5,7 @@ use crate::export::report::{Change, ChangeLine, listed};
 use crate::export::scan_file::ScanFile;
 use crate::export::tag::{GENERATED, Tag};
 use crate::tar::{self, Layout, MemberId, Run};
-use crate::tree::{DataRun, Dir, File, Stamp, Time, is_hole_outside, read_full, stamp};
+use crate::tree::{Attr, DataRun, Dir, File, Stamp, Time, is_hole_outside, read_full, stamp};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::sync::Arc;
@@ -15,6 +15,33 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const TRIES: usize = 3;
 
 impl Generation {
+    /// The attributes of an entry: of one that only a scan knows, those that it has in this generation.
+    pub fn settled(&self, attr: Attr) -> Attr {
+        match ScanFile::of(attr.id) {
+            None => attr,
+            Some(ScanFile::Owners) => attr.with_content(&self.owners),
+            Some(ScanFile::Members) => {
+                attr.with_digest(self.member_list.size(), self.member_list.digest())
+            }
+        }
+    }
+
+    /// Fills `buf` from `offset` on, short only at the end of the file.
+    pub fn read_scanned(&self, file: ScanFile, offset: u64, buf: &mut [u8]) -> usize {
+        match file {
+            ScanFile::Members => self.member_list.read_at(&self.layout, offset, buf),
+            ScanFile::Owners => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX);
+                let rest = self.owners.get(from..).unwrap_or_default();
+                let count = rest.len().min(buf.len());
+                if let (Some(to), Some(from)) = (buf.get_mut(..count), rest.get(..count)) {
+                    to.copy_from_slice(from);
+                }
+                count
+            }
+        }
+    }
+
     fn served(&self, member: MemberId) -> Option<(&AtomicU64, u64)> {
         Some((self.served.get(member.0 as usize / 64)?, 1 << (member.0 % 64)))
     }

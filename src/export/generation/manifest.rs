@@ -6,9 +6,9 @@
 //!
 //! Names are raw bytes with every character that a shell, a pattern or a terminal would take for something else as `\ooo`.
 
+use super::Generation;
 use super::entry::Entry;
-use super::generation::Generation;
-use super::members::copy_part;
+use crate::export::members::copy_part;
 use crate::quote::{sum_name, vis};
 use crate::tar::{Kind, MemberId};
 use lru::LruCache;
@@ -52,7 +52,7 @@ pub struct Manifest {
     kept: Mutex<VecDeque<(MemberId, Arc<[u8]>)>>,
     /// How many long lines were made for readers.
     #[cfg(test)]
-    pub(super) made: std::sync::atomic::AtomicUsize,
+    pub(in crate::export) made: std::sync::atomic::AtomicUsize,
 }
 
 impl Manifest {

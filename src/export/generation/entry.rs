@@ -1,6 +1,7 @@
 //! A member as a list of members has it: what a copy is compared by.
 
-use super::generation::Generation;
+use super::Generation;
+use crate::export::tag::GENERATED;
 use crate::tar::{Kind, MemberId, Record, pax_records};
 
 /// A member of an archive, a line of a manifest, or a file of a directory.
@@ -63,9 +64,6 @@ impl Generation {
 
     /// When a member's file was changed last, in seconds; `None` for what is made.
     pub fn changed_at(&self, member: MemberId) -> Option<i64> {
-        self.layout
-            .tag(member)
-            .filter(|tag| tag.layer != super::tag::GENERATED)
-            .map(|tag| tag.ctime_sec)
+        self.layout.tag(member).filter(|tag| tag.layer != GENERATED).map(|tag| tag.ctime_sec)
     }
 }

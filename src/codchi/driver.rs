@@ -1,5 +1,14 @@
+//! Codchi's own module: the input that it is, and where Codchi takes it from.
+//!
 //! Finds one URL in a flake.nix without evaluating it: enough of nix's grammar to tell code from
 //! comments and strings, and to follow attribute paths through nested sets.
+
+/// The input that is Codchi's own module. No module of a machine has this name.
+pub(super) const DRIVER: &str = "codchi_driver";
+/// A version of Codchi's own module that makes a NixOS outside of Codchi, for machines that have an older one.
+pub const NEW_URL: &str = "github:aformatik/codchi/v0.3.1.7";
+/// Codchi's own module where a machine's flake.nix does not name it.
+pub const DEFAULT_URL: &str = "github:aformatik/codchi/master";
 
 /// How deep sets may nest. Codchi's own flake.nix nests four deep.
 const DEPTH_MAX: usize = 32;
@@ -8,7 +17,7 @@ const DEPTH_MAX: usize = 32;
 ///
 /// Only a plain string is taken: one with an interpolation, an empty one or one with blanks or
 /// control characters counts as none, so that nothing but a URL can get into the generated flake.
-pub fn driver_url(flake_nix: &str) -> Option<String> {
+pub fn url(flake_nix: &str) -> Option<String> {
     let tokens = tokens(flake_nix)?;
     let mut reader = Reader { tokens: &tokens, found: None };
     reader.set(&mut Vec::new(), 0);
@@ -41,7 +50,7 @@ impl Reader<'_> {
             if self.attribute_path(path) {
                 match self.tokens {
                     [Token::Text(url), Token::Other(';'), ..]
-                        if path.iter().eq(["inputs", super::DRIVER, "url"]) =>
+                        if path.iter().eq(["inputs", DRIVER, "url"]) =>
                     {
                         self.found = Some(url.clone());
                     }
@@ -212,6 +221,41 @@ fn interpolation(text: &str, depth: usize) -> Option<&str> {
             '}' if braces == 0 => return Some(rest),
             '}' => braces -= 1,
             _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn finds_the_driver() {
+        let github = Some("github:aformatik/codchi/0123456");
+        for (text, expected) in [
+        (r#"{ inputs = { codchi_driver.url = "github:aformatik/codchi/0123456"; }; }"#, github),
+        (r#"{ inputs.codchi_driver.url = "github:aformatik/codchi/0123456"; }"#, github),
+        (r#"{inputs."codchi_driver" = {flake=true;url="github:aformatik/codchi/0123456";};}"#, github),
+        (
+            "# inputs.codchi_driver.url = \"no\";\n{ /* codchi_driver.url = \"no\"; */ description =
+             \"codchi_driver.url = \\\"no\\\";\"; outputs = inputs: { inputs.codchi_driver.url =
+             \"no\"; }; other.codchi_driver.url = \"no\"; x = ''codchi_driver ''' ''${ '';
+             y = \"${{ a = \"}\"; }.a}\"; inputs = { # comment\n \"a\".url = \"b\";
+             codchi_driver = { url = \"github:aformatik/codchi/0123456\"; }; }; }",
+            github,
+        ),
+        (r#"{ inputs.codchi_driver.url = "github:${x}/codchi"; }"#, None),
+        (r#"{ inputs.codchi_driver.url = "a" + "b"; }"#, None),
+        (r#"{ inputs.codchi_driver.url = "a b"; }"#, None),
+        (r#"{ inputs.codchi_driver.url = ""; }"#, None),
+        (r#"{ inputs.codchi_driver.url = "abc"#, None),
+        (r#"{ inputs.codchi_driver.flake = false; }"#, None),
+        ("{ lib, ... }: { }", None),
+        ("", None),
+        ("}{;=\"\"", None),
+    ] {
+        assert_eq!(super::url(text).as_deref(), expected, "{text}");
+    }
+        for nested in ["\"${", "{ a = ", "''${"] {
+            assert_eq!(super::url(&nested.repeat(100_000)), None);
         }
     }
 }
