@@ -3,8 +3,8 @@
 
 use super::*;
 use std::fmt::Write as _;
-use std::io::{Read, Write};
-use std::os::unix::net as std_net;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 
 /// Never met when all is well, even on a loaded machine.
 const WATCHDOG: Duration = Duration::from_secs(120);
@@ -47,9 +47,9 @@ impl Place {
 }
 
 /// A server whose connections go to `serve` one after the other.
-fn server(mut serve: impl FnMut(std_net::UnixStream) + Send + 'static) -> Place {
+fn server(mut serve: impl FnMut(UnixStream) + Send + 'static) -> Place {
     let place = Place::new();
-    let listener = std_net::UnixListener::bind(place.socket()).unwrap();
+    let listener = UnixListener::bind(place.socket()).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             serve(stream.unwrap());
@@ -59,7 +59,7 @@ fn server(mut serve: impl FnMut(std_net::UnixStream) + Send + 'static) -> Place 
 }
 
 /// Up to its blank line.
-fn request(stream: &mut std_net::UnixStream) -> String {
+fn request(stream: &mut UnixStream) -> String {
     let mut text = Vec::new();
     let mut byte = [0];
     while !text.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
@@ -145,8 +145,8 @@ fn sends_one_request() {
     assert_eq!(
         receiver.recv_timeout(WATCHDOG).unwrap(),
         format!(
-            "GET {path} HTTP/1.1\r\nhost: localhost\r\nuser-agent: codchifs/{}\r\n\
-             accept: application/json\r\nconnection: close\r\n\r\n",
+            "GET {path} HTTP/1.0\r\nHost: localhost\r\nUser-Agent: codchifs/{}\r\n\
+             Accept: application/json\r\n\r\n",
             env!("CARGO_PKG_VERSION")
         )
     );
@@ -156,7 +156,7 @@ fn sends_one_request() {
 #[test]
 fn refuses_what_is_no_path() {
     let place = Place::new();
-    for path in ["", "1.0", "http://h/1.0", "*", "/a b", "/a#b", "/a\r\nHost: b", "/\0"] {
+    for path in ["", "1.0", "http://h/1.0", "*", "/a b", "/a#b", "/a\r\nHost: b", "/\0", "/ü"] {
         assert_eq!(
             place.text(&place.ask_for(path, LONG, MOST)),
             format!("cannot ask SOCKET for {}: not a path of HTTP", quote::quotation(path))
@@ -176,7 +176,7 @@ fn nobody_answers() {
     let refused = format!("cannot connect to SOCKET: Connection refused (os error 111); {DOWN}");
     assert_eq!(failure(&place), refused);
     std::fs::remove_file(place.socket()).unwrap();
-    drop(std_net::UnixListener::bind(place.socket()).unwrap());
+    drop(UnixListener::bind(place.socket()).unwrap());
     assert_eq!(failure(&place), refused, "the socket of a daemon that is gone");
 }
 
@@ -199,28 +199,27 @@ fn a_path_too_long_for_a_socket() {
     let socket = PathBuf::from(format!("/{}", "x".repeat(200)));
     assert_eq!(
         get(&socket, "/1.0", LONG, MOST).unwrap_err().to_string(),
-        format!("cannot connect to {}: path must be shorter than SUN_LEN", socket.display())
+        format!("cannot connect to {}: File name too long (os error 36)", socket.display())
     );
 }
 
 /// A listener whose queue is full, and the connections in it.
-fn full_backlog(place: &Place) -> (std_net::UnixListener, Vec<std_net::UnixStream>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
-    runtime.block_on(async {
-        let socket = tokio::net::UnixSocket::new_stream().unwrap();
-        socket.bind(place.socket()).unwrap();
-        let listener = socket.listen(1).unwrap().into_std().unwrap();
-        let mut waiting = Vec::new();
-        loop {
-            match UnixStream::connect(place.socket()).await {
-                Ok(stream) => waiting.push(stream.into_std().unwrap()),
-                Err(e) => {
-                    assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
-                    return (listener, waiting);
-                }
+fn full_backlog(place: &Place) -> (UnixListener, Vec<OwnedFd>) {
+    let listener = UnixListener::bind(place.socket()).unwrap();
+    rustix::net::listen(&listener, 1).unwrap();
+    let address = SocketAddrUnix::new(place.socket()).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let flags = SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        match connect(&socket, &address) {
+            Ok(()) => waiting.push(socket),
+            Err(why) => {
+                assert_eq!(why, Errno::AGAIN);
+                return (listener, waiting);
             }
         }
-    })
+    }
 }
 
 #[test]
@@ -236,8 +235,7 @@ fn a_backlog_that_empties_in_time() {
     let (listener, waiting) = full_backlog(&place);
     let answer = std::thread::scope(|scope| {
         let asked = scope.spawn(|| place.ask(LONG, MOST));
-        std::thread::sleep(5 * RETRY);
-        listener.set_nonblocking(false).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
         for _ in &waiting {
             listener.accept().unwrap();
         }
@@ -271,16 +269,12 @@ fn servers_that_never_finish() {
     let slow = Duration::from_millis(50);
     let head = "HTTP/1.1 200 OK\r\n";
     let length = "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n";
-    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     for (what, first, again, pause) in [
         ("a status trickles", "HTTP/1.1 200 ", "x", slow),
         ("a header trickles", "HTTP/1.1 200 OK\r\nX: ", "x", slow),
         ("headers trickle", head, "a: b\r\n", slow),
         ("a body trickles", length, " ", slow),
-        ("chunks trickle", chunked, "1\r\n \r\n", slow),
         ("it ends when the server closes", "HTTP/1.1 200 OK\r\n\r\n", " ", slow),
-        ("no final status", "", "HTTP/1.1 100 Continue\r\n\r\n", slow),
-        ("no final status, as fast as can be", "", "HTTP/1.1 103 .\r\n\r\n", Duration::ZERO),
     ] {
         let (place, gone) = endless(first, again, pause);
         assert_eq!(place.text(&place.ask(SHORT, MOST)), STUCK, "{what}");
@@ -290,58 +284,51 @@ fn servers_that_never_finish() {
 
 #[test]
 fn headers_without_end() {
-    let (place, _) = endless("HTTP/1.1 200 OK\r\nX: ", "xxxxxxxxxxxxxxxx", Duration::ZERO);
-    assert_eq!(failure(&place), nonsense("not HTTP: message head is too large"));
-    let (place, _) = endless("HTTP/1.1 200 OK\r\n", "a: b\r\n", Duration::ZERO);
-    assert_eq!(failure(&place), nonsense("not HTTP: message head is too large"));
-    let (place, _) = endless(
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;",
-        "xxxxxxxxxxxxxxxx",
-        Duration::ZERO,
-    );
-    assert_eq!(failure(&place), nonsense("not HTTP: chunk extensions over limit"));
-    let (place, _) = endless(
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
-        "a: b\r\n",
-        Duration::ZERO,
-    );
-    assert_eq!(failure(&place), nonsense("not HTTP: chunk trailers count overflow"));
+    for (first, again, what) in [
+        ("HTTP/1.1 200 ", "xxxxxxxxxxxxxxxx", "its head is too large"),
+        ("HTTP/1.1 200 OK\r\nX: ", "xxxxxxxxxxxxxxxx", "its head is too large"),
+        ("HTTP/1.1 200 OK\r\nX: ", "x", "its head is too large"),
+        ("HTTP/1.1 200 OK\r\n", "a: b\r\n", "too many headers"),
+    ] {
+        let (place, _) = endless(first, again, Duration::ZERO);
+        assert_eq!(failure(&place), nonsense(&format!("not HTTP: {what}")), "{first:?}");
+    }
 }
 
 #[test]
 fn what_is_not_http() {
     for (answer, what) in [
-        ("\0\u{1}\u{2}garbage\r\n\r\n", "invalid HTTP version parsed"),
-        ("SSH-2.0-OpenSSH_9.9\r\n", "invalid HTTP version parsed"),
-        ("HTTP/1.1 abc\r\n\r\n", "invalid HTTP status-code parsed"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "invalid content-length parsed"),
+        ("\0\u{1}\u{2}garbage\r\n\r\n", "invalid HTTP version"),
+        ("SSH-2.0-OpenSSH_9.9\r\n", "invalid HTTP version"),
+        ("HTTP/1.1 abc\r\n\r\n", "invalid response status"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "invalid Content-Length"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\n", "invalid Content-Length"),
+        ("HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n", "invalid Content-Length"),
         (
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-            "Invalid chunk size line: missing size digit",
+            "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
+            "invalid Content-Length",
         ),
         (
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
-            "invalid chunk size: overflow",
+            "HTTP/1.1 200 OK\r\ncontent-length: 1\r\nContent-Length: 2\r\n\r\n1",
+            "two different Content-Lengths",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            "a Transfer-Encoding, which no request of HTTP/1.0 gets",
+        ),
+        (
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+            "status 100, which no request of HTTP/1.0 gets",
         ),
     ] {
         assert_eq!(failure(&bytes(answer)), nonsense(&format!("not HTTP: {what}")), "{answer:?}");
     }
-    // Before it was asked: the client may meet it before or after it sent its request.
-    for _ in 0..20 {
-        let place = server(|mut stream| {
-            let _ = stream.write_all(b"220 ready\r\n");
-            let _ = stream.read_to_end(&mut Vec::new());
-        });
-        let text = failure(&place);
-        assert!(
-            [
-                nonsense("not HTTP: invalid HTTP version parsed"),
-                nonsense("not HTTP: received unexpected message from connection"),
-            ]
-            .contains(&text),
-            "{text}"
-        );
-    }
+    // Before it was asked.
+    let place = server(|mut stream| {
+        let _ = stream.write_all(b"220 ready\r\n");
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    assert_eq!(failure(&place), nonsense("not HTTP: invalid HTTP version"));
 }
 
 #[test]
@@ -351,10 +338,12 @@ fn servers_that_go_away() {
         ("half a status", "HTTP/1."),
         ("half the headers", "HTTP/1.1 200 OK\r\nContent-Le"),
         ("half a body", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"type\":\"sync\""),
-        ("no last chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"),
-        ("half a chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{"),
-        ("half a size", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nf"),
-        ("only 1xx", "HTTP/1.1 100 Continue\r\n\r\n"),
+        ("no body", "HTTP/1.1 200 OK\r\n\r\n"),
+        (
+            "half a body without a length",
+            "HTTP/1.1 200 OK\r\n\r\n{\"type\":\"sync\",\"metadata\":[1",
+        ),
+        ("all but one byte", "HTTP/1.0 200 OK\r\n\r\n{\"type\":\"sync\",\"metadata\":[1]"),
     ] {
         assert_eq!(failure(&bytes(answer)), LOST, "{what}");
     }
@@ -402,7 +391,8 @@ fn the_daemon_says_no() {
         ("404 Not Found", "404 page not found\n", "SOCKET answered 404: 404 page not found"),
         ("502 Bad Gateway", "", "SOCKET answered 502: Bad Gateway"),
         ("302 Found", "", "SOCKET answered 302: Found"),
-        ("999 X", "", "SOCKET answered 999: no reason given"),
+        ("999 X", "", "SOCKET answered 999: X"),
+        ("999", "", "SOCKET answered 999: no reason given"),
     ] {
         assert_eq!(failure(&http(status, body)), text);
     }
@@ -455,29 +445,15 @@ fn what_is_no_envelope() {
     );
 }
 
-/// In chunks of `size` bytes.
-fn chunked(body: &str, size: usize) -> Vec<u8> {
-    let mut answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
-    for chunk in body.as_bytes().chunks(size) {
-        write!(answer, "{:x}\r\n", chunk.len()).unwrap();
-        answer.extend_from_slice(chunk);
-        answer.extend_from_slice(b"\r\n");
-    }
-    answer.extend_from_slice(b"0\r\n\r\n");
-    answer
-}
-
 #[test]
 fn a_body_over_the_limit() {
     let body = r#"{"type":"sync","metadata":1}"#;
     let text = "the answer of SOCKET is larger than the 27 bytes that codchifs reads";
-    let until_closed = format!("HTTP/1.1 200 OK\r\n\r\n{body}").into_bytes();
-    for answer in [chunked(body, 5), chunked(body, 28), until_closed] {
-        let place = bytes(answer);
+    let until_closed = bytes(format!("HTTP/1.1 200 OK\r\n\r\n{body}"));
+    for place in [until_closed, http("200 OK", body)] {
         assert_eq!(place.ask(LONG, 28).unwrap(), 1);
         assert_eq!(place.text(&place.ask(LONG, 27)), text);
     }
-    assert_eq!(http("200 OK", body).ask(LONG, 28).unwrap(), 1);
     // As soon as it is known: not a byte of the body comes.
     let place = server(|mut stream| {
         request(&mut stream);
@@ -485,11 +461,7 @@ fn a_body_over_the_limit() {
         let _ = stream.read_to_end(&mut Vec::new());
     });
     assert_eq!(place.text(&place.ask(LONG, 27)), text);
-    let (place, _) = endless(
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "10\r\n                \r\n",
-        Duration::ZERO,
-    );
+    let (place, _) = endless("HTTP/1.1 200 OK\r\n\r\n", "                ", Duration::ZERO);
     assert_eq!(place.text(&place.ask(LONG, 27)), text);
     // Of an error, too.
     let place = http("500 X", body);
@@ -506,20 +478,20 @@ fn ten_thousand_instances() {
     }
     body.push_str("]}");
     assert!(body.len() > 3_000_000);
-    // Go's server sends chunks of 2 KiB and more.
-    let answer = bytes(chunked(&body, 2048)).ask(LONG, MOST).unwrap();
+    // As Go's server answers a request of HTTP/1.0: without a length.
+    let answer = bytes(format!("HTTP/1.0 200 OK\r\n\r\n{body}")).ask(LONG, MOST).unwrap();
     let names: Vec<_> =
         answer.as_array().unwrap().iter().map(|i| i["name"].as_str().unwrap()).collect();
     assert_eq!(names.len(), 10_000);
     assert_eq!((names[0], names[9_999]), ("m0", "m9999"));
 }
 
+/// What comes behind the length that was told is of another answer.
 #[test]
-fn works_inside_a_runtime() {
-    let place = http("200 OK", r#"{"type":"sync","metadata":true}"#);
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let answer = runtime.block_on(async { get(&place.socket(), "/1.0", LONG, MOST) });
-    assert_eq!(answer.unwrap(), true);
+fn a_body_ends_at_its_length() {
+    let body = r#"{"type":"sync","metadata":1}"#;
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}HTTP/1.1", body.len());
+    assert_eq!(bytes(answer).ask(LONG, MOST).unwrap(), 1);
 }
 
 proptest::proptest! {
@@ -532,7 +504,7 @@ proptest::proptest! {
             "",
             "HTTP/1.1 200 OK\r\n",
             "HTTP/1.1 200 OK\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n",
             "HTTP/1.1 101 X\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
             "HTTP/1.1 204 X\r\n\r\n",
         ]),
