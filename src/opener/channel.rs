@@ -4,22 +4,16 @@
 //! a peer that stops in the middle of a frame, and goes on later, costs an answer and never the socket. This needs no call
 //! but those that read and write: the server may make few others.
 
-use super::wire::{MOST_FDS, encoded, length_of};
-use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use super::wire::{Incoming, begin};
+use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
+use rustix::net::{SendFlags, send};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::{MaybeUninit, take};
+use std::io;
+use std::mem::take;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
-
-/// Bytes that are received at once.
-const AT_ONCE: usize = 64 << 10;
 
 /// One end of a socket.
 #[derive(Debug)]
@@ -27,8 +21,7 @@ pub(super) struct Channel {
     socket: UnixStream,
     /// How long one side waits for the other.
     timeout: Duration,
-    /// The beginning of a frame, with the descriptors that came with it.
-    incoming: (Vec<u8>, Vec<OwnedFd>),
+    incoming: Incoming,
     /// The end of a frame that was begun.
     outgoing: Vec<u8>,
 }
@@ -38,7 +31,7 @@ impl Channel {
     pub(super) fn new(socket: UnixStream, timeout: Duration) -> io::Result<Self> {
         socket.set_read_timeout(Some(timeout))?;
         socket.set_write_timeout(Some(timeout))?;
-        Ok(Self { socket, timeout, incoming: Default::default(), outgoing: Vec::new() })
+        Ok(Self { socket, timeout, incoming: Incoming::default(), outgoing: Vec::new() })
     }
 
     /// Sends a frame. `TimedOut` before any of it is on its way is an error that names nothing; after that, it arrives before the
@@ -51,20 +44,7 @@ impl Channel {
         if let Sent::Partly = self.flush()? {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let frame = encoded(what)?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(io::Error::other("too many descriptors for one message"));
-        }
-        let sent = loop {
-            match sendmsg(&self.socket, &[IoSlice::new(&frame)], &mut ancillary, FLAGS) {
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
-                sent => break sent?,
-            }
-        };
-        self.outgoing = frame.get(sent..).unwrap_or_default().to_vec();
+        self.outgoing = begin(&self.socket, what, fds).map_err(timed_out)?;
         self.flush()
     }
 
@@ -72,8 +52,7 @@ impl Channel {
     fn flush(&mut self) -> io::Result<Sent> {
         let began = Instant::now();
         while !self.outgoing.is_empty() {
-            let mut none = SendAncillaryBuffer::default();
-            match sendmsg(&self.socket, &[IoSlice::new(&self.outgoing)], &mut none, FLAGS) {
+            match send(&self.socket, &self.outgoing, SendFlags::NOSIGNAL) {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(Sent::Partly),
                 sent => drop(self.outgoing.drain(..sent?)),
@@ -88,51 +67,22 @@ impl Channel {
     /// Receives a frame. `TimedOut` keeps what came of it.
     pub(super) fn receive<T: DeserializeOwned>(&mut self) -> io::Result<(T, Vec<OwnedFd>)> {
         let began = Instant::now();
-        loop {
-            let wanted = match length_of(&self.incoming.0)? {
-                Some(length) if self.incoming.0.len() == length => break,
-                Some(length) => length,
-                // The length itself, and no byte of the frame behind: its descriptors come with it.
-                None => size_of::<u32>(),
-            };
+        while !self.incoming.receive_some(&self.socket).map_err(timed_out)? {
             if began.elapsed() > self.timeout {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            self.receive_some(wanted)?;
         }
-        let (frame, fds) = take(&mut self.incoming);
-        let text = frame.get(size_of::<u32>()..).unwrap_or_default();
-        Ok((serde_json::from_slice(text)?, fds))
-    }
-
-    fn receive_some(&mut self, wanted: usize) -> io::Result<()> {
-        let (bytes, fds) = &mut self.incoming;
-        let have = bytes.len();
-        bytes.resize(wanted.min(have.saturating_add(AT_ONCE)), 0);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let got = {
-            let into = &mut [IoSliceMut::new(bytes.get_mut(have..).unwrap_or_default())];
-            recvmsg(self.socket.as_fd(), into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-        };
-        let count = got.as_ref().map_or(0, |got| got.bytes);
-        bytes.truncate(have.saturating_add(count));
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(some) = message {
-                fds.extend(some);
-            }
-        }
-        match got {
-            Err(Errno::INTR) => Ok(()),
-            Err(Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
-            Err(why) => Err(why.into()),
-            Ok(_) if count == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => Ok(()),
-        }
+        take(&mut self.incoming).open()
     }
 }
 
-const FLAGS: SendFlags = SendFlags::NOSIGNAL;
+/// What a socket with a time-out says of it is `WouldBlock`.
+fn timed_out(why: io::Error) -> io::Error {
+    match why.kind() {
+        io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+        _ => why,
+    }
+}
 
 /// How far a frame got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,10 +94,13 @@ pub(super) enum Sent {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::send;
+    use super::super::wire::{encoded, send};
     use super::*;
+    use rustix::fd::AsFd as _;
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, sendmsg};
     use std::fs::File;
-    use std::io::{Read as _, Write as _};
+    use std::io::{IoSlice, Read as _, Write as _};
+    use std::mem::MaybeUninit;
 
     const TIMEOUT: Duration = Duration::from_millis(50);
 
@@ -185,7 +138,7 @@ mod tests {
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let fds = [null.as_fd()];
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
-        sendmsg(&peer, &[IoSlice::new(&frame[..2])], &mut ancillary, FLAGS).unwrap();
+        sendmsg(&peer, &[IoSlice::new(&frame[..2])], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
         assert!(is_timeout(channel.receive::<String>()));
         (&peer).write_all(&frame[2..]).unwrap();
         let (text, fds) = channel.receive::<String>().unwrap();

@@ -11,7 +11,7 @@ use rustix::net::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -19,7 +19,9 @@ use std::path::PathBuf;
 /// Bytes of one frame at most: an id map has some thousand ranges.
 const MOST: u32 = 16 << 20;
 /// Descriptors of one frame at most (unix(7), SCM_MAX_FD is 253).
-pub(super) const MOST_FDS: usize = 128;
+const MOST_FDS: usize = 128;
+/// Bytes that are received at once: a length that a peer tells is no reason to take so much memory.
+const AT_ONCE: usize = 64 << 10;
 
 /// What the server wants.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -188,26 +190,38 @@ fn missing() -> io::Error {
     io::Error::other("descriptors are missing")
 }
 
-/// Sends one frame: its length, then its text; the descriptors go with the length.
+/// Sends one frame.
 pub(super) fn send(
     to: &UnixStream,
     what: &impl Serialize,
     fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let frame = encoded(what)?;
+    let rest = begin(to, what, fds)?;
+    let mut to = to;
+    to.write_all(&rest)
+}
+
+/// Sends the first bytes of a frame, and its descriptors with them. Returns the bytes that are left to send.
+pub(super) fn begin(
+    to: &UnixStream,
+    what: &impl Serialize,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<Vec<u8>> {
+    let mut frame = encoded(what)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::other("too many descriptors for one message"));
     }
-    let sent = loop {
+    loop {
         match sendmsg(to, &[IoSlice::new(&frame)], &mut ancillary, SendFlags::NOSIGNAL) {
             Err(Errno::INTR) => {}
-            sent => break sent?,
+            sent => {
+                frame.drain(..sent?);
+                return Ok(frame);
+            }
         }
-    };
-    let mut to = to;
-    to.write_all(frame.get(sent..).unwrap_or_default())
+    }
 }
 
 /// A frame: the length of its text, then that.
@@ -222,43 +236,61 @@ pub(super) fn encoded(what: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// Bytes of the frame that begins so, with its length; `None` if that is not there yet.
-pub(super) fn length_of(start: &[u8]) -> io::Result<Option<usize>> {
-    let Some(length) = start.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)) else {
-        return Ok(None);
-    };
-    match length > MOST {
-        true => Err(io::Error::other("a message is too long")),
-        false => Ok(Some(size_of::<u32>() + length as usize)),
-    }
-}
-
 /// Receives one frame.
 pub(super) fn receive<T: DeserializeOwned>(from: &UnixStream) -> io::Result<(T, Vec<OwnedFd>)> {
-    let mut length = [0; 4];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got = loop {
-        let into = &mut [IoSliceMut::new(&mut length)];
-        match recvmsg(from.as_fd(), into, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => {}
-            got => break got?.bytes,
+    let mut frame = Incoming::default();
+    while !frame.receive_some(from)? {}
+    frame.open()
+}
+
+/// The beginning of a frame, with the descriptors that came with it.
+#[derive(Debug, Default)]
+pub(super) struct Incoming {
+    bytes: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+impl Incoming {
+    /// Receives more of the frame, and nothing of the one behind it, whose descriptors come with its first bytes. Returns whether
+    /// the frame is complete. Whatever fails, the frame keeps what has come.
+    pub(super) fn receive_some(&mut self, from: &UnixStream) -> io::Result<bool> {
+        let have = self.bytes.len();
+        self.bytes.resize(self.size()?.min(have.saturating_add(AT_ONCE)), 0);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let got = {
+            let into = &mut [IoSliceMut::new(self.bytes.get_mut(have..).unwrap_or_default())];
+            recvmsg(from.as_fd(), into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+        };
+        let count = got.as_ref().map_or(0, |got| got.bytes);
+        self.bytes.truncate(have.saturating_add(count));
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.fds.extend(fds);
+            }
         }
-    };
-    if got == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+        match got {
+            Err(Errno::INTR) => Ok(false),
+            Err(why) => Err(why.into()),
+            Ok(_) if count == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Ok(self.bytes.len() == self.size()?),
+        }
     }
-    let fds = ancillary.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    let fds = fds.flatten().collect();
-    let mut from = from;
-    from.read_exact(length.get_mut(got..).unwrap_or_default())?;
-    let length = length_of(&length)?.unwrap_or_default().saturating_sub(size_of::<u32>());
-    let mut text = vec![0; length];
-    from.read_exact(&mut text)?;
-    Ok((serde_json::from_slice(&text)?, fds))
+
+    /// Bytes of the frame with its length; until that is there, of the length alone.
+    fn size(&self) -> io::Result<usize> {
+        let length = self.bytes.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        match length > MOST {
+            true => Err(io::Error::other("a message is too long")),
+            false => Ok(size_of::<u32>() + length as usize),
+        }
+    }
+
+    /// What is in a frame that is complete.
+    pub(super) fn open<T: DeserializeOwned>(self) -> io::Result<(T, Vec<OwnedFd>)> {
+        let text = self.bytes.get(size_of::<u32>()..).unwrap_or_default();
+        Ok((serde_json::from_slice(text)?, self.fds))
+    }
 }
 
 #[cfg(test)]
