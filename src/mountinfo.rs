@@ -70,18 +70,28 @@ pub(crate) fn find(id: u64) -> std::io::Result<Option<Mount>> {
     Ok(None)
 }
 
-/// The number of the mount that `fd` is on. Asks nobody: what is mounted there may not answer, or not us.
-pub(crate) fn id_of(fd: impl AsFd) -> Result<u64, Errno> {
+/// What the mount table knows a mount by: its number and its device. Both may be another mount's as soon as it is gone.
+pub(crate) type Numbers = (u64, (u32, u32));
+
+/// Those of the mount that `fd` is on. Asks nobody: what is mounted there may not answer, or not us.
+pub(crate) fn numbers_of(fd: impl AsFd) -> Result<Numbers, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let st = rustix::fs::statx(&fd, "", flags, StatxFlags::empty())?;
+    let device = (st.stx_dev_major, st.stx_dev_minor);
     if st.stx_mask & StatxFlags::MNT_ID.bits() != 0 {
-        return Ok(st.stx_mnt_id);
+        return Ok((st.stx_mnt_id, device));
     }
     // Before Linux 5.8.
     let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
     let text = std::fs::read_to_string(path).map_err(|_| Errno::NOSYS)?;
     let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:"));
-    id.and_then(|id| id.trim().parse().ok()).ok_or(Errno::NOSYS)
+    let id = id.and_then(|id| id.trim().parse().ok()).ok_or(Errno::NOSYS)?;
+    Ok((id, device))
+}
+
+/// The number of the mount that `fd` is on.
+pub(crate) fn id_of(fd: impl AsFd) -> Result<u64, Errno> {
+    numbers_of(fd).map(|(id, _)| id)
 }
 
 /// Mount points below `top`, an absolute path without symbolic links, relative to it. Sorted, each once.

@@ -4,11 +4,11 @@ use super::MountError;
 use super::mounts;
 use super::point::{Point, TYPE};
 use crate::kernel;
-use crate::mountinfo::{self, Mount};
+use crate::mountinfo::{self, Mount, Numbers};
 use crate::quote;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, AsRawFd as _, OwnedFd};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount as sys;
 use rustix::process::{Signal, getpid, kill_process};
@@ -197,16 +197,6 @@ impl Attached {
     }
 }
 
-/// What the mount table knows a mount by: its number and its device. Both are the next one's as soon as it is gone.
-type Numbers = (u64, (u32, u32));
-
-/// Those of the mount that `root` is the root of. Asks nobody: its server may not answer, or not us.
-fn numbers(root: &OwnedFd) -> Result<Numbers, Errno> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let st = rustix::fs::statx(root, "", flags, StatxFlags::empty())?;
-    Ok((st.stx_mnt_id, (st.stx_dev_major, st.stx_dev_minor)))
-}
-
 /// The steps of mounting. Both descriptors made here are closed on return: either one left open
 /// pins the superblock, and the session would outlive the mount forever.
 fn attach_at(
@@ -244,7 +234,7 @@ fn attach_at(
     let mount = sys::fsmount(context, sys::FsMountFlags::FSMOUNT_CLOEXEC, attributes);
     let mount =
         mount.map_err(at(if options.nosymfollow { FSMOUNT_NOSYMFOLLOW } else { "fsmount" }))?;
-    let numbers = numbers(&mount).map_err(at("statx"))?;
+    let numbers = mountinfo::numbers_of(&mount).map_err(at("statx"))?;
     // On the very directory that was looked at.
     let flags =
         sys::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | sys::MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
