@@ -96,17 +96,35 @@ fn ask<T: DeserializeOwned>(words: [OsString; 2]) -> Result<T, NoAnswer> {
     worker.wait(Instant::now() + TIMEOUT).ok_or(NoAnswer)
 }
 
-/// The user in the text of a passwd(5); lines that are not whole are skipped, as libc does.
-pub fn listed(passwd: &[u8], key: Key<'_>) -> Option<Account> {
-    let accounts = passwd.split(|&byte| byte == b'\n').filter_map(|line| {
+/// A line of a passwd(5) or group(5): `NAME:PASSWORD:ID:REST`.
+#[derive(Debug)]
+pub(crate) struct Line<'a> {
+    pub(crate) name: &'a [u8],
+    pub(crate) id: u32,
+    /// The fields behind the id.
+    pub(crate) rest: Vec<&'a [u8]>,
+}
+
+/// The lines of such a file; those that are not whole are skipped, as libc does.
+pub(crate) fn lines(text: &[u8]) -> impl Iterator<Item = Line<'_>> {
+    text.split(|&byte| byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|&byte| byte == b':');
-        let name = fields.next().filter(|name| !name.is_empty())?.to_vec();
+        let name = fields.next().filter(|name| !name.is_empty())?;
         let _password = fields.next()?;
-        let mut id = || str::from_utf8(fields.next()?).ok()?.parse().ok();
-        let (uid, gid) = (id()?, id()?);
-        let _gecos = fields.next()?;
-        let home = fields.next()?.to_vec();
-        Some(Account { name, uid, gid, home })
+        Some(Line { name, id: number(fields.next()?)?, rest: fields.collect() })
+    })
+}
+
+fn number(field: &[u8]) -> Option<u32> {
+    str::from_utf8(field).ok()?.parse().ok()
+}
+
+/// The user in the text of a passwd(5).
+pub fn listed(passwd: &[u8], key: Key<'_>) -> Option<Account> {
+    let accounts = lines(passwd).filter_map(|line| {
+        let [gid, _gecos, home, ..] = line.rest[..] else { return None };
+        let (name, home) = (line.name.to_vec(), home.to_vec());
+        Some(Account { name, uid: line.id, gid: number(gid)?, home })
     });
     let is_meant = |account: &Account| match key {
         Key::Name(name) => account.name() == name,

@@ -30,6 +30,7 @@ mod confined;
 pub mod credentials;
 pub mod doctor;
 pub mod export;
+mod filesystem;
 pub mod fuse;
 pub mod idmap;
 pub mod kernel;

@@ -11,6 +11,7 @@ const RANKS: &[(&str, u32)] = &[
     ("quote", 0),
     ("sys", 0),
     ("idmap", 1),
+    ("filesystem", 0),
     ("kernel", 1),
     ("mountinfo", 1),
     ("credentials", 1),

@@ -4,10 +4,11 @@
 //! else's is not, where it lies in a sticky directory that everybody may write, and where it leads root to what is not theirs
 //! (`walk`). What is there already is looked at before it is opened: to open a FIFO or a device is to do something with it.
 
+use crate::filesystem::{self, BCACHEFS, BTRFS, XFS};
 use crate::quote;
 use crate::sys;
 use crate::walk::{self, WalkError};
-use rustix::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{self, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -247,9 +248,7 @@ fn is_directory(path: &Path) -> io::Error {
     )
 }
 
-/// Whether files on the file system of `directory` can share blocks (statfs(2), linux/magic.h: btrfs, XFS, bcachefs).
+/// Whether files on the file system of `directory` can share blocks.
 pub(super) fn shares_blocks(place: &Place) -> bool {
-    let own = format!("/proc/self/fd/{}", place.directory.as_raw_fd());
-    let kind = fs::statfs(own).map(|fs| fs.f_type as u64 & 0xffff_ffff);
-    matches!(kind, Ok(0x9123_683e | 0x5846_5342 | 0xca45_1a4e))
+    matches!(filesystem::of(&place.directory), Ok(BTRFS | XFS | BCACHEFS))
 }

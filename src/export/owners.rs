@@ -3,6 +3,7 @@
 //! NixOS gives most services an id at their first start and remembers it in `/var/lib/nixos`, which is not exported, as
 //! the target has its own. So what a service owns here may be another one's there, until it is renumbered by this list.
 
+use crate::accounts;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Ids that mean the same in every NixOS machine of Codchi: root, the group `users`, the user `codchi`, nobody.
@@ -45,15 +46,12 @@ impl Ids {
     }
 }
 
-/// Names by id, of lines `NAME:…:ID:…` (passwd(5), group(5)); the first one of an id counts, as for getpwuid(3).
+/// Names by id, of a passwd(5) or group(5); the first one of an id counts, as for getpwuid(3).
 fn names(file: &[u8]) -> BTreeMap<u32, &str> {
     let mut names = BTreeMap::new();
-    for line in file.split(|byte| *byte == b'\n') {
-        let Ok(line) = str::from_utf8(line) else { continue };
-        let mut fields = line.split(':');
-        let (name, id) = (fields.next().unwrap_or_default(), fields.nth(1));
-        if let Some(id) = id.and_then(|id| id.parse().ok()).filter(|_| is_name(name)) {
-            names.entry(id).or_insert(name);
+    for line in accounts::lines(file) {
+        if let Some(name) = str::from_utf8(line.name).ok().filter(|name| is_name(name)) {
+            names.entry(line.id).or_insert(name);
         }
     }
     names

@@ -7,6 +7,7 @@
 //! enters this process: the kernel copies it, or, where source and target are on a file system that can, shares its blocks.
 
 use super::Generation;
+use crate::filesystem::{self, EXT4, XFS};
 use crate::tar::Run;
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{FallocateFlags, OFlags};
@@ -187,10 +188,9 @@ impl Sink<'_> {
 }
 
 /// Whether `file` is on a file system of a disk that writes past its page cache what it would write through it: not so
-/// btrfs, which would not compress. (statfs(2), linux/magic.h: ext4, XFS.)
+/// btrfs, which would not compress.
 fn is_on_disk(file: &File) -> bool {
-    let kind = rustix::fs::fstatfs(file).map(|fs| fs.f_type as u64 & 0xffff_ffff);
-    file.metadata().is_ok_and(|m| m.is_file()) && matches!(kind, Ok(0xef53 | 0x5846_5342))
+    file.metadata().is_ok_and(|m| m.is_file()) && matches!(filesystem::of(file), Ok(EXT4 | XFS))
 }
 
 /// Writes all of `generation` to a file of its size. Each thread takes the next block, reads it, and writes it to its place.

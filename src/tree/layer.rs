@@ -9,6 +9,7 @@
 //! mount point by the mount that a name is on.
 
 use crate::confined;
+use crate::filesystem::{self, BTRFS, EXT4, OVERLAYFS, TMPFS, XFS};
 use crate::mountinfo::{self, Mount};
 use crate::sys;
 use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -129,13 +130,6 @@ fn identity(st: &Statx) -> Identity {
     (device(st), st.stx_ino)
 }
 
-/// File systems, as statfs(2) names them (linux/magic.h).
-const EXT4: u64 = 0xef53;
-const XFS: u64 = 0x5846_5342;
-const BTRFS: u64 = 0x9123_683e;
-const TMPFS: u64 = 0x0102_1994;
-const OVERLAYFS: u64 = 0x794c_7630;
-
 /// Bytes of the longest path that a system call takes, without its NUL (linux/limits.h, `PATH_MAX`).
 pub const LONGEST_PATH: usize = 4095;
 
@@ -149,7 +143,7 @@ impl Layer {
             let Ok((what, place)) = covered_place(&root, path) else { continue };
             places.entry(what).or_default().push(place);
         }
-        let kind = fs::fstatfs(&root).map_or(0, |fs| fs.f_type as u64 & 0xffff_ffff);
+        let kind = filesystem::of(&root);
         Ok(Self {
             root,
             quiet,
@@ -157,9 +151,9 @@ impl Layer {
             covered: places,
             subvol: subvol(&st),
             device: device(&st),
-            stacked: kind == OVERLAYFS,
-            flat: matches!(kind, EXT4 | XFS | TMPFS),
-            ctime_tells: matches!(kind, EXT4 | XFS | BTRFS),
+            stacked: kind == Ok(OVERLAYFS),
+            flat: matches!(kind, Ok(EXT4 | XFS | TMPFS)),
+            ctime_tells: matches!(kind, Ok(EXT4 | XFS | BTRFS)),
         })
     }
 

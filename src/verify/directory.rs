@@ -1,5 +1,6 @@
 //! A directory that an export was extracted to, looked at by the paths of the members.
 
+use crate::accounts;
 use crate::export::{Digest, Entry, records};
 use crate::tar::Kind;
 use crate::tree::{self, Plain};
@@ -60,12 +61,9 @@ impl Names {
                 "user" => (&passwd, &mut names.users),
                 _ => (&group, &mut names.groups),
             };
-            let found = list.lines().find_map(|line| {
-                let mut fields = line.split(':');
-                (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
-            });
+            let found = accounts::lines(list.as_bytes()).find(|line| line.name == name.as_bytes());
             if let (Ok(id), Some(found)) = (id.parse(), found) {
-                to.insert(id, found);
+                to.insert(id, found.id);
             }
         }
         Ok(names)
