@@ -59,6 +59,12 @@ static void *buffer(size_t size)
 	return memory;
 }
 
+static void buffers(struct iovec parts[DEPTH])
+{
+	for (int i = 0; i < DEPTH; i++)
+		parts[i] = (struct iovec){ buffer(block), block };
+}
+
 static void put(const void *bytes, size_t count)
 {
 	if (done + (off_t)count > most)
@@ -77,14 +83,29 @@ static int took(const char *call, const void *bytes, ssize_t count)
 	return count == 0;
 }
 
-static void by_read(void)
+/* Puts what DEPTH reads gave, one behind the other. All blocks but the last are full, and behind it there is nothing. */
+static int took_all(const char *call, const struct iovec *parts, const ssize_t *results)
+{
+	int ended = 0;
+	for (int i = 0; i < DEPTH; i++) {
+		if (results[i] < 0)
+			fail(call, -results[i]);
+		if (ended && results[i])
+			fail("bytes behind the end", EIO);
+		put(parts[i].iov_base, results[i]);
+		ended = results[i] < (ssize_t)block;
+	}
+	return ended;
+}
+
+static void by_read(int)
 {
 	char *bytes = buffer(block);
 	while (!took("read", bytes, read(from, bytes, block)))
 		;
 }
 
-static void by_pread(void)
+static void by_pread(int)
 {
 	char *bytes = buffer(block);
 	while (!took("pread", bytes, pread(from, bytes, block, done)))
@@ -92,7 +113,7 @@ static void by_pread(void)
 }
 
 /* The last block first. */
-static void by_pread_backwards(void)
+static void by_pread_backwards(int)
 {
 	struct stat st;
 	char *bytes = buffer(block);
@@ -126,7 +147,7 @@ static void by_vector(int positioned)
 }
 
 /* First what is there without waiting, then the rest. */
-static void by_nowait(void)
+static void by_nowait(int)
 {
 	char *bytes = buffer(block);
 	struct iovec part = { bytes, block };
@@ -186,44 +207,41 @@ static void drain(int source, size_t count)
 	free(bytes);
 }
 
-static void by_sendfile(int positioned)
+enum { AT_POSITION, AT_OFFSET };
+
+/* Into a socket or a pipe, which must not fill up: nobody reads meanwhile. */
+static void through(const char *call, int ends[2], int is_pipe, int positioned)
 {
-	int ends[2], size = 1 << 20;
-	off_t at = 0;
-	if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends))
-		fail("socketpair", errno);
-	setsockopt(ends[1], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-	/* The socket must not fill up: nobody reads meanwhile. */
+	off_t at = 0, *offset = positioned == AT_OFFSET ? &at : NULL;
 	size_t ask = block < 65536 ? block : 65536;
 	for (;;) {
-		ssize_t count = sendfile(ends[1], from, positioned ? &at : NULL, ask);
+		ssize_t count = is_pipe ? splice(from, offset, ends[1], NULL, ask, 0)
+					: sendfile(ends[1], from, offset, ask);
 		if (count < 0)
-			fail("sendfile", errno);
+			fail(call, errno);
 		if (count == 0)
 			return;
 		drain(ends[0], count);
-		if (positioned && at != done)
-			fail("the offset of sendfile", EIO);
+		if (offset && at != done)
+			fail("the offset", EIO);
 	}
+}
+
+static void by_sendfile(int positioned)
+{
+	int ends[2], size = 1 << 20;
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends))
+		fail("socketpair", errno);
+	setsockopt(ends[1], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+	through("sendfile", ends, 0, positioned);
 }
 
 static void by_splice(int positioned)
 {
 	int ends[2];
-	loff_t at = 0;
 	if (pipe(ends))
 		fail("pipe", errno);
-	size_t ask = block < 65536 ? block : 65536;
-	for (;;) {
-		ssize_t count = splice(from, positioned ? &at : NULL, ends[1], NULL, ask, 0);
-		if (count < 0)
-			fail("splice", errno);
-		if (count == 0)
-			return;
-		drain(ends[0], count);
-		if (positioned && at != done)
-			fail("the offset of splice", EIO);
-	}
+	through("splice", ends, 1, positioned);
 }
 
 /* As programs use it: what the kernel does not copy, read(2) does. */
@@ -231,9 +249,9 @@ static void by_copy_file_range(int positioned)
 {
 	loff_t at = 0, target = 0;
 	for (;;) {
-		ssize_t count = copy_file_range(from, positioned ? &at : NULL, to, &target, block, 0);
+		ssize_t count = copy_file_range(from, positioned == AT_OFFSET ? &at : NULL, to, &target, block, 0);
 		if (count < 0 && done == 0 && (errno == EXDEV || errno == EINVAL))
-			return by_read();
+			return by_read(0);
 		if (count < 0)
 			fail("copy_file_range", errno);
 		if (count == 0)
@@ -244,20 +262,19 @@ static void by_copy_file_range(int positioned)
 	}
 }
 
-static void by_libaio(void)
+static void by_libaio(int)
 {
 	io_context_t context = 0;
 	struct iocb requests[DEPTH], *pointers[DEPTH];
 	struct io_event events[DEPTH];
-	char *bytes[DEPTH];
+	struct iovec parts[DEPTH];
 	int ended = 0, error = io_setup(DEPTH, &context);
 	if (error < 0)
 		fail("io_setup", -error);
-	for (int i = 0; i < DEPTH; i++)
-		bytes[i] = buffer(block);
+	buffers(parts);
 	while (!ended) {
 		for (int i = 0; i < DEPTH; i++) {
-			io_prep_pread(&requests[i], from, bytes[i], block, done + i * (off_t)block);
+			io_prep_pread(&requests[i], from, parts[i].iov_base, block, done + i * (off_t)block);
 			requests[i].data = (void *)(long)i;
 			pointers[i] = &requests[i];
 		}
@@ -268,15 +285,7 @@ static void by_libaio(void)
 		ssize_t results[DEPTH];
 		for (int i = 0; i < DEPTH; i++)
 			results[(long)events[i].data] = (ssize_t)events[i].res;
-		/* All blocks but the last are full, and behind it there is nothing. */
-		for (int i = 0; i < DEPTH; i++) {
-			if (results[i] < 0)
-				fail("aio", -results[i]);
-			if (ended && results[i])
-				fail("bytes behind the end", EIO);
-			put(bytes[i], results[i]);
-			ended = results[i] < (ssize_t)block;
-		}
+		ended = took_all("aio", parts, results);
 	}
 	io_destroy(context);
 }
@@ -296,76 +305,67 @@ static void collect(struct io_uring *ring, int count, ssize_t *results)
 	}
 }
 
-enum { PLAIN, FIXED, VECTOR, REGISTERED_FILE };
+enum { PLAIN, FIXED, VECTOR, REGISTERED_FILE, POLLED, LINKED };
+
+static void set_up(struct io_uring *ring, struct iovec parts[DEPTH], int kind)
+{
+	int error = io_uring_queue_init(DEPTH, ring, kind == POLLED ? IORING_SETUP_SQPOLL : 0);
+	if (error)
+		fail("io_uring_queue_init", -error);
+	buffers(parts);
+	if (kind == FIXED && (error = io_uring_register_buffers(ring, parts, DEPTH)))
+		fail("io_uring_register_buffers", -error);
+	if (kind == REGISTERED_FILE && (error = io_uring_register_files(ring, &from, 1)))
+		fail("io_uring_register_files", -error);
+}
+
+/* Asks for a block at `at`, -1 for the position of the file. */
+static struct io_uring_sqe *ask(struct io_uring *ring, const struct iovec *parts, int i, int kind, off_t at)
+{
+	struct io_uring_sqe *ask = request(ring);
+	if (kind == FIXED)
+		io_uring_prep_read_fixed(ask, from, parts[i].iov_base, block, at, i);
+	else if (kind == VECTOR)
+		io_uring_prep_readv(ask, from, &parts[i], 1, at);
+	else
+		io_uring_prep_read(ask, kind == REGISTERED_FILE ? 0 : from, parts[i].iov_base, block, at);
+	if (kind == REGISTERED_FILE)
+		ask->flags |= IOSQE_FIXED_FILE;
+	ask->user_data = i;
+	return ask;
+}
 
 /* Several at once, each with its offset. */
-static void by_uring(int kind, unsigned flags)
+static void by_uring(int kind)
 {
 	struct io_uring ring;
 	struct iovec parts[DEPTH];
-	int ended = 0, error = io_uring_queue_init(DEPTH, &ring, flags);
-	if (error)
-		fail("io_uring_queue_init", -error);
-	for (int i = 0; i < DEPTH; i++)
-		parts[i] = (struct iovec){ buffer(block), block };
-	if (kind == FIXED && (error = io_uring_register_buffers(&ring, parts, DEPTH)))
-		fail("io_uring_register_buffers", -error);
-	if (kind == REGISTERED_FILE && (error = io_uring_register_files(&ring, &from, 1)))
-		fail("io_uring_register_files", -error);
+	int ended = 0;
+	set_up(&ring, parts, kind);
 	while (!ended) {
 		ssize_t results[DEPTH];
-		for (int i = 0; i < DEPTH; i++) {
-			struct io_uring_sqe *ask = request(&ring);
-			off_t at = done + i * (off_t)block;
-			if (kind == FIXED)
-				io_uring_prep_read_fixed(ask, from, parts[i].iov_base, block, at, i);
-			else if (kind == VECTOR)
-				io_uring_prep_readv(ask, from, &parts[i], 1, at);
-			else
-				io_uring_prep_read(ask, kind == REGISTERED_FILE ? 0 : from, parts[i].iov_base, block, at);
-			if (kind == REGISTERED_FILE)
-				ask->flags |= IOSQE_FIXED_FILE;
-			ask->user_data = i;
-		}
+		for (int i = 0; i < DEPTH; i++)
+			ask(&ring, parts, i, kind, done + i * (off_t)block);
 		collect(&ring, DEPTH, results);
-		for (int i = 0; i < DEPTH; i++) {
-			if (results[i] < 0)
-				fail("io_uring", -results[i]);
-			if (ended && results[i])
-				fail("bytes behind the end", EIO);
-			put(parts[i].iov_base, results[i]);
-			ended = results[i] < (ssize_t)block;
-		}
+		ended = took_all("io_uring", parts, results);
 	}
 	io_uring_queue_exit(&ring);
 }
 
 /* One after the other, at the file's own position, as read(2). */
-static void by_uring_position(int kind, int links)
+static void by_uring_position(int kind)
 {
 	struct io_uring ring;
 	struct iovec parts[DEPTH];
-	int error = io_uring_queue_init(DEPTH, &ring, 0);
-	if (error)
-		fail("io_uring_queue_init", -error);
-	for (int i = 0; i < DEPTH; i++)
-		parts[i] = (struct iovec){ buffer(block), block };
-	if (kind == FIXED && (error = io_uring_register_buffers(&ring, parts, DEPTH)))
-		fail("io_uring_register_buffers", -error);
+	int links = kind == LINKED ? DEPTH : 1;
+	set_up(&ring, parts, kind);
 	for (;;) {
 		ssize_t results[DEPTH];
 		for (int i = 0; i < links; i++) {
-			struct io_uring_sqe *ask = request(&ring);
-			if (kind == FIXED)
-				io_uring_prep_read_fixed(ask, from, parts[i].iov_base, block, -1, i);
-			else if (kind == VECTOR)
-				io_uring_prep_readv(ask, from, &parts[i], 1, -1);
-			else
-				io_uring_prep_read(ask, from, parts[i].iov_base, block, -1);
+			struct io_uring_sqe *asked = ask(&ring, parts, i, kind, -1);
 			/* The next one begins when this one has ended; a short one breaks the chain. */
 			if (i + 1 < links)
-				ask->flags |= IOSQE_IO_LINK;
-			ask->user_data = i;
+				asked->flags |= IOSQE_IO_LINK;
 		}
 		collect(&ring, links, results);
 		for (int i = 0; i < links; i++) {
@@ -376,13 +376,46 @@ static void by_uring_position(int kind, int links)
 			put(parts[i].iov_base, results[i]);
 			if (lseek(from, 0, SEEK_CUR) < done)
 				fail("the position of the file", EIO);
-			if (results[i] == 0)
-				goto end;
+			if (results[i] == 0) {
+				io_uring_queue_exit(&ring);
+				return;
+			}
 		}
 	}
-end:
-	io_uring_queue_exit(&ring);
 }
+
+static const struct {
+	const char *name;
+	void (*copy)(int);
+	int argument;
+} ways[] = {
+	{ "read", by_read, 0 },
+	{ "pread", by_pread, 0 },
+	{ "pread-backwards", by_pread_backwards, 0 },
+	{ "readv", by_vector, 0 },
+	{ "preadv", by_vector, 1 },
+	{ "preadv2", by_vector, 2 },
+	{ "nowait", by_nowait, 0 },
+	{ "mmap", by_mmap, MAP_SHARED },
+	{ "mmap-private", by_mmap, MAP_PRIVATE },
+	{ "mmap-populate", by_mmap, MAP_PRIVATE | MAP_POPULATE },
+	{ "sendfile", by_sendfile, AT_POSITION },
+	{ "sendfile-offset", by_sendfile, AT_OFFSET },
+	{ "splice", by_splice, AT_POSITION },
+	{ "splice-offset", by_splice, AT_OFFSET },
+	{ "copy-file-range", by_copy_file_range, AT_POSITION },
+	{ "copy-file-range-offset", by_copy_file_range, AT_OFFSET },
+	{ "libaio", by_libaio, 0 },
+	{ "uring", by_uring, PLAIN },
+	{ "uring-fixed", by_uring, FIXED },
+	{ "uring-readv", by_uring, VECTOR },
+	{ "uring-registered", by_uring, REGISTERED_FILE },
+	{ "uring-polled", by_uring, POLLED },
+	{ "uring-position", by_uring_position, PLAIN },
+	{ "uring-position-fixed", by_uring_position, FIXED },
+	{ "uring-position-readv", by_uring_position, VECTOR },
+	{ "uring-position-linked", by_uring_position, LINKED },
+};
 
 int main(int count, char **args)
 {
@@ -407,62 +440,14 @@ int main(int count, char **args)
 	if (to < 0)
 		fail("open of the copy", errno);
 
-	if (!strcmp(name, "read"))
-		by_read();
-	else if (!strcmp(name, "pread"))
-		by_pread();
-	else if (!strcmp(name, "pread-backwards"))
-		by_pread_backwards();
-	else if (!strcmp(name, "readv"))
-		by_vector(0);
-	else if (!strcmp(name, "preadv"))
-		by_vector(1);
-	else if (!strcmp(name, "preadv2"))
-		by_vector(2);
-	else if (!strcmp(name, "nowait"))
-		by_nowait();
-	else if (!strcmp(name, "mmap"))
-		by_mmap(MAP_SHARED);
-	else if (!strcmp(name, "mmap-private"))
-		by_mmap(MAP_PRIVATE);
-	else if (!strcmp(name, "mmap-populate"))
-		by_mmap(MAP_PRIVATE | MAP_POPULATE);
-	else if (!strcmp(name, "sendfile"))
-		by_sendfile(0);
-	else if (!strcmp(name, "sendfile-offset"))
-		by_sendfile(1);
-	else if (!strcmp(name, "splice"))
-		by_splice(0);
-	else if (!strcmp(name, "splice-offset"))
-		by_splice(1);
-	else if (!strcmp(name, "copy-file-range"))
-		by_copy_file_range(0);
-	else if (!strcmp(name, "copy-file-range-offset"))
-		by_copy_file_range(1);
-	else if (!strcmp(name, "libaio"))
-		by_libaio();
-	else if (!strcmp(name, "uring"))
-		by_uring(PLAIN, 0);
-	else if (!strcmp(name, "uring-fixed"))
-		by_uring(FIXED, 0);
-	else if (!strcmp(name, "uring-readv"))
-		by_uring(VECTOR, 0);
-	else if (!strcmp(name, "uring-registered"))
-		by_uring(REGISTERED_FILE, 0);
-	else if (!strcmp(name, "uring-polled"))
-		by_uring(PLAIN, IORING_SETUP_SQPOLL);
-	else if (!strcmp(name, "uring-position"))
-		by_uring_position(PLAIN, 1);
-	else if (!strcmp(name, "uring-position-fixed"))
-		by_uring_position(FIXED, 1);
-	else if (!strcmp(name, "uring-position-readv"))
-		by_uring_position(VECTOR, 1);
-	else if (!strcmp(name, "uring-position-linked"))
-		by_uring_position(PLAIN, DEPTH);
-	else {
+	size_t i = 0, all = sizeof ways / sizeof *ways;
+	while (i < all && strcmp(name, ways[i].name))
+		i++;
+	if (i == all) {
 		fprintf(stderr, "unknown way: %s\n", way);
 		return 2;
 	}
+	ways[i].copy(ways[i].argument);
 	if (close(from))
 		fail("close", errno);
 	return 0;
