@@ -1,4 +1,7 @@
 //! The service manager's socket: sd_notify(3), of which two words are needed.
+//!
+//! Not by the crate sd-notify: it opens the socket for each word, when this process may have no rights to it any longer, and waits
+//! without end for a manager that does not read.
 
 use std::ffi::OsString;
 use std::os::linux::net::SocketAddrExt as _;
@@ -15,7 +18,7 @@ pub(super) const STOPPING: &str = "STOPPING=1";
 pub(super) struct Manager(Option<UnixDatagram>);
 
 impl Manager {
-    /// Whoever `socket`, the value of `$NOTIFY_SOCKET`, names; `@` stands for the NUL of an abstract one.
+    /// The manager that `socket`, the value of `$NOTIFY_SOCKET`, names; `@` stands for the NUL of an abstract one.
     pub(super) fn new(socket: Option<OsString>) -> Self {
         let Some(name) = socket.filter(|name| !name.is_empty()) else { return Self(None) };
         let address = match name.as_bytes() {
