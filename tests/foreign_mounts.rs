@@ -7,6 +7,7 @@ mod common;
 use common::alone::alone;
 use common::fixture::Fixture;
 use common::liar::{Liar, Lies};
+use common::lxd;
 use common::mounted::{Mounted, mounts_on};
 use common::plants::Hung;
 use common::processes::peak_below;
@@ -319,10 +320,12 @@ fn many_mounts_that_say_much_share_the_memory_for_what_they_say() {
 
 #[test]
 fn no_user_can_mount_over_a_mount_of_roots() {
+    // fusermount3 wants a user with a name.
+    let (uid, _) = (lxd::UID, lxd::user());
     let fixture = Fixture::new();
     fixture.sample("m");
     let own = fixture.scratch("own");
-    chown(&own, Some(UID), Some(UID)).unwrap();
+    chown(&own, Some(uid), Some(uid)).unwrap();
     for top in [fixture.path(), &own] {
         fs::set_permissions(top, fs::Permissions::from_mode(0o755)).unwrap();
     }
@@ -335,7 +338,7 @@ os.environ['_FUSE_COMMFD'] = str(theirs.fileno())
 sys.exit(subprocess.run(['fusermount3', '--', sys.argv[1]], close_fds=False).returncode)";
     let over = |point: &Path| {
         let mut python = program("setpriv", ["--clear-groups"]);
-        python.args([format!("--reuid={UID}"), format!("--regid={UID}")]);
+        python.args([format!("--reuid={uid}"), format!("--regid={uid}")]);
         run(python.args(["/usr/bin/python3", "-c", script]).arg(point))
     };
     over(&own).ok();
