@@ -11,22 +11,23 @@ use crate::codchi::{self, Found, MachineName, State, Times};
 use crate::credentials::{User, as_user};
 use crate::export::{self, Exports, History};
 use crate::opener::{Located, Opener};
-use crate::tree::{self, Selection, Tree};
+use crate::tree::{self, Selection, Time, Tree};
 use credentials::Credentials;
 use guide::Guide;
 pub use guide::Shown;
+use lately::Lately;
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long what was found of a machine is believed: a change of Codchi's state shows within a second.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// How long a thread waits for another one that looks at a machine of which nothing is known yet: longer than silent daemons
-/// and Codchi's lock take.
+/// How long a look at a machine is waited for: longer than silent daemons and Codchi's lock take. From then on the machine counts
+/// as one that does not answer, until the look comes back.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many paths of `--include` are looked for: each is opened, and a line for it stands in the report.
@@ -88,15 +89,26 @@ pub struct Machine {
     pub location: Option<Location>,
     /// The home directory on the host.
     pub home: PathBuf,
-    /// What the user wants to have included.
+    /// What the user wants to have included, and what of that is not there.
     includes: Vec<String>,
+    missing: Lately<Vec<String>>,
     /// Without the secrets that Codchi knows; their names are what the receiver must fill in.
     pub redacted: Option<Redacted>,
     /// What of its configuration whoever moves it must know.
     warnings: Vec<String>,
     /// How fresh what the daemon said is, at the last look.
     facts: Mutex<Facts>,
+    /// What the last look found that changes without making it another machine.
+    seen: Mutex<Seen>,
     guide: Guide,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    /// That of its root file system.
+    time: Time,
+    /// Since when a look has not come back.
+    silent_since: Option<SystemTime>,
 }
 
 /// What an export for somebody else lacks.
@@ -128,25 +140,18 @@ struct Known {
 #[derive(Debug, Default)]
 struct Looks {
     known: HashMap<MachineName, Known>,
-    /// Machines that a thread looks at: never two at once, which would both put it together, and the slower one, whose look is
-    /// the older one, would win.
-    looking: HashSet<MachineName>,
+    /// Machines that a thread looks at, each since when: never two at once, which would both put it together, and the slower one,
+    /// whose look is the older one, would win.
+    looking: HashMap<MachineName, Began>,
     /// How often [`Machines::reread`] was called: a look that began before does not count.
     rereads: u64,
 }
 
-/// A look at a machine, whose end whoever waits for it must hear of whatever happens in it.
-struct Looking<'a> {
-    machines: &'a Machines,
-    name: &'a MachineName,
-}
+/// What was known of a machine at the last look.
+type Before = Option<(Arc<Machine>, Option<Origin>)>;
 
-impl Drop for Looking<'_> {
-    fn drop(&mut self) {
-        self.machines.looks.lock().looking.remove(self.name);
-        self.machines.looked.notify_all();
-    }
-}
+/// When a look began, by a clock that never jumps and by that of people.
+type Began = (Instant, SystemTime);
 
 /// Finds machines live.
 #[derive(Debug)]
@@ -181,9 +186,9 @@ impl Machines {
         opener: Opener,
         settings: Settings,
         only: Vec<MachineName>,
-    ) -> Result<Self, tree::RuleError> {
+    ) -> Result<Arc<Self>, tree::RuleError> {
         settings.selection.check()?;
-        Ok(Self {
+        Ok(Arc::new(Self {
             state,
             user,
             opener,
@@ -192,7 +197,7 @@ impl Machines {
             looks: Mutex::default(),
             looked: Condvar::new(),
             histories: Mutex::default(),
-        })
+        }))
     }
 
     /// The name of every machine's tar: one without secrets is never taken for a whole one.
@@ -225,8 +230,14 @@ impl Machines {
             })
             .collect();
         // What Codchi has forgotten must not be held open by us.
-        self.looks.lock().known.retain(|name, _| names.contains(name));
-        self.histories.lock().retain(|name, _| names.contains(name));
+        let is_gone = |name: &MachineName| !names.contains(name);
+        let known: Vec<_> = self.looks.lock().known.extract_if(|name, _| is_gone(name)).collect();
+        let histories: Vec<_> = self.histories.lock().extract_if(|name, _| is_gone(name)).collect();
+        if !known.is_empty() || !histories.is_empty() {
+            // Closing what a machine has open may wait for its disk.
+            let drop = std::thread::Builder::new().name("codchifs-drop".into());
+            let _ = drop.spawn(move || std::mem::drop((known, histories)));
+        }
         Ok(names.iter().map(|name| Arc::from(name.as_str())).collect())
     }
 
@@ -239,82 +250,114 @@ impl Machines {
 
     /// Drops a machine that was looked at for the last time: a user may have any number of them.
     pub fn forget(&self, name: &MachineName) {
-        self.looks.lock().known.remove(name);
-        self.histories.lock().remove(name);
+        let known = self.looks.lock().known.remove(name);
+        let history = self.histories.lock().remove(name);
+        drop((known, history));
     }
 
-    /// Drops what nobody has asked for within an hour. To be called now and then.
-    pub fn tidy(&self) {
-        let machines: Vec<_> =
-            self.looks.lock().known.values().map(|known| Arc::clone(&known.machine)).collect();
-        for exports in machines.iter().filter_map(|machine| machine.exports.as_ref()) {
-            exports.tidy();
-        }
+    /// The exports of every machine that is known.
+    pub fn exports(&self) -> Vec<(Arc<str>, Arc<Exports>)> {
+        let looks = self.looks.lock();
+        let of = |known: &Known| {
+            let exports = Arc::clone(known.machine.exports.as_ref()?);
+            Some((Arc::clone(&known.machine.name), exports))
+        };
+        looks.known.values().filter_map(of).collect()
     }
 
     /// The machine of that name: the same `Arc` while nothing it was made from changed, else made anew.
-    pub fn get(&self, name: &[u8]) -> Option<Arc<Machine>> {
+    ///
+    /// The look itself has a thread of its own, since a disk may never answer it: it is waited for for a bounded time, there is
+    /// one of each machine at most, and none is begun before the last one has come back.
+    pub fn get(self: &Arc<Self>, name: &[u8]) -> Option<Arc<Machine>> {
         let name = MachineName::new(std::str::from_utf8(name).ok()?).ok()?;
         if !self.wanted(&name) {
             return None;
         }
-        let (before, rereads) = {
-            let mut looks = self.looks.lock();
-            let end = Instant::now() + LOOK_TIMEOUT;
-            loop {
-                let known = looks.known.get(&name);
-                let before = known.map(|k| (Arc::clone(&k.machine), k.origin.clone(), k.looked));
-                let free = !looks.looking.contains(&name);
-                match before {
-                    Some((machine, _, looked)) if !free || looked.elapsed() < LOOK_AGAIN => {
-                        // Whoever asks while another thread looks gets the last good answer, and does not wait as well.
-                        return Some(machine);
+        let mut own = None;
+        let mut looks = self.looks.lock();
+        loop {
+            let known = looks.known.get(&name);
+            let Some(began) = looks.looking.get(&name).copied() else {
+                match known {
+                    Some(known) if own.is_some() || known.looked.elapsed() < LOOK_AGAIN => {
+                        return Some(Arc::clone(&known.machine));
                     }
-                    before if free => {
-                        looks.looking.insert(name.clone());
-                        break (
-                            before.map(|(machine, origin, _)| (machine, origin)),
-                            looks.rereads,
-                        );
-                    }
+                    None if own.is_some() => return None,
                     _ => {}
                 }
-                if self.looked.wait_until(&mut looks, end).timed_out() {
-                    return Some(Arc::new(self.unanswered(&name)));
+                let before = known.map(|k| (Arc::clone(&k.machine), k.origin.clone()));
+                let began = (Instant::now(), SystemTime::now());
+                looks.looking.insert(name.clone(), began);
+                let rereads = looks.rereads;
+                drop(looks);
+                let (machines, of, last) = (Arc::clone(self), name.clone(), before.clone());
+                let look = std::thread::Builder::new().name("codchifs-look".into());
+                let look = look.spawn(move || machines.look_and_tell(&of, before, rereads));
+                looks = self.looks.lock();
+                if let Err(why) = look {
+                    looks.looking.remove(&name);
+                    drop(looks);
+                    self.looked.notify_all();
+                    let why = format!("no thread can be started to look at `{name}`: {why}");
+                    return Some(last.map_or_else(|| self.silent(&name, why), |(last, _)| last));
                 }
+                own = Some(began);
+                continue;
+            };
+            let is_late = began.0.elapsed() >= LOOK_TIMEOUT;
+            match known {
+                Some(known) if is_late => {
+                    known.machine.falls_silent(began.1);
+                    return Some(Arc::clone(&known.machine));
+                }
+                // Whoever asks while another thread looks gets the last good answer, and does not wait as well.
+                Some(known) if own != Some(began) => return Some(Arc::clone(&known.machine)),
+                None if is_late => {
+                    return Some(self.silent(&name, unanswered(name.as_str(), began.1)));
+                }
+                _ => {}
             }
-        };
-        let looking = Looking { machines: self, name: &name };
-        // No lock from here: reading Codchi's state waits for Codchi.
-        let (machine, origin) = self.look(&name, before);
+            self.looked.wait_until(&mut looks, began.0 + LOOK_TIMEOUT);
+        }
+    }
+
+    /// Looks at a machine, and tells those who wait for it, whatever happens in it.
+    fn look_and_tell(&self, name: &MachineName, before: Before, rereads: u64) {
+        let last = before.clone();
+        // No lock: reading Codchi's state waits for Codchi, and for disks.
+        let look = std::panic::AssertUnwindSafe(|| self.look(name, before));
+        let found = std::panic::catch_unwind(look);
+        let (machine, origin) = found.unwrap_or_else(|panic| {
+            // Dropping what a panic carries may panic in turn.
+            std::mem::forget(panic);
+            tracing::error!(machine = %name, "a look failed; this is a bug");
+            let silent =
+                || (self.silent(name, "the look at it failed; this is a bug".into()), None);
+            let (machine, origin) = last.unwrap_or_else(silent);
+            (Some(machine), origin)
+        });
         let mut looks = self.looks.lock();
-        match &machine {
+        let old = match machine {
             Some(machine) => {
-                let looked = Instant::now();
-                let mut known = Known { machine: Arc::clone(machine), origin, looked };
+                let mut known = Known { machine, origin, looked: Instant::now() };
                 if looks.rereads != rereads {
                     known.expire();
                 }
-                looks.known.insert(name.clone(), known);
+                looks.known.insert(name.clone(), known)
             }
-            None => drop(looks.known.remove(&name)),
-        }
+            None => looks.known.remove(name),
+        };
+        looks.looking.remove(name);
         drop(looks);
-        drop(looking);
-        machine
+        self.looked.notify_all();
+        drop(old);
     }
 
-    /// A machine that another thread has looked at for too long.
-    fn unanswered(&self, name: &MachineName) -> Machine {
-        let why = format!(
-            "`{name}` has not answered for {} seconds: its disk, or where Codchi keeps its files, is slow or gone; \
-             what is mounted there, and the kernel's log, may tell more",
-            LOOK_TIMEOUT.as_secs()
-        );
-        Machine {
-            silent: true,
-            ..self.without_tree(name, Status::Broken, None, Facts::default(), why)
-        }
+    /// A machine of which nothing is known and that nobody answers for.
+    fn silent(&self, name: &MachineName, why: String) -> Arc<Machine> {
+        let machine = self.without_tree(name, Status::Broken, None, Facts::default(), why);
+        Arc::new(Machine { silent: true, ..machine })
     }
 
     /// A machine that cannot be shown.
@@ -336,8 +379,10 @@ impl Machines {
             location: located.map(|located| located.location),
             redacted: None,
             includes: Vec::new(),
+            missing: Lately::default(),
             warnings: Vec::new(),
             facts: Mutex::new(facts),
+            seen: Mutex::default(),
             guide: Guide::default(),
         }
     }
@@ -346,11 +391,7 @@ impl Machines {
         self.only.is_empty() || self.only.contains(name)
     }
 
-    fn look(
-        &self,
-        name: &MachineName,
-        before: Option<(Arc<Machine>, Option<Origin>)>,
-    ) -> (Option<Arc<Machine>>, Option<Origin>) {
+    fn look(&self, name: &MachineName, before: Before) -> (Option<Arc<Machine>>, Option<Origin>) {
         let seen = as_user(self.user, || Ok(self.state.has(name)?.then(|| self.state.times(name))));
         let times = match seen {
             Ok(Ok(Some(times))) => times.map_err(|why| why.to_string()),
@@ -368,7 +409,7 @@ impl Machines {
             Err(why) => Err(format!("cannot act as uid {}: {why}", self.user.uid)),
         };
         let (located, facts) = self.opener.locate(name);
-        let silent = matches!(located, Err(LocateError::Silent(_)));
+        let silent = matches!(located, Err(LocateError::Silent(_) | LocateError::Unanswered));
         let broken = |status, located: Option<Located>, why: String| {
             let machine = self.without_tree(name, status, located, facts.clone(), why);
             (Some(Arc::new(Machine { silent, ..machine })), None)
@@ -382,10 +423,13 @@ impl Machines {
             Err(why @ LocateError::NotInstalled(_)) => {
                 return broken(Status::NotInstalled, None, why.to_string());
             }
-            Err(why @ LocateError::Silent(_)) => {
+            Err(why @ (LocateError::Silent(_) | LocateError::Unanswered)) => {
                 return match before {
                     // What is open stays open; nothing that is mirrored from here is to vanish.
                     Some((machine, origin)) if machine.tree.is_ok() => {
+                        if matches!(why, LocateError::Unanswered) {
+                            machine.falls_silent(SystemTime::now());
+                        }
                         tracing::warn!(machine = %name, %why, "serving what was known before");
                         (Some(machine), origin)
                     }
@@ -399,6 +443,7 @@ impl Machines {
             && *same == origin
         {
             *machine.facts.lock() = facts;
+            machine.was_seen();
             return (Some(Arc::clone(machine)), Some(origin));
         }
         let located = Some(origin.located.clone());
@@ -432,10 +477,13 @@ impl Machines {
                     location: located.map(|located| located.location),
                     redacted,
                     includes: self.settings.selection.include.clone(),
+                    missing: Lately::default(),
                     warnings: config.warnings(),
                     facts: Mutex::new(facts.clone()),
+                    seen: Mutex::default(),
                     guide,
                 };
+                machine.was_seen();
                 (Some(Arc::new(machine)), Some(origin))
             }
             Err(why) => broken(Status::Broken, located, why),
@@ -443,7 +491,41 @@ impl Machines {
     }
 }
 
+/// What is said where its disk was asked in vain.
+const NO_DISK: &str = "the machine's disk does not answer; what is mounted there, and the kernel's log, may tell more";
+
+/// What is said of a machine that a look does not come back from.
+fn unanswered(name: &str, since: SystemTime) -> String {
+    format!(
+        "`{name}` has not answered since {}: its disk, or where Codchi keeps its files, is slow or gone; \
+         what is mounted there, and the kernel's log, may tell more",
+        humantime::format_rfc3339_seconds(since)
+    )
+}
+
 impl Machine {
+    /// A look came back from its disk.
+    fn was_seen(&self) {
+        let root = self.tree.as_ref().ok().and_then(|tree| tree.root().ok());
+        let time = root.map(|(_, attr)| attr.mtime).unwrap_or_default();
+        *self.seen.lock() = Seen { time, silent_since: None };
+    }
+
+    /// A look has not come back since then, or found that nobody answers.
+    fn falls_silent(&self, since: SystemTime) {
+        self.seen.lock().silent_since.get_or_insert(since);
+    }
+
+    /// The time of its root file system at the last look. Asks no disk.
+    pub fn time(&self) -> Time {
+        self.seen.lock().time
+    }
+
+    /// Why it does not answer, if it has not for a while: what asks its disk then may wait without end.
+    pub fn unanswered(&self) -> Option<String> {
+        self.seen.lock().silent_since.map(|since| unanswered(&self.name, since))
+    }
+
     /// The error of a look at what is not shown: where nobody knows whether it is there, its name must not seem to be free,
     /// nor a listing to be whole, which a mirror would follow by deleting.
     pub fn missing(&self) -> Errno {
@@ -472,16 +554,24 @@ impl Machine {
     }
 
     /// Paths of `--include` that the machine has not, among the first thousand: most likely misspelt.
-    pub fn missing_includes(&self) -> Vec<&str> {
+    pub fn missing_includes(&self) -> Vec<String> {
         let Ok(tree) = &self.tree else { return Vec::new() };
-        let missing = |path: &&String| {
-            let Some((parent, name)) = path.trim_end_matches('/').rsplit_once('/') else {
-                return true;
-            };
-            report::walk(tree, parent).is_none_or(|dir| tree.lookup(&dir, name.as_bytes()).is_err())
-        };
-        self.includes.iter().take(MAX_CHECKED).filter(missing).map(String::as_str).collect()
+        if self.includes.is_empty() {
+            return Vec::new();
+        }
+        let (tree, mut paths) = (Arc::clone(tree), self.includes.clone());
+        paths.truncate(MAX_CHECKED);
+        let missing = self.missing.or_find(move || {
+            paths.retain(|path| is_missing(&tree, path));
+            paths
+        });
+        missing.unwrap_or_default()
     }
+}
+
+fn is_missing(tree: &Tree, path: &str) -> bool {
+    let Some((parent, name)) = path.trim_end_matches('/').rsplit_once('/') else { return true };
+    report::walk(tree, parent).is_none_or(|dir| tree.lookup(&dir, name.as_bytes()).is_err())
 }
 
 #[cfg(test)]
@@ -493,7 +583,7 @@ mod tests {
     use std::fs::{self, File};
     use std::path::Path;
 
-    fn machines(dir: &Path) -> Machines {
+    fn machines(dir: &Path) -> Arc<Machines> {
         for made in ["config/machine/m", "data/machine/m", "rootfs/codchi-m/rootfs"] {
             fs::create_dir_all(dir.join(made)).unwrap();
         }
@@ -563,6 +653,6 @@ mod tests {
         assert!(!is_looked_at(&machines));
         // A machine that nobody answers for is no free name.
         let name = MachineName::new("m").unwrap();
-        assert_eq!(machines.unanswered(&name).missing(), Errno::IO);
+        assert_eq!(machines.silent(&name, String::new()).missing(), Errno::IO);
     }
 }

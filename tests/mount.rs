@@ -529,6 +529,7 @@ fn a_state_that_cannot_be_read_is_an_error_and_no_empty_mount() {
     fixture.sample("m");
     let mounted = Mounted::new(&fixture);
     assert_eq!(listing(mounted.point()), ["m"]);
+    assert!(mounted.rootfs("m").exists());
     let machines = fixture.config().join("machine");
     fs::rename(&machines, machines.with_extension("away")).unwrap();
     fs::write(&machines, "no directory").unwrap();

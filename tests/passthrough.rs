@@ -9,6 +9,7 @@ use common::{program, run};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const LARGE: usize = 3 << 20;
 const SMALL: usize = 4 << 10;
@@ -51,8 +52,13 @@ impl Scene {
         fs::write(self.disk.join(name), content).unwrap();
     }
 
-    /// How often codchifs was asked for bytes of a file so far.
+    /// How often codchifs was asked for bytes of a file so far. The log comes through another process: what was asked before the
+    /// mark is there once the mark is.
     fn asked(&self) -> usize {
+        static MARKS: AtomicUsize = AtomicUsize::new(0);
+        let mark = format!("mark-{}", MARKS.fetch_add(1, Ordering::Relaxed));
+        assert!(!self.shown(&mark).exists());
+        common::wait_until("the log", || self.mounted.log().contains(&format!("{mark}\"")));
         self.mounted.log().matches(READ).count()
     }
 }

@@ -179,6 +179,9 @@ pub enum LocateError {
     /// The process that is to look does not answer.
     #[error("the process that finds machines does not answer: {0}")]
     Silent(std::io::Error),
+    /// Its disk does not answer.
+    #[error("its disk does not answer; what is mounted there, and the kernel's log, may tell more")]
+    Unanswered,
     /// Nobody could be asked.
     #[error("cannot find out where {instance} is: {why}")]
     Unknown {

@@ -26,6 +26,7 @@ use clap::error::{ContextValue, ErrorKind};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use crate::accounts;
 use crate::backend::{Backend, Daemon, Directories, Kind};
@@ -195,7 +196,11 @@ impl Context {
         Ok(Self { user, state, backend, vouched })
     }
 
-    fn machines(self, settings: Settings, only: Vec<MachineName>) -> Result<Machines, Failure> {
+    fn machines(
+        self,
+        settings: Settings,
+        only: Vec<MachineName>,
+    ) -> Result<Arc<Machines>, Failure> {
         let direct = Direct::new(self.backend, self.user, self.state.clone(), self.vouched);
         Ok(Machines::new(self.state, self.user, Opener::Direct(direct), settings, only)?)
     }

@@ -25,8 +25,12 @@ use std::time::Duration;
 /// What the background process says on its stdout when the mount can be used.
 const READY: &str = "ready";
 
-/// Threads that answer the kernel.
-const THREADS: usize = 2;
+/// Threads that take requests from the kernel, and answer most of them: as many as there is work for, and two that wait. Each takes
+/// some megabytes of addresses.
+fn threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(2, usize::from);
+    processors.saturating_add(2).clamp(4, 16)
+}
 
 pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let failed = |why: Failure| -> Failure {
@@ -94,7 +98,7 @@ fn run_here(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         if let Some(sample) = tree::sample()? {
             tree::check_reading(tree::open_sample(sample)?)?;
         }
-        let machines = Arc::new(context.machines(settings, mount.machine.clone())?);
+        let machines = context.machines(settings, mount.machine.clone())?;
         name_missing(&machines, mount);
         fuse::serve(machines, &options, ready).map(|()| Outcome::Done).map_err(Failure::from)
     };
@@ -113,14 +117,14 @@ fn options(mount: &Mount, user: User, mountpoint: PathBuf) -> MountOptions {
         nosymfollow: mount.options.contains(&MountWord::Nosymfollow),
         inode32: mount.options.contains(&MountWord::Inode32),
         source: mount.source.clone(),
-        threads: THREADS,
+        threads: threads(),
         passthrough: mount.passthrough == Passthrough::Auto,
         of_service: mount.foreground && std::env::var_os("NOTIFY_SOCKET").is_some(),
         stop_timeout: mount.stop_timeout.map(Duration::from_secs),
     }
 }
 
-fn name_missing(machines: &Machines, mount: &Mount) {
+fn name_missing(machines: &Arc<Machines>, mount: &Mount) {
     for name in &mount.machine {
         if machines.get(name.as_str().as_bytes()).is_none() {
             complain(&format!("{name}: no such machine yet; it shows when Codchi has it"));

@@ -41,7 +41,7 @@ pub(super) fn checks(subject: Subject) -> Vec<Check> {
     let config_dir = state.config_dir.clone();
     let opener = Opener::Direct(Direct::new(backend, user, state.clone(), vouched));
     let machines = match Machines::new(state, user, opener, Default::default(), Vec::new()) {
-        Ok(machines) => Arc::new(machines),
+        Ok(machines) => machines,
         Err(why) => return vec![Check::error("state", why.to_string(), "report this as a bug")],
     };
     let finder = Arc::clone(&machines);
@@ -153,7 +153,7 @@ fn snap(daemon: &Daemon) -> Option<Check> {
 }
 
 /// The machine as a whole, then its directories and id maps where they are known.
-fn of_machine(machines: &Machines, name: &str) -> Vec<Check> {
+fn of_machine(machines: &Arc<Machines>, name: &str) -> Vec<Check> {
     let Some(machine) = machines.get(name.as_bytes()) else {
         return vec![Check::warning("machine", "it vanished meanwhile", "look again").of(name)];
     };

@@ -24,7 +24,7 @@ pub(super) struct Errands {
 
 impl Errands {
     pub(super) fn new() -> Self {
-        Self { threads: Background::new("codchifs-tell"), notifier: OnceLock::new() }
+        Self { threads: Background::new("codchifs-tell", 0), notifier: OnceLock::new() }
     }
 
     /// The session has begun.
@@ -56,6 +56,16 @@ impl Errands {
                 let _ = wait.recv_timeout(NAME_WAIT);
             }
         });
+    }
+
+    /// Whether anything is on its way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.threads.is_busy()
+    }
+
+    /// Tries again to get threads, where none could be had.
+    pub(super) fn retry(&self) {
+        self.threads.retry();
     }
 
     /// Answers behind all that was told of a file so far.

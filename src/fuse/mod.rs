@@ -1,6 +1,7 @@
 //! The kernel's protocol: the only module that knows fuser. Each operation is one call into
 //! [`crate::vfs`] and one reply; mounting is in `session`.
 
+mod abort;
 mod background;
 mod convert;
 mod errands;
@@ -11,6 +12,7 @@ mod owed;
 mod passthrough;
 mod point;
 mod readonly;
+mod requests;
 mod session;
 
 pub use error::MountError;
@@ -19,19 +21,17 @@ pub(crate) use mounts::transfers;
 pub use mounts::{Health, mounted};
 pub use session::{answer, serve};
 
-use crate::vfs::{Barrier, Cache, Opened, Seek, Vfs};
+use crate::vfs::Vfs;
 use background::{Background, Work};
-use convert::{attr, errno, kind};
-use errands::Errands;
+use convert::errno;
 use fuser::{
-    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    AccessFlags, Errno, FileHandle, Filesystem, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
-use owed::{Callers, Owed, Waits};
-use passthrough::{Backing, Backings};
+use passthrough::Backings;
+use requests::Requests;
 use rustix::io::Errno as Sys;
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -58,19 +58,14 @@ const CAPABILITIES: [InitFlags; 6] = [
 // Not FUSE_CACHE_SYMLINKS: the kernel keeps a target in the page cache, beyond any ttl.
 // Not FUSE_NO_OPEN_SUPPORT: an open is the only look at a file rewritten with size and mtime kept.
 
-/// The adaptor.
+/// The adaptor: hands each request to [`Requests`], with nothing of fuser but the reply.
 struct Adaptor {
-    vfs: Arc<Vfs>,
-    background: Background,
-    /// Who waits for that.
-    callers: Arc<Callers>,
-    /// What the kernel is told.
-    errands: Arc<Errands>,
+    requests: Arc<Requests>,
     /// The one user besides root who gets in, where the kernel lets everybody through.
     only: Option<u32>,
     /// Everybody gets in, and the kernel checks permissions.
     kernel_checks: bool,
-    /// Large files are read by the kernel itself, where it can.
+    /// Has the kernel read large files by itself; taken when it says whether it can.
     backings: Option<Backings>,
 }
 
@@ -118,80 +113,14 @@ impl Adaptor {
         }
     }
 
-    /// What the kernel is to read instead of asking, for a file just opened.
-    fn backing(
-        &self,
-        ino: u64,
-        opened: &Opened,
-        how: OpenFlags,
-        reply: &ReplyOpen,
-    ) -> Option<Arc<Backing>> {
-        let size = opened.plain?;
-        let backings = self.backings.as_ref()?;
-        backings.enter(ino, || {
-            // Not every file system takes O_DIRECT, while we do.
-            if size < passthrough::WORTH_IT || how.0 & libc::O_DIRECT != 0 {
-                return None;
-            }
-            let made = self.vfs.with_file(opened.handle, |file| backings.back(reply, file))?;
-            made.inspect_err(|error| tracing::debug!(ino, %error, "read in the usual way")).ok()
-        })
+    fn vfs(&self) -> &Vfs {
+        &self.requests.vfs
     }
-}
 
-fn reply_entry(reply: ReplyEntry, op: &str, parent: u64, found: Result<crate::vfs::Entry, Sys>) {
-    match found {
-        Ok(entry) => reply.entry_with_ttls(
-            &entry.attr_ttl,
-            &entry.entry_ttl,
-            &attr(&entry.attr),
-            Generation(0),
-        ),
-        Err(error) => reply.error(failed(op, parent, error)),
+    /// The machine that a number is of.
+    fn machine(&self, ino: INodeNo) -> Arc<str> {
+        self.vfs().machine_of(ino.0)
     }
-}
-
-fn reply_xattr(reply: ReplyXattr, ino: u64, size: u32, value: Result<Vec<u8>, Sys>) {
-    let length = value.as_ref().map_or(0, |value| u32::try_from(value.len()).unwrap_or(u32::MAX));
-    match value {
-        Ok(_) if size == 0 => reply.size(length),
-        Ok(_) if length > size => reply.error(errno(Sys::RANGE)),
-        Ok(value) => reply.data(&value),
-        Err(error) => reply.error(failed("xattr", ino, error)),
-    }
-}
-
-fn answer_read(
-    errands: &Errands,
-    machine: impl FnOnce() -> Arc<str>,
-    ino: u64,
-    count: Result<usize, Sys>,
-    barrier: Option<Barrier>,
-    buffer: &[u8],
-    reply: ReplyData,
-) {
-    let data = match count {
-        Ok(count) => buffer.get(..count).unwrap_or_default(),
-        Err(error) => return reply.error(failed("read", ino, error)),
-    };
-    let Some(barrier) = barrier else { return reply.data(data) };
-    let data = data.to_vec();
-    errands.answer(machine(), ino, move || {
-        barrier.pass();
-        reply.data(&data);
-    });
-}
-
-/// A buffer that stays with the thread.
-fn with_buffer<T>(use_it: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-    thread_local! {
-        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    }
-    // Taken, not borrowed: a panic inside leaves an empty buffer and no borrow behind.
-    let mut buffer = BUFFER.with(RefCell::take);
-    let result = use_it(&mut buffer);
-    BUFFER.with(|place| place.replace(buffer));
-    result
 }
 
 impl Filesystem for Adaptor {
@@ -204,7 +133,10 @@ impl Filesystem for Adaptor {
                 tracing::debug!(?capability, "the kernel does not have this");
             }
         }
-        self.backings = self.backings.take().filter(|_| passthrough::ask(config));
+        if let Some(backings) = self.backings.take().filter(|_| passthrough::ask(config)) {
+            // There is one INIT.
+            let _ = self.requests.backings.set(backings);
+        }
         // The kernel keeps further asynchronous reads back, those of other machines as well: the default is 12, and readers of
         // a machine that does not answer would be as many.
         if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
@@ -217,90 +149,50 @@ impl Filesystem for Adaptor {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        survive("lookup", || {
-            if let Err(error) = self.admit(req) {
-                return reply.error(failed("lookup", parent.0, error));
-            }
-            match self.vfs.lookup_at_once(parent.0, name.as_bytes()) {
-                Some(found) => reply_entry(reply, "lookup", parent.0, found),
-                None => {
-                    let (vfs, name) = (Arc::clone(&self.vfs), name.to_owned());
-                    let machine = self.vfs.machine_of(parent.0);
-                    let owed = self.callers.owe(req.pid(), reply);
-                    let caller = Arc::<Owed<ReplyEntry>>::clone(&owed);
-                    self.background.run_for(caller, machine, Work::Look, move || {
-                        let found = vfs.lookup(parent.0, name.as_bytes());
-                        match (owed.take(), found) {
-                            (Some(reply), found) => reply_entry(reply, "lookup", parent.0, found),
-                            // The kernel was not sent this lookup, and will not give it back.
-                            (None, Ok(entry)) => vfs.forget(entry.attr.ino, 1),
-                            (None, Err(_)) => {}
-                        }
-                    });
-                }
-            }
+        if let Err(error) = self.admit(req) {
+            return reply.error(failed("lookup", parent.0, error));
+        }
+        let (machine, name) = (self.vfs().machine_at(parent.0, name.as_bytes()), name.to_owned());
+        let of = Arc::clone(&machine);
+        self.requests.answer("lookup", req.pid(), machine, reply, move |requests, owed| {
+            requests.lookup(owed, of, parent.0, &name);
         });
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        survive("forget", || self.vfs.forget(ino.0, nlookup));
+        survive("forget", || self.vfs().forget(ino.0, nlookup));
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        survive("getattr", || {
-            let handle = fh.map(|fh| fh.0);
-            match self.admit(req).and_then(|()| self.vfs.getattr(ino.0, handle)) {
-                Ok(entry) => reply.attr(&entry.attr_ttl, &attr(&entry.attr)),
-                Err(error) => reply.error(failed("getattr", ino.0, error)),
-            }
+        if let Err(error) = self.admit(req) {
+            return reply.error(failed("getattr", ino.0, error));
+        }
+        let handle = fh.map(|fh| fh.0);
+        self.requests.answer("getattr", req.pid(), self.machine(ino), reply, move |all, owed| {
+            all.getattr(&owed, ino.0, handle);
         });
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        survive("readlink", || match self.admit(req).and_then(|()| self.vfs.readlink(ino.0)) {
-            Ok(target) => reply.data(&target),
-            Err(error) => reply.error(failed("readlink", ino.0, error)),
+        if let Err(error) = self.admit(req) {
+            return reply.error(failed("readlink", ino.0, error));
+        }
+        self.requests.answer("readlink", req.pid(), self.machine(ino), reply, move |all, owed| {
+            all.readlink(&owed, ino.0);
         });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, how: OpenFlags, reply: ReplyOpen) {
-        survive("open", || {
-            let may = self.admit(req).and_then(|()| self.vfs.may_open(ino.0, req.uid()));
-            let opened = may.and_then(|()| {
-                if how.acc_mode() == fuser::OpenAccMode::O_RDONLY {
-                    self.vfs.open(ino.0, req.pid())
-                } else {
-                    Err(Sys::ROFS)
-                }
-            });
-            match opened {
-                Ok(opened) => {
-                    let mut flags = match opened.cache {
-                        Cache::Keep => FopenFlags::FOPEN_KEEP_CACHE,
-                        Cache::Drop => FopenFlags::empty(),
-                    };
-                    // A round trip less for every file of a tree.
-                    flags.set(FopenFlags::FOPEN_NOFLUSH, !opened.close_tells);
-                    let handle = FileHandle(opened.handle);
-                    let backing = self.backing(ino.0, &opened, how, &reply);
-                    if opened.resized {
-                        self.vfs.notice_size(opened.handle, backing.is_none());
-                    }
-                    let answer = move || match backing.as_ref().and_then(|backing| backing.id()) {
-                        // It is an error to keep what is not cached.
-                        Some(id) => {
-                            flags.remove(FopenFlags::FOPEN_KEEP_CACHE);
-                            reply.opened_passthrough(handle, flags, id);
-                        }
-                        None => reply.opened(handle, flags),
-                    };
-                    match opened.resized {
-                        true => self.errands.answer(self.vfs.machine_of(ino.0), ino.0, answer),
-                        false => answer(),
-                    }
-                }
-                Err(error) => reply.error(failed("open", ino.0, error)),
-            }
+        let may = self.admit(req).and_then(|()| match how.acc_mode() {
+            fuser::OpenAccMode::O_RDONLY => Ok(()),
+            _ => Err(Sys::ROFS),
+        });
+        if let Err(error) = may {
+            return reply.error(failed("open", ino.0, error));
+        }
+        let caller = (req.uid(), req.pid());
+        self.requests.answer("open", req.pid(), self.machine(ino), reply, move |all, owed| {
+            all.open(owed, ino.0, how, caller);
         });
     }
 
@@ -316,27 +208,12 @@ impl Filesystem for Adaptor {
         reply: ReplyData,
     ) {
         let size = usize::try_from(size).unwrap_or(usize::MAX);
-        if let Some(slow) = self.vfs.slow_read(fh.0, req.pid(), size) {
-            let (vfs, errands) = (Arc::clone(&self.vfs), Arc::clone(&self.errands));
-            let machine = self.vfs.machine_of(ino.0);
-            let of = Arc::clone(&machine);
-            let owed = self.callers.owe(req.pid(), reply);
-            let caller = Arc::<Owed<ReplyData>>::clone(&owed);
-            return self.background.run_for(caller, machine, Work::Read, move || {
-                let mut buffer = Vec::new();
-                let wanted = || owed.waits() && slow.is_wanted();
-                let (count, barrier) = vfs.read(fh.0, offset, size, &wanted, &mut buffer);
-                if let Some(reply) = owed.take() {
-                    answer_read(&errands, || of, ino.0, count, barrier, &buffer, reply);
-                }
-            });
+        if let Some(slow) = self.vfs().slow_read(fh.0, req.pid(), size) {
+            let what = (offset, size);
+            return self.requests.read_slowly(slow, req.pid(), ino.0, fh.0, what, reply);
         }
-        survive("read", || {
-            with_buffer(|buffer| {
-                let (count, barrier) = self.vfs.read(fh.0, offset, size, &|| true, buffer);
-                let machine = || self.vfs.machine_of(ino.0);
-                answer_read(&self.errands, machine, ino.0, count, barrier, buffer, reply);
-            });
+        self.requests.answer("read", req.pid(), self.machine(ino), reply, move |all, owed| {
+            all.read(owed, ino.0, fh.0, offset, size);
         });
     }
 
@@ -350,7 +227,7 @@ impl Filesystem for Adaptor {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        survive("flush", || match self.vfs.flush(fh.0, req.pid()) {
+        survive("flush", || match self.vfs().flush(fh.0, req.pid()) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(failed("flush", ino.0, error)),
         });
@@ -366,13 +243,9 @@ impl Filesystem for Adaptor {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        survive("release", || {
-            if let Some(backings) = &self.backings {
-                backings.leave(ino.0);
-            }
-            self.vfs.release(fh.0);
-            reply.ok();
-        });
+        let machine = self.machine(ino);
+        self.requests.silently("release", machine, move |all| all.release(ino.0, fh.0));
+        reply.ok();
     }
 
     /// There is never anything to write out, and fsync(2) on a read-only file succeeds.
@@ -381,50 +254,38 @@ impl Filesystem for Adaptor {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        survive("opendir", || match self.admit(req).and_then(|()| self.vfs.open_dir(ino.0)) {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-            Err(error) => reply.error(failed("opendir", ino.0, error)),
+        if let Err(error) = self.admit(req) {
+            return reply.error(failed("opendir", ino.0, error));
+        }
+        self.requests.answer("opendir", req.pid(), self.machine(ino), reply, move |all, owed| {
+            all.opendir(&owed, ino.0);
         });
     }
 
     fn readdir(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        survive("readdir", || {
-            let result = self.vfs.read_dir(fh.0, offset, false, &mut |entry| {
-                let name = OsStr::from_bytes(entry.name);
-                reply.add(INodeNo(entry.ino), entry.offset, kind(entry.kind), name)
-            });
-            match result {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(failed("readdir", ino.0, error)),
-            }
+        self.requests.answer("readdir", req.pid(), self.machine(ino), reply, move |all, owed| {
+            all.readdir(&owed, ino.0, fh.0, offset);
         });
     }
 
     fn readdirplus(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        survive("readdirplus", || {
-            let result = self.vfs.read_dir(fh.0, offset, true, &mut |entry| {
-                let (attr, ttl) = convert::plus(entry);
-                let name = OsStr::from_bytes(entry.name);
-                reply.add(INodeNo(entry.ino), entry.offset, name, &ttl, &attr, Generation(0))
-            });
-            match result {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(failed("readdirplus", ino.0, error)),
-            }
+        let machine = self.machine(ino);
+        self.requests.answer("readdirplus", req.pid(), machine, reply, move |all, owed| {
+            all.readdirplus(&owed, ino.0, fh.0, offset);
         });
     }
 
@@ -437,7 +298,7 @@ impl Filesystem for Adaptor {
         reply: ReplyEmpty,
     ) {
         survive("releasedir", || {
-            self.vfs.release(fh.0);
+            self.vfs().release(fh.0);
             reply.ok();
         });
     }
@@ -447,59 +308,55 @@ impl Filesystem for Adaptor {
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        survive("statfs", || match self.admit(req).and_then(|()| self.vfs.statfs(ino.0)) {
-            Ok(s) => reply.statfs(
-                s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
-            ),
-            Err(error) => reply.error(failed("statfs", ino.0, error)),
+        if let Err(error) = self.admit(req) {
+            return reply.error(failed("statfs", ino.0, error));
+        }
+        self.requests.answer("statfs", req.pid(), self.machine(ino), reply, move |all, owed| {
+            all.statfs(&owed, ino.0);
         });
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        survive("getxattr", || {
-            let value = self.admit(req).and_then(|()| self.vfs.xattr(ino.0, name.as_bytes()));
-            reply_xattr(reply, ino.0, size, value);
+        if let Err(error) = self.admit(req) {
+            return reply.error(failed("xattr", ino.0, error));
+        }
+        let name = name.to_owned();
+        self.requests.answer("getxattr", req.pid(), self.machine(ino), reply, move |all, owed| {
+            Requests::xattr(&owed, ino.0, size, all.vfs.xattr(ino.0, name.as_bytes()));
         });
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        survive("listxattr", || {
-            let names = self.admit(req).and_then(|()| self.vfs.list_xattr(ino.0));
-            reply_xattr(reply, ino.0, size, names);
+        if let Err(error) = self.admit(req) {
+            return reply.error(failed("xattr", ino.0, error));
+        }
+        self.requests.answer("listxattr", req.pid(), self.machine(ino), reply, move |all, owed| {
+            Requests::xattr(&owed, ino.0, size, all.vfs.list_xattr(ino.0));
         });
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        survive("access", || {
-            let write = mask.contains(AccessFlags::W_OK);
-            let execute = mask.contains(AccessFlags::X_OK);
-            match self.admit(req).and_then(|()| self.vfs.access(ino.0, write, execute)) {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(failed("access", ino.0, error)),
-            }
+        if let Err(error) = self.admit(req) {
+            return reply.error(failed("access", ino.0, error));
+        }
+        let write = mask.contains(AccessFlags::W_OK);
+        let execute = mask.contains(AccessFlags::X_OK);
+        self.requests.answer("access", req.pid(), self.machine(ino), reply, move |all, owed| {
+            all.access(&owed, ino.0, write, execute);
         });
     }
 
     fn lseek(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        survive("lseek", || {
-            let to = match whence {
-                libc::SEEK_DATA => Ok(Seek::Data),
-                libc::SEEK_HOLE => Ok(Seek::Hole),
-                // The kernel does the others itself.
-                _ => Err(Sys::INVAL),
-            };
-            match to.and_then(|to| self.vfs.seek(fh.0, offset, to)) {
-                Ok(offset) => reply.offset(offset),
-                Err(error) => reply.error(failed("lseek", ino.0, error)),
-            }
+        self.requests.answer("lseek", req.pid(), self.machine(ino), reply, move |all, owed| {
+            all.lseek(&owed, ino.0, fh.0, offset, whence);
         });
     }
 

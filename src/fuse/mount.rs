@@ -1,6 +1,7 @@
 //! Mounting and unmounting.
 
 use super::MountError;
+use super::abort::Abort;
 use super::mounts;
 use super::point::{Point, TYPE};
 use crate::kernel;
@@ -91,6 +92,7 @@ pub struct Attached {
     /// Where it was put, without symbolic links. What leads there now may be something else.
     pub mountpoint: PathBuf,
     numbers: Numbers,
+    abort: Abort,
     /// It was this process that took it away.
     unmounted: AtomicBool,
 }
@@ -102,7 +104,8 @@ pub fn attach(options: &MountOptions) -> Result<(Attached, OwnedFd), MountError>
     let device = open_device()?;
     let numbers = attach_at(&device, &directory, options)
         .map_err(|(step, source)| MountError::Mount { step, source })?;
-    Ok((Attached { mountpoint, numbers, unmounted: AtomicBool::new(false) }, device))
+    let abort = Abort::of(numbers.1);
+    Ok((Attached { mountpoint, numbers, abort, unmounted: AtomicBool::new(false) }, device))
 }
 
 /// Opens what the kernel is answered on.
@@ -125,6 +128,11 @@ impl Attached {
         // Before it shows in the table.
         self.unmounted.store(true, Ordering::Relaxed);
         point.unmount(root, lazy).inspect_err(|_| self.unmounted.store(false, Ordering::Relaxed))
+    }
+
+    /// Fails whoever still uses the mount, wherever it is mounted.
+    pub fn cut_off(&self) {
+        self.abort.end();
     }
 
     /// Takes away what is left of the mount, whoever still uses it, after its connection has ended. Another mount that got its
@@ -308,6 +316,15 @@ fn unmount_at(point: &Point, root: OwnedFd, lazy: bool) -> Result<(), MountError
         false if text.contains("busy") => Err(MountError::Busy { path: path.to_owned() }),
         false => Err(failed(text)),
     }
+}
+
+/// What ends the connection of our own mount.
+pub(super) fn abort_of(mountpoint: &Path) -> Abort {
+    let table = mountinfo::read().unwrap_or_default();
+    let here = |mount: &Mount| mount.mountpoint == mountpoint && mount.fstype == TYPE;
+    // The one on top of others.
+    let found = table.into_iter().rfind(here);
+    found.map_or_else(Abort::none, |mount| Abort::of(mount.device))
 }
 
 /// Takes away our own mount after a failure, which is reported already.

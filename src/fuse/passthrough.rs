@@ -4,6 +4,7 @@
 //! The kernel has all openers of one inode go one way, through its cache of our answers or past us to one backing file,
 //! and fails the open that differs with EIO (fs/fuse/iomode.c). So whoever comes second goes the way of the first.
 
+use super::owed::Owed;
 use crate::opener::Client;
 use crate::sys;
 use fuser::{BackingId, InitFlags, KernelConfig, ReplyOpen};
@@ -68,9 +69,13 @@ impl Backings {
     }
 
     /// Has the kernel read `file` by itself.
-    pub(super) fn back(&self, reply: &ReplyOpen, file: BorrowedFd<'_>) -> io::Result<Backing> {
+    pub(super) fn back(&self, owed: &Owed<ReplyOpen>, file: BorrowedFd<'_>) -> io::Result<Backing> {
         let id = self.host.back(file)?;
-        Ok(Backing { id: Some(sys::backing(reply, id)), host: Arc::clone(&self.host) })
+        match owed.with(|reply| sys::backing(reply, id)) {
+            Some(id) => Ok(Backing { id: Some(id), host: Arc::clone(&self.host) }),
+            // Nobody waits for it any more.
+            None => self.host.let_go(id).and(Err(io::ErrorKind::Interrupted.into())),
+        }
     }
 
     /// Counts an opener and tells which way it has to go: the one of those who are there, else what `make` makes.

@@ -3,17 +3,19 @@
 use super::errands::Errands;
 use super::mount::{self, MountOptions, Stop};
 use super::owed::{Callers, LOOK};
-use super::{Adaptor, Background, Backings, MountError};
+use super::requests::Requests;
+use super::{Adaptor, Background, Backings, MountError, Work};
 use crate::machine::Machines;
 use crate::opener::Client;
 use crate::quote;
 use crate::vfs::{Access, Vfs};
 use fuser::{Config, MountOption, Session, SessionACL};
-use rustix::fd::OwnedFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd as _, OwnedFd};
 use std::io;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Weak};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// How often what nobody needs any more is looked for.
@@ -28,6 +30,9 @@ struct Keeper {
     host: Option<Arc<Client>>,
     errands: Arc<Errands>,
 }
+
+/// The end of the session, for whoever waits for it.
+type End = Sender<io::Result<()>>;
 
 /// Answers for a mount that [`mount::attach`] made, until it is unmounted. Calls `ready` once the kernel is answered.
 ///
@@ -46,10 +51,9 @@ pub fn answer(
     // user_id, and `allow_root` is the adaptor's.
     let session = Session::from_fd(adaptor, device, SessionACL::All, config);
     let start = |source| MountError::Start { source };
-    let running = start_session(session.map_err(start)?, keeper, woken).map_err(start)?;
+    let (_, ended) = start_session(session.map_err(start)?, keeper, woken).map_err(start)?;
     ready();
-    let ended = running.join();
-    ended.map_err(|source| MountError::Session { source })
+    ended.recv().unwrap_or(Ok(())).map_err(|source| MountError::Session { source })
 }
 
 /// Mounts `machines` as a plain user, with fusermount3's help, calls `ready` once the mount is answered, and answers until it
@@ -70,9 +74,7 @@ pub fn serve(
         mount::detach(&mountpoint);
         MountError::Start { source }
     };
-    let running = start_session(session, keeper, woken).map_err(start)?;
-    let (end, ended) = channel();
-    let cut_off = end.clone();
+    let (cut_off, ended) = start_session(session, keeper, woken).map_err(start)?;
     let watched = mountpoint.clone();
     let handle = stop.watch(
         options.stop_timeout,
@@ -81,12 +83,11 @@ pub fn serve(
         // Nobody receives only if the session has ended already.
         move || drop(cut_off.send(Ok(()))),
     );
-    let waiter = std::thread::Builder::new().name("codchifs-wait".into());
-    // Nobody receives only if a second signal was faster.
-    waiter.spawn(move || drop(end.send(running.join()))).map_err(start)?;
     tracing::info!(mountpoint = %quote::path(&mountpoint), "mounted");
+    let abort = mount::abort_of(&mountpoint);
     ready();
     let result = ended.recv().unwrap_or(Ok(()));
+    abort.end();
     handle.close();
     result.map_err(|source| {
         mount::detach(&mountpoint);
@@ -111,7 +112,7 @@ fn adaptor(
     let tell = Arc::clone(&errands);
     let vfs = Vfs::new(machines, access, move |machine, notice| tell.tell(machine, notice));
     let (vfs, callers) = (Arc::new(vfs), Arc::new(Callers::new(wake)));
-    let background = Background::new("codchifs-slow");
+    let background = Background::new("codchifs-slow", options.threads);
     let keeper = Keeper {
         vfs: Arc::clone(&vfs),
         callers: Arc::downgrade(&callers),
@@ -119,11 +120,9 @@ fn adaptor(
         host: host.clone(),
         errands: Arc::clone(&errands),
     };
+    let backings = OnceLock::new();
     let adaptor = Adaptor {
-        vfs,
-        background,
-        callers,
-        errands,
+        requests: Arc::new(Requests { vfs, background, callers, errands, backings }),
         only: options.allow_root.then_some(options.uid),
         kernel_checks: options.allow_other,
         backings: host.filter(|_| options.passthrough).map(Backings::new),
@@ -131,16 +130,25 @@ fn adaptor(
     (adaptor, keeper, woken)
 }
 
+/// Starts to answer the kernel; what is returned tells of the end, and takes it from others.
 fn start_session(
     session: Session<Adaptor>,
     keeper: Keeper,
     woken: Receiver<()>,
-) -> io::Result<fuser::BackgroundSession> {
+) -> io::Result<(End, Receiver<io::Result<()>>)> {
     keeper.errands.begin(session.notifier());
+    let device = session.as_fd().try_clone_to_owned()?;
+    let (end, ended) = channel();
+    let (of_keeper, of_waiter) = (end.clone(), end.clone());
     std::thread::Builder::new()
         .name("codchifs-keeper".into())
-        .spawn(move || look_after(&keeper, &woken))?;
-    session.spawn()
+        .spawn(move || look_after(&keeper, &woken, &device, &of_keeper))?;
+    let running = session.spawn()?;
+    // Nobody receives only if somebody else was faster.
+    std::thread::Builder::new()
+        .name("codchifs-wait".into())
+        .spawn(move || drop(of_waiter.send(running.join())))?;
+    Ok((end, ended))
 }
 
 /// Mounts as a plain user, with fusermount3's help.
@@ -174,13 +182,13 @@ fn mount_with_fusermount(
     Session::new(adaptor, mountpoint, &config).map_err(|source| MountError::Start { source })
 }
 
-/// Lets go callers that are killed, and tidies, until the session has ended.
-fn look_after(keeper: &Keeper, woken: &Receiver<()>) {
+/// Lets go callers that are killed, and tidies, until the session has ended. Does nothing itself that waits for a machine.
+fn look_after(keeper: &Keeper, woken: &Receiver<()>, device: &OwnedFd, end: &End) {
     let mut tidied = Instant::now();
     loop {
         // Whatever else there is to do: a mount that is always busy is tidied as well.
         if tidied.elapsed() >= TIDY {
-            super::survive("tidy", || keeper.vfs.tidy());
+            super::survive("tidy", || keeper.tidy());
             tidied = Instant::now();
         }
         let mut pause = TIDY.saturating_sub(tidied.elapsed());
@@ -188,7 +196,14 @@ fn look_after(keeper: &Keeper, woken: &Receiver<()>) {
             if callers.look(keeper.host.as_deref()) {
                 keeper.background.forget_abandoned();
             }
-            if callers.any() {
+            keeper.background.retry();
+            keeper.errands.retry();
+            let is_busy = keeper.background.is_busy() || keeper.errands.is_busy();
+            // A thread of the session that waits for a disk would keep the session, and the process, from ending.
+            if is_busy && is_gone(device) {
+                let _ = end.send(Ok(()));
+            }
+            if is_busy || !callers.may_rest() {
                 pause = pause.min(LOOK);
             }
         }
@@ -199,4 +214,22 @@ fn look_after(keeper: &Keeper, woken: &Receiver<()>) {
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
+}
+
+impl Keeper {
+    /// Each machine on a thread of its own: what is dropped may be the last of an open file, and closing it wait for a disk.
+    fn tidy(&self) {
+        for (machine, exports) in self.vfs.tidy() {
+            if !self.background.has(&machine, Work::Tidy) {
+                self.background.run(machine, Work::Tidy, move || exports.tidy());
+            }
+        }
+    }
+}
+
+/// Whether the kernel asks no more: the mount is gone, or was cut off.
+fn is_gone(device: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(device, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec::default())).is_ok()
+        && polled.iter().any(|fd| fd.revents().contains(PollFlags::ERR))
 }

@@ -5,6 +5,7 @@ use super::report::{open, walk};
 use crate::quote;
 use crate::tree::{Dir, HOME, Kind, Tree};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Keys of one home that are named; nobody reads on.
 const MOST_KEYS: usize = 100;
@@ -52,9 +53,16 @@ pub(super) struct Credentials(Lately<Vec<String>>);
 
 impl Credentials {
     /// The well-known ones in the home and in root's, at most some seconds old. Looks at names only.
-    pub(super) fn list(&self, tree: &Tree) -> Vec<String> {
-        self.0.or_find(|| find(tree))
+    pub(super) fn list(&self, tree: &Arc<Tree>) -> Vec<String> {
+        let tree = Arc::clone(tree);
+        let found = self.0.or_find(move || find(&tree));
+        found.unwrap_or_else(unknown)
     }
+}
+
+/// What is said where nobody could look: an empty list would be taken for a promise.
+pub(super) fn unknown() -> Vec<String> {
+    vec![format!("not known: {}", super::NO_DISK)]
 }
 
 fn find(tree: &Tree) -> Vec<String> {

@@ -78,7 +78,10 @@ impl Machine {
         let mut page = Page { text: String::new(), machine: self };
         // A String takes all that is written to it.
         let _ = match (&self.tree, &self.exports) {
-            (Ok(tree), Some(exports)) => page.write(tree, exports),
+            (Ok(tree), Some(exports)) => match self.unanswered() {
+                Some(why) => page.broken(&why),
+                None => page.write(tree, exports),
+            },
             (Err(why), _) => page.broken(why),
             (Ok(_), None) => Ok(()),
         };
@@ -122,9 +125,12 @@ impl Page<'_> {
         Ok(())
     }
 
-    fn write(&mut self, tree: &Tree, exports: &Exports) -> Written {
+    fn write(&mut self, tree: &Arc<Tree>, exports: &Exports) -> Written {
         let machine = self.machine;
-        let found = machine.guide.found.or_find(|| Arc::new(found::find(tree)));
+        let at = Arc::clone(tree);
+        let Some(found) = machine.guide.found.or_find(move || Arc::new(found::find(&at))) else {
+            return self.broken(super::NO_DISK);
+        };
         self.say(&format!("# {} leaves Codchi", code(&*machine.name)));
         self.say(
             "The steps of Codchi's guide *Migrating away from Codchi*, for this machine: paste them from top to bottom. \

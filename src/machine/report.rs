@@ -3,13 +3,14 @@
 //! `docs/report.schema.json` describes its shape, `docs/REPORT.md` its meaning. A new key may come at any time; anything
 //! else is a new [`SCHEMA`].
 
-use super::{Machine, Redacted, export_name};
+use super::{Machine, Redacted, credentials, export_name};
 use crate::backend::{Facts, Location, Power};
 use crate::export::{ChangeLine, Exports, Generation, Note, Status};
 use crate::quote;
 use crate::tree::{Dir, Tree};
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// The version of the report's shape.
@@ -61,13 +62,15 @@ struct Place<'a> {
 impl Machine {
     /// The bytes of `report.json`, made now. Never scans.
     pub fn report(&self) -> Vec<u8> {
+        let unanswered = self.unanswered();
+        let reason = unanswered.as_deref().or(self.tree.as_ref().err().map(String::as_str));
         let mut report = Report {
             schema: SCHEMA,
             machine: &self.name,
-            state: self.state.as_str(),
+            state: unanswered.as_ref().map_or(self.state, |_| super::Status::Broken).as_str(),
             place: self.location.as_ref().map(place),
             daemon: daemon(self.facts()),
-            reason: self.tree.as_ref().err().map(String::as_str),
+            reason,
             warnings: self.warnings().to_vec(),
             note: None,
             redacted: None,
@@ -81,13 +84,15 @@ impl Machine {
             let warning = "the machine runs: what changes while it is copied makes a copy fail; stop it first";
             report.warnings.push(warning.into());
         }
-        for path in self.missing_includes() {
+        // Nothing is asked of a disk that does not answer.
+        let tree = self.tree.as_ref().ok().filter(|_| unanswered.is_none());
+        for path in tree.map(|_| self.missing_includes()).unwrap_or_default() {
             let warning = format!("--include {path}: there is nothing of this name in the machine");
             report.warnings.push(warning);
         }
         let last = self.exports.as_ref().and_then(|exports| exports.last());
         let left_out = last.as_ref().map(|generation| generation.left_out());
-        if let (Ok(tree), Some(exports)) = (&self.tree, &self.exports) {
+        if let Some(exports) = &self.exports {
             report.redacted = self.redacted.as_ref().map(|redacted| fill_in(redacted, tree));
             report.left_out = left_out.as_deref();
             report.of_exports(exports, last.as_deref(), export_name(self.redacted.is_some()));
@@ -174,11 +179,11 @@ fn is_zero(number: &u64) -> bool {
 }
 
 /// What the receiver of an export without secrets must know.
-fn fill_in(redacted: &Redacted, tree: &Tree) -> Value {
+fn fill_in(redacted: &Redacted, tree: Option<&Arc<Tree>>) -> Value {
     json!({
         "secrets": redacted.secrets.iter().map(|name| format!("CODCHI_{name}")).collect::<Vec<_>>(),
         "tokens_of_modules": redacted.modules,
-        "credentials_still_inside": redacted.inside.list(tree),
+        "credentials_still_inside": tree.map_or_else(credentials::unknown, |tree| redacted.inside.list(tree)),
     })
 }
 

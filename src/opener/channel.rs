@@ -34,6 +34,13 @@ impl Channel {
         Ok(Self { socket, timeout, incoming: Incoming::default(), outgoing: Vec::new() })
     }
 
+    /// Waits for what the other end sends without end, and sends nothing.
+    pub(super) fn receiving(socket: UnixStream) -> io::Result<Self> {
+        socket.set_read_timeout(None)?;
+        let (incoming, outgoing) = Default::default();
+        Ok(Self { socket, timeout: Duration::MAX, incoming, outgoing })
+    }
+
     /// Sends a frame. `TimedOut` before any of it is on its way is an error that names nothing; after that, it arrives before the
     /// next one: see [`Sent`].
     pub(super) fn send(

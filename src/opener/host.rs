@@ -2,23 +2,28 @@
 
 use super::Direct;
 use super::wire::{Answer, Body, Refusal, Request, Told, What, receive, send};
+use crate::backend::LocateError;
 use crate::codchi::MachineName;
 use crate::sys;
 use crate::tree::Root;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_getfl, statx};
 use rustix::io::Errno;
 use rustix::process::Signal;
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Questions answered at a time: those who look at machines rarely wait, but one may wait for a daemon.
-const SOCKETS: usize = 4;
+/// One for files and callers, and one for machines.
+const SOCKETS: usize = 2;
+
+/// Machines that are looked for at a time. Each has a thread: it may wait for a daemon, or for a disk that never answers.
+const MAX_FINDING: usize = 1024;
 
 /// Files at a time that the kernel reads by itself.
 const MOST_BACKED: usize = 1024;
@@ -34,6 +39,23 @@ struct Means {
     device: Mutex<Option<OwnedFd>>,
     /// Files that it reads so.
     backed: AtomicUsize,
+    /// Machines that a thread looks for.
+    finding: Mutex<HashSet<String>>,
+}
+
+/// A socket to the server. Answers go out in the order in which they are found.
+#[derive(Debug)]
+struct Socket {
+    stream: UnixStream,
+    answering: Mutex<()>,
+}
+
+impl Socket {
+    fn answer(&self, number: u64, body: Body, fds: &[OwnedFd]) -> io::Result<()> {
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        let _one = self.answering.lock();
+        send(&self.stream, &Answer { number, body }, &fds)
+    }
 }
 
 impl Means {
@@ -52,6 +74,7 @@ impl Host {
             direct,
             device: Mutex::new(Some(device)),
             backed: AtomicUsize::new(0),
+            finding: Mutex::default(),
         }))
     }
 
@@ -61,6 +84,7 @@ impl Host {
         for _ in 0..SOCKETS {
             let (ours, servers) = UnixStream::pair()?;
             let means = Arc::clone(&self.0);
+            let ours = Arc::new(Socket { stream: ours, answering: Mutex::default() });
             std::thread::Builder::new()
                 .name("codchifs-host".into())
                 .spawn(move || while answer(&means, &ours).is_ok() {})?;
@@ -91,37 +115,87 @@ impl Host {
     }
 }
 
-fn answer(means: &Means, socket: &UnixStream) -> io::Result<()> {
-    let (Request { number, what }, mut files): (Request, _) = receive(socket)?;
-    let found = catch_unwind(AssertUnwindSafe(|| match &what {
-        What::Locate(name) => find(&means.direct, name, false),
-        What::Open(name) => find(&means.direct, name, true),
-        What::Back => (Body::Backed(back(means, files.pop())), Vec::new()),
+fn answer(means: &Arc<Means>, socket: &Arc<Socket>) -> io::Result<()> {
+    let (Request { number, what }, mut files): (Request, _) = receive(&socket.stream)?;
+    let body = match what {
+        What::Locate(name) => return find_apart(means, socket, number, name, false),
+        What::Open(name) => return find_apart(means, socket, number, name, true),
+        What::Back => {
+            let file = files.pop();
+            let body = Body::Backed(back(means, file.as_ref()));
+            // Closing waits for a server of a FUSE or a network file system that keeps it.
+            let closer = std::thread::Builder::new().name("codchifs-close".into());
+            let _ = closer.spawn(move || drop((file, files)));
+            body
+        }
         What::Killed(threads) => {
-            (Body::Killed(threads.iter().copied().filter(|t| is_killed(*t)).collect()), Vec::new())
+            Body::Killed(threads.into_iter().filter(|thread| is_killed(*thread)).collect())
         }
         What::LetGo(id) => {
-            let done = means.with_device(|device| sys::let_go_of_backing(device, *id));
+            let done = means.with_device(|device| sys::let_go_of_backing(device, id));
             if done.is_ok() {
                 means.backed.fetch_sub(1, Ordering::Relaxed);
             }
-            (Body::Backed(done.map(|()| *id).map_err(Errno::raw_os_error)), Vec::new())
+            Body::Backed(done.map(|()| id).map_err(Errno::raw_os_error))
         }
-    }));
-    let (body, fds) = found.unwrap_or_else(|panic| {
-        // Dropping what a panic carries may panic in turn.
-        std::mem::forget(panic);
-        (refused("the look for it failed; this is a bug".into()), Vec::new())
+    };
+    socket.answer(number, body, &[])
+}
+
+/// Answers from a thread of its own when the machine is found: one of each machine, so that a disk that never answers keeps one.
+fn find_apart(
+    means: &Arc<Means>,
+    socket: &Arc<Socket>,
+    number: u64,
+    name: String,
+    open: bool,
+) -> io::Result<()> {
+    let body = |located: Refusal, opened| {
+        Body::Machine(Box::new(Told { located: Err(located), facts: Default::default(), opened }))
+    };
+    {
+        let mut finding = means.finding.lock();
+        if finding.contains(&name) {
+            let why = LocateError::Unanswered.to_string();
+            return socket.answer(number, body(Refusal::Unanswered, Err(why)), &[]);
+        }
+        if finding.len() >= MAX_FINDING {
+            let why = format!("{MAX_FINDING} machines whose disks do not answer are looked for");
+            return socket.answer(number, refused(why), &[]);
+        }
+        finding.insert(name.clone());
+    }
+    let (of, to, machine) = (Arc::clone(means), Arc::clone(socket), name.clone());
+    let finder = std::thread::Builder::new().name("codchifs-find".into());
+    let finder = finder.spawn(move || {
+        let found = catch_unwind(AssertUnwindSafe(|| find(&of.direct, &machine, open)));
+        let (body, fds) = found.unwrap_or_else(|panic| {
+            // Dropping what a panic carries may panic in turn.
+            std::mem::forget(panic);
+            (refused("the look for it failed; this is a bug".into()), Vec::new())
+        });
+        of.finding.lock().remove(&machine);
+        // A server that has ended waits for nothing.
+        let _ = to.answer(number, body, &fds);
     });
-    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-    send(socket, &Answer { number, body }, &fds)
+    finder.map(drop).or_else(|why| {
+        means.finding.lock().remove(&name);
+        socket.answer(
+            number,
+            refused(format!("no thread can be started to look for it: {why}")),
+            &[],
+        )
+    })
 }
 
 /// Only what the server has opened for reading: the kernel would also write to it otherwise, with our rights.
-fn back(means: &Means, file: Option<OwnedFd>) -> Result<u32, i32> {
-    let back = |file: OwnedFd| {
-        let regular = FileType::from_raw_mode(fstat(&file)?.st_mode) == FileType::RegularFile;
-        if !regular || fcntl_getfl(&file)? & OFlags::RWMODE != OFlags::RDONLY {
+fn back(means: &Means, file: Option<&OwnedFd>) -> Result<u32, i32> {
+    let back = |file: &OwnedFd| {
+        // What the kernel knows: the disk may not answer.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let mode = statx(file, "", flags, StatxFlags::TYPE)?.stx_mode;
+        let regular = FileType::from_raw_mode(mode.into()) == FileType::RegularFile;
+        if !regular || fcntl_getfl(file)? & OFlags::RWMODE != OFlags::RDONLY {
             return Err(Errno::INVAL);
         }
         // The kernel keeps each open, and none of them counts among the server's descriptors.

@@ -72,10 +72,11 @@ pub(super) struct Told {
     pub(super) opened: Result<(), String>,
 }
 
-/// A [`LocateError`]; for those who are told, there are but two kinds.
+/// A [`LocateError`]; for those who are told, there are but three kinds.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Refusal {
     NotInstalled(String),
+    Unanswered,
     Other(String),
 }
 
@@ -83,6 +84,7 @@ impl From<LocateError> for Refusal {
     fn from(error: LocateError) -> Self {
         match error {
             LocateError::NotInstalled(what) => Self::NotInstalled(what),
+            LocateError::Unanswered => Self::Unanswered,
             other => Self::Other(other.to_string()),
         }
     }
@@ -92,6 +94,7 @@ impl From<Refusal> for LocateError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::NotInstalled(what) => Self::NotInstalled(what),
+            Refusal::Unanswered => Self::Unanswered,
             Refusal::Other(why) => Self::Told(why),
         }
     }

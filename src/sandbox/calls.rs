@@ -58,6 +58,10 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sendto,
     libc::SYS_write,
     libc::SYS_writev,
+    // Whether the kernel asks no more.
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    libc::SYS_ppoll,
     // Names and attributes.
     libc::SYS_newfstatat,
     libc::SYS_readlinkat,

@@ -94,22 +94,32 @@ impl Vfs {
                 let history = Arc::clone(self.exports(&node.key.machine)?.history());
                 let hold = history.open(&generation);
                 let progress = Progress::new(pid);
-                let (handle, cache) =
-                    self.handles.add_reader(Handle::Export { node, hold, progress });
-                Ok(Opened { handle, cache, close_tells: true, plain: None, resized: false })
+                Ok(self.open_shared(Handle::Export { node, hold, progress }))
             }
             Object::Manifest { .. } => {
                 let generation = node.generation().ok_or(Errno::STALE)?;
                 let history = Arc::clone(self.exports(&node.key.machine)?.history());
                 let (manifest, hold) = (generation.manifest(), history.open(&generation));
                 let closed_by = Mutex::default();
-                let opened = Handle::Manifest { node, manifest, hold, closed_by };
-                let (handle, cache) = self.handles.add_reader(opened);
-                Ok(Opened { handle, cache, close_tells: true, plain: None, resized: false })
+                Ok(self.open_shared(Handle::Manifest { node, manifest, hold, closed_by }))
             }
             Object::Page { page, .. } => self.open_page(node, page),
             Object::Placeholder(_) => Err(Errno::STALE),
             _ => Err(Errno::ISDIR),
+        }
+    }
+
+    fn open_shared(&self, handle: Handle) -> Opened {
+        let node = Arc::clone(handle.node());
+        let forget = || self.notice(&node, Notice::Pages { ino: node.ino, offset: 0 });
+        let (handle, behind) = self.handles.add_reader(handle, forget);
+        Opened { close_tells: true, behind, ..Opened::unchanging(handle) }
+    }
+
+    /// The kernel has had the notices that the answer to an open had to come behind.
+    pub fn is_answered(&self, handle: u64) {
+        if let Ok(handle) = self.handles.get(handle) {
+            handle.node().forgetting.store(false, Ordering::SeqCst);
         }
     }
 
@@ -143,7 +153,7 @@ impl Vfs {
                 let resized = node.told_size.load(Ordering::Relaxed) != attr.size;
                 let plain = Some(attr.size);
                 let handle = self.handles.add(Handle::Disk { node, tree, file, attr });
-                Ok(Opened { handle, cache, close_tells: false, plain, resized })
+                Ok(Opened { handle, cache, close_tells: false, plain, resized, behind: resized })
             }
             File::Generated(bytes) => {
                 let attr = Attr::of(node.ino, &attr);

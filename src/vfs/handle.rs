@@ -1,6 +1,5 @@
 //! Open files and directories.
 
-use super::Cache;
 use super::inode::Node;
 use super::number::Key;
 use super::transfers::Progress;
@@ -140,17 +139,24 @@ impl Handles {
     }
 
     /// The same of a file whose pages are shared by readers of one time, not kept for later ones: a file that is written through
-    /// mmap(2) changes without any sign until it is written back. Of those who open it at once, at most one drops them: dropping
-    /// waits for whoever reads already, maybe for as long as hashing a machine takes.
-    pub(super) fn add_reader(&self, handle: Handle) -> (u64, Cache) {
+    /// mmap(2) changes without any sign until it is written back. The first of later ones calls `forget`, which has the kernel told
+    /// to drop the pages. Whether the answer must come behind that, as the second value: of whoever opens it meanwhile as well.
+    ///
+    /// Nobody is told to drop them with the open itself: the kernel does so when the open returns, and waits for whoever
+    /// opened it at the same time and reads already, maybe for as long as hashing a machine takes.
+    pub(super) fn add_reader(&self, handle: Handle, forget: impl FnOnce()) -> (u64, bool) {
         let number = self.last.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        let ino = handle.node().ino;
+        let node = Arc::clone(handle.node());
         let mut open = self.open.write();
         // Of what was never open there are no pages.
-        let is_new = !handle.node().opened.swap(true, Ordering::SeqCst);
-        let keep = is_new || open.values().any(|other| other.node().ino == ino);
+        let is_new = !node.opened.swap(true, Ordering::SeqCst);
+        if !is_new && !open.values().any(|other| other.node().ino == node.ino) {
+            node.forgetting.store(true, Ordering::SeqCst);
+            // Queued before anybody else can come behind it.
+            forget();
+        }
         open.insert(number, Arc::new(handle));
-        (number, if keep { Cache::Keep } else { Cache::Drop })
+        (number, node.forgetting.load(Ordering::SeqCst))
     }
 
     pub(super) fn get(&self, number: u64) -> Result<Arc<Handle>, Errno> {
@@ -209,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn of_those_who_open_a_file_at_once_at_most_one_drops_its_pages() {
+    fn of_those_who_open_a_file_at_once_one_has_its_pages_dropped_and_all_come_behind_that() {
         let node = Table::new(false).get(ROOT).unwrap();
         let handles = Handles::default();
         for round in 0..100 {
@@ -218,14 +224,19 @@ mod tests {
                 let open = || {
                     let (node, listing) = (Arc::clone(&node), Mutex::default());
                     start.wait();
-                    handles.add_reader(Handle::Directory { node, listing })
+                    let mut forgets = false;
+                    let handle = Handle::Directory { node, listing };
+                    let (number, behind) = handles.add_reader(handle, || forgets = true);
+                    (number, behind, forgets)
                 };
                 let threads: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).collect()
             });
-            let drops = opened.iter().filter(|(_, cache)| *cache == Cache::Drop).count();
-            assert_eq!(drops, usize::from(round > 0));
-            opened.iter().for_each(|(number, _)| handles.remove(*number));
+            let forget = opened.iter().filter(|(_, _, forgets)| *forgets).count();
+            assert_eq!(forget, usize::from(round > 0));
+            assert!(opened.iter().all(|(_, behind, _)| *behind == (round > 0)));
+            opened.iter().for_each(|(number, ..)| handles.remove(*number));
+            node.forgetting.store(false, Ordering::SeqCst);
         }
     }
 

@@ -54,6 +54,8 @@ pub(super) struct Node {
     pub(super) settled: AtomicBool,
     /// An `export.tar` or a list was open since the kernel has this number: it may have pages.
     pub(super) opened: AtomicBool,
+    /// The kernel is being told to drop these.
+    pub(super) forgetting: AtomicBool,
 }
 
 impl Node {
@@ -77,6 +79,7 @@ impl Node {
             told: Mutex::new(false),
             settled: AtomicBool::new(false),
             opened: AtomicBool::new(false),
+            forgetting: AtomicBool::new(false),
         }
     }
 
@@ -138,7 +141,7 @@ struct Inner {
 ///
 /// The order of all locks of this module: first the table's, then one of a [`Node`]'s own, and nothing of these but notices,
 /// which are queued without a wait. Whoever has a node's lock takes neither the table's nor another node's. All others (open
-/// handles, directories, texts, what a handle keeps) are held for a copy, and inside none.
+/// handles, directories, texts, what a handle keeps) are held for a copy, and inside none but for notices.
 #[derive(Debug)]
 pub(super) struct Table {
     slots: Mutex<Inner>,

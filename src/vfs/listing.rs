@@ -33,8 +33,8 @@ impl Vfs {
     /// Hands the entries from `offset` on to `add` until it answers that it is full. With `plus`,
     /// every entry but `.` and `..` has attributes and counts as looked up if `add` took it.
     ///
-    /// Never scans and makes no text: `export.tar` and the texts have a stand-in there, valid for no time, so that the next
-    /// look at one is a lookup.
+    /// Never scans, makes no text and looks at no machine but the directory's own: `export.tar`, the texts and the machines have a
+    /// stand-in there, valid for no time, so that the next look at one is a lookup.
     pub fn read_dir(
         &self,
         handle: u64,
@@ -112,6 +112,8 @@ impl Vfs {
             Source::Fixed(key) if matches!(key.object, Object::Placeholder(_)) => {
                 self.insert_fixed(key.clone(), None).map(|entry| Some(unlinked(entry)))
             }
+            // Of each machine, whoever looks at it waits for it.
+            Source::Fixed(key) if key.object == Object::Machine => self.name_only(node, listed),
             Source::Fixed(_) => self.lookup_in(node, &listed.name).map(Some),
             Source::Late(attr) => {
                 self.insert_entry(node, &listed.name, attr).map(|entry| Some(unlinked(entry)))

@@ -29,12 +29,14 @@ mod short;
 mod text;
 mod transfers;
 
+use crate::export::Exports;
 use crate::machine::Machines;
 use crate::tree::{Kind, ObjectId, StatFs, Time, Tree};
 use dirs::{Dirs, moved};
 pub use file::{Barrier, Seek, SlowRead};
 use handle::Handles;
 use inode::{Found, Node, Place, Table};
+pub use namespace::Slow;
 use number::{Key, Object};
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -138,15 +140,17 @@ pub struct Opened {
     pub close_tells: bool,
     /// Bytes of a file of the machine, of which nothing here is ever made up; `None` for all others.
     pub plain: Option<u64>,
-    /// The kernel was told another size than the file has now: [`Vfs::notice_size`] is to be called, and the answer must come
-    /// behind its notices.
+    /// The kernel was told another size than the file has now: [`Vfs::notice_size`] is to be called.
     pub resized: bool,
+    /// The answer must come behind the notices so far, and then [`Vfs::is_answered`] is to be called.
+    pub behind: bool,
 }
 
 impl Opened {
     /// A file whose number stands for this very content.
     fn unchanging(handle: u64) -> Self {
-        Self { handle, cache: Cache::Keep, close_tells: false, plain: None, resized: false }
+        let cache = Cache::Keep;
+        Self { handle, cache, close_tells: false, plain: None, resized: false, behind: false }
     }
 }
 
@@ -238,10 +242,11 @@ impl Vfs {
         }
     }
 
-    /// Lets go of what nobody has needed for a while. To be called now and then.
-    pub fn tidy(&self) {
+    /// Lets go of texts that nobody has needed for a while. To be called now and then; of the machines, the exports are to be
+    /// tidied each by itself, as that may wait for a disk.
+    pub fn tidy(&self) -> Vec<(Arc<str>, Arc<Exports>)> {
         self.table.tidy();
-        self.machines.tidy();
+        self.machines.exports()
     }
 
     /// The kernel gives back `count` lookups of a number.
@@ -286,6 +291,14 @@ impl Vfs {
     /// The machine whose file a number is; none of the mount's root, and of what is not known.
     pub fn machine_of(&self, ino: u64) -> Arc<str> {
         self.table.get(ino).map_or_else(|_| Arc::from(""), |node| Arc::clone(&node.key.machine))
+    }
+
+    /// The machine that a lookup is about: the one of this name, in the mount's root.
+    pub fn machine_at(&self, parent: u64, name: &[u8]) -> Arc<str> {
+        match std::str::from_utf8(name) {
+            Ok(name) if parent == number::ROOT => Arc::from(name),
+            _ => self.machine_of(parent),
+        }
     }
 
     /// Figures of the machine's storage; of nothing for the mount's root.

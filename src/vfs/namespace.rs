@@ -22,32 +22,45 @@ const TRANSFERS: &[u8] = b".transfers";
 /// Found by name, never listed, so that no backup walks in.
 const GENERATIONS: &str = ".generations";
 
+/// Why a lookup takes long by its nature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slow {
+    /// The machine may be scanned for it.
+    Scan,
+    /// A text is made.
+    Text,
+}
+
 impl Vfs {
-    /// Looks a name up, unless that may take long: then `None`, nothing has happened, and
-    /// [`Vfs::lookup`] is to be called where waiting holds up nobody else.
-    pub fn lookup_at_once(&self, parent: u64, name: &[u8]) -> Option<Result<Entry, Errno>> {
+    /// Looks a name up, unless that takes long by its nature: then nothing has happened, and [`Vfs::lookup`] is to be called
+    /// where waiting holds up nobody else.
+    pub fn lookup_at_once(&self, parent: u64, name: &[u8]) -> Result<Result<Entry, Errno>, Slow> {
         let node = match self.table.get(parent) {
             Ok(node) => node,
-            Err(error) => return Some(Err(error)),
+            Err(error) => return Ok(Err(error)),
         };
         match node.key.object {
             Object::Machine if name == self.export_name() => {
                 let exports = match self.exports(&node.key.machine) {
                     Ok(exports) => exports,
-                    Err(error) => return Some(Err(error)),
+                    Err(error) => return Ok(Err(error)),
                 };
-                exports.fresh().map(|generation| self.insert_generation(&node, generation))
+                let generation = exports.fresh().ok_or(Slow::Scan)?;
+                Ok(self.insert_generation(&node, generation))
             }
             // Making the list's size looks at every member.
             Object::Machine | Object::GenerationDir(_) if name == MANIFEST.as_bytes() => {
-                let exports = self.exports(&node.key.machine).ok()?;
-                exports.fresh().filter(|generation| generation.manifest_is_sized())?;
-                Some(self.lookup_in(&node, name))
+                let exports = self.exports(&node.key.machine).map_err(|_| Slow::Scan)?;
+                let sized = exports.fresh().filter(|generation| generation.manifest_is_sized());
+                sized.ok_or(Slow::Scan)?;
+                Ok(self.lookup_in(&node, name))
             }
             // Made anew for each look, of up to some megabytes.
-            Object::Machine if [REPORT, GUIDE].iter().any(|page| name == page.as_bytes()) => None,
-            Object::Tree(_) if ScanFile::may_be(name) && self.would_scan(&node) => None,
-            _ => Some(self.lookup_in(&node, name)),
+            Object::Machine if [REPORT, GUIDE].iter().any(|page| name == page.as_bytes()) => {
+                Err(Slow::Text)
+            }
+            Object::Tree(_) if ScanFile::may_be(name) && self.would_scan(&node) => Err(Slow::Scan),
+            _ => Ok(self.lookup_in(&node, name)),
         }
     }
 
@@ -262,7 +275,8 @@ impl Vfs {
 
     /// Attributes of a name of ours.
     fn attr_of_fixed(&self, key: &Key, ino: u64, machine: Option<&Machine>) -> Result<Attr, Errno> {
-        let time = machine.map(rootfs_time).unwrap_or_default();
+        // That of its rootfs, which a remount does not change.
+        let time = machine.map(Machine::time).unwrap_or_default();
         let directory = |perm| self.own_attr(ino, Kind::Directory, perm, 0, time);
         Ok(match key.object {
             Object::Root => directory(0o755),
@@ -322,12 +336,6 @@ impl Vfs {
 /// Whether an entry is the generated file whose content only a scan knows.
 pub(super) fn is_late(tree: &Tree, attr: &tree::Attr) -> bool {
     tree.generated_file(attr.id).is_some_and(|file| file.content.is_none())
-}
-
-/// The time that a machine's own directory shows: its rootfs's, which a remount does not change.
-pub(super) fn rootfs_time(machine: &Machine) -> Time {
-    let root = machine.tree.as_ref().ok().and_then(|tree| tree.root().ok());
-    root.map(|(_, attr)| attr.mtime).unwrap_or_default()
 }
 
 /// The wall clock.

@@ -6,7 +6,7 @@
 
 use super::handle::Handle;
 use super::inode::{Found, Node};
-use super::namespace::{now, rootfs_time};
+use super::namespace::now;
 use super::number::{Key, Object, Page};
 use super::text::Text;
 use super::{Attr, Entry, LASTING, Opened, Vfs};
@@ -69,8 +69,7 @@ impl Vfs {
         let since = match page {
             Page::Transfers => now(),
             Page::Report | Page::Guide => {
-                // Before the lock, which is that of all machines: the disk of one may not answer.
-                let first = (hash, rootfs_time(machine));
+                let first = (hash, machine.time());
                 let mut pages = self.pages.lock();
                 let known = pages.entry((Arc::clone(&machine.name), page)).or_insert(first);
                 if known.0 != hash {

@@ -85,14 +85,25 @@ impl Mounted {
         Self::start(command, point, log).ready()
     }
 
+    /// The same of another user's, which is in the table.
+    pub(crate) fn unseen(command: Command, point: PathBuf, log: PathBuf) -> Self {
+        let mut mounted = Self::start(command, point, log);
+        mounted.is_in_the_table();
+        mounted
+    }
+
+    fn is_in_the_table(&mut self) {
+        wait_until("the mount", || {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("codchifs mount ended: {status}\n{}", self.log());
+            }
+            mounts_on(&self.point).iter().any(|entry| entry.kind.starts_with("fuse"))
+        });
+    }
+
     fn ready(self) -> Self {
         let mut mounted = self;
-        wait_until("the mount", || {
-            if let Some(status) = mounted.child.try_wait().unwrap() {
-                panic!("codchifs mount ended: {status}\n{}", mounted.log());
-            }
-            mounts_on(&mounted.point).iter().any(|entry| entry.kind.starts_with("fuse"))
-        });
+        mounted.is_in_the_table();
         let point = mounted.point.clone();
         within("stat of the mount point", move || fs::symlink_metadata(point)).unwrap();
         mounted

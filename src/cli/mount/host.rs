@@ -7,7 +7,9 @@ use crate::fuse::{self, Attached, MountError, MountOptions, Stop};
 use crate::opener::{Control, Direct, Greeting, Host, send_greeting};
 use crate::quote;
 use crate::tree::{self, Root};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd as _;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -22,6 +24,10 @@ use std::time::Duration;
 const START: Duration = Duration::from_secs(30);
 /// And this long to take a word.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// What is left of it gets this long to end.
+const END: Duration = Duration::from_secs(2);
 
 pub(super) fn run(
     context: Context,
@@ -120,7 +126,7 @@ pub(super) fn run(
     if let Err(why) = greeted.and_then(|()| Control::receive(&control).map(drop)) {
         // It may have been stopped; its user can do that.
         kill();
-        let status = child.wait()?;
+        let status = wait_for_end(&mut child, &server, &attached)?;
         return match status.code() {
             // It has said why.
             Some(1) => Ok(Outcome::Incomplete),
@@ -138,7 +144,7 @@ pub(super) fn run(
     // What it said on the way is for whoever waits, not for the log file.
     relay.flush();
     ready();
-    let status = child.wait()?;
+    let status = wait_for_end(&mut child, &server, &attached)?;
     handle.close();
     drop(mounted);
     match options.stop_timeout.is_some() && cut_off.load(Ordering::Relaxed) {
@@ -172,6 +178,50 @@ fn start(control: UnixStream, log: UnixStream) -> Result<Child, Failure> {
         .stderr(Stdio::from(OwnedFd::from(log)))
         .spawn()?;
     Ok(child)
+}
+
+/// Waits for the server, and for no disk that one of its threads waits for.
+///
+/// A process has ended when all of its threads have, and the last one waits for the disks of the files that it closes. When the
+/// first one has ended nobody answers the kernel any more, and nothing but a look tells of that.
+fn wait_for_end(
+    child: &mut Child,
+    server: &OwnedFd,
+    attached: &Attached,
+) -> Result<ExitStatus, Failure> {
+    let mut first = None;
+    while first.is_none() && !is_readable(server, LOOK_AGAIN)? {
+        first = status_of_zombie(child.id());
+    }
+    attached.cut_off();
+    if let Some(status) = first
+        && !is_readable(server, END)?
+    {
+        tracing::warn!("a thread of the server still waits for a disk that does not answer");
+        return Ok(status);
+    }
+    Ok(child.wait()?)
+}
+
+fn is_readable(fd: &OwnedFd, timeout: Duration) -> Result<bool, Errno> {
+    let timeout = Timespec::try_from(timeout).ok();
+    loop {
+        let mut polled = [PollFd::new(fd, PollFlags::IN)];
+        match poll(&mut polled, timeout.as_ref()) {
+            Err(Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
+    }
+}
+
+/// What the first thread of a process has ended with, if it has.
+fn status_of_zombie(pid: u32) -> Option<ExitStatus> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let fields: Vec<_> = fields.split_whitespace().collect();
+    // proc_pid_stat(5): the third field and the last.
+    let status = fields.last().filter(|_| matches!(fields.first(), Some(&("Z" | "X"))))?;
+    Some(ExitStatus::from_raw(status.parse().unwrap_or(0)))
 }
 
 fn ended(status: ExitStatus) -> Result<Outcome, Failure> {

@@ -28,6 +28,7 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
     let opener = Opener::Asked(Arc::clone(&host));
     let user = User { uid: greeting.uid, gid: greeting.gid };
     sandbox::enter(user, greeting.apart.is_quiet())?;
+    host.start()?;
     tree::all_is_handed_over(greeting.apart);
     if let Some(sample) = sample {
         tree::check_reading(Root::handed_over(sample, Vec::new()))?;
@@ -41,7 +42,7 @@ pub(super) fn run(global: &Global, mount: &Mount) -> Result<Outcome, Failure> {
         data_dir: greeting.data_dir,
         ways: ways.collect(),
     };
-    let machines = Arc::new(Machines::new(state, user, opener, settings, mount.machine.clone())?);
+    let machines = Machines::new(state, user, opener, settings, mount.machine.clone())?;
     name_missing(&machines, mount);
     let to_reread = Arc::clone(&machines);
     let end = control.try_clone()?;
