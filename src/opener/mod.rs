@@ -7,6 +7,8 @@
 mod channel;
 mod client;
 mod direct;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod host;
 mod wire;
 
