@@ -4,6 +4,7 @@ mod build;
 mod credentials;
 mod guide;
 mod lately;
+mod path;
 mod report;
 
 use crate::backend::{Facts, LocateError, Location};
@@ -571,7 +572,7 @@ impl Machine {
 
 fn is_missing(tree: &Tree, path: &str) -> bool {
     let Some((parent, name)) = path.trim_end_matches('/').rsplit_once('/') else { return true };
-    report::walk(tree, parent).is_none_or(|dir| tree.lookup(&dir, name.as_bytes()).is_err())
+    path::walk(tree, parent).is_none_or(|dir| tree.lookup(&dir, name.as_bytes()).is_err())
 }
 
 #[cfg(test)]

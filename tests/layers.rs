@@ -344,6 +344,7 @@ const NOT_FOREIGN: &[(&str, &str, &str)] = &[
     ("backend/mod.rs", ":?}", "compared by the fuzz targets, and not shown"),
     ("cli/log.rs", ":?}", "tracing hands values over in that form only; quoted at once"),
     ("mountinfo.rs", "_lossy(", "options are looked for, and not shown"),
+    ("opener/fuzzing.rs", ":?}", "compared by a fuzz target, and not shown"),
     ("verify/directory.rs", "_lossy(", "ids are looked for, and not shown"),
     ("verify/kind.rs", "_lossy(", "the kind of a file is looked for, and its text not shown"),
 ];

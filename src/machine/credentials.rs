@@ -1,7 +1,7 @@
 //! Well-known files of a machine that hold credentials: whoever hands an export over should know of them.
 
 use super::lately::Lately;
-use super::report::{open, walk};
+use super::path::{open, walk};
 use crate::quote;
 use crate::tree::{Dir, HOME, Kind, Tree};
 use std::collections::BTreeSet;

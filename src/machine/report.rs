@@ -7,7 +7,7 @@ use super::{Machine, Redacted, credentials, export_name};
 use crate::backend::{Facts, Location, Power};
 use crate::export::{ChangeLine, Exports, Generation, Note, Status};
 use crate::quote;
-use crate::tree::{Dir, Tree};
+use crate::tree::Tree;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -185,16 +185,4 @@ fn fill_in(redacted: &Redacted, tree: Option<&Arc<Tree>>) -> Value {
         "tokens_of_modules": redacted.modules,
         "credentials_still_inside": tree.map_or_else(credentials::unknown, |tree| redacted.inside.list(tree)),
     })
-}
-
-/// The directory at a path.
-pub(super) fn walk(tree: &Tree, path: &str) -> Option<Dir> {
-    open(tree, &tree.root().ok()?.0, path)
-}
-
-pub(super) fn open(tree: &Tree, dir: &Dir, path: &str) -> Option<Dir> {
-    let names = path.split('/').filter(|name| !name.is_empty());
-    names
-        .into_iter()
-        .try_fold(dir.clone(), |dir, name| Some(tree.open_dir(&dir, name.as_bytes()).ok()?.0))
 }

@@ -3,7 +3,7 @@
 //! All of it is foreign text of a machine that may write anything. Links are read and taken apart here, never followed by
 //! the system, and files are read up to a limit.
 
-use super::super::report::walk;
+use super::super::path::walk;
 use crate::tree::{File, HOME, Kind, Tree, read_full};
 use serde_json::Value;
 use std::collections::BTreeSet;
