@@ -5,7 +5,8 @@
 #![forbid(unsafe_code)]
 
 mod options;
-/// That of codchifs. To depend on codchifs would have all that is in it compiled.
+// The module of codchifs itself: depending on codchifs would compile all of it. No doc comment here, which would change
+// where the links in the documentation of the module lead.
 #[path = "../../src/quote/mod.rs"]
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod quote;
