@@ -1,5 +1,5 @@
 //! What `fuzz/` calls; in no other build.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use super::channel::Channel;
 use super::wire::{Answer, Control, Greeting, Request, encoded, length_of, receive};

@@ -246,6 +246,17 @@ pub(super) fn receive<T: DeserializeOwned>(from: &UnixStream) -> io::Result<(T, 
     frame.open()
 }
 
+/// Bytes of the frame that begins so, with those of its length; `None` until the length is there.
+pub(super) fn length_of(start: &[u8]) -> io::Result<Option<usize>> {
+    let Some(length) = start.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)) else {
+        return Ok(None);
+    };
+    match length > MOST {
+        true => Err(io::Error::other("a message is too long")),
+        false => Ok(Some(size_of::<u32>() + length as usize)),
+    }
+}
+
 /// The beginning of a frame, with the descriptors that came with it.
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
@@ -282,11 +293,7 @@ impl Incoming {
 
     /// Bytes of the frame with its length; until that is there, of the length alone.
     fn size(&self) -> io::Result<usize> {
-        let length = self.bytes.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
-        match length > MOST {
-            true => Err(io::Error::other("a message is too long")),
-            false => Ok(size_of::<u32>() + length as usize),
-        }
+        Ok(length_of(&self.bytes)?.unwrap_or(size_of::<u32>()))
     }
 
     /// What is in a frame that is complete.
