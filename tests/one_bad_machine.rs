@@ -54,6 +54,9 @@ begun = time.monotonic()
 print(calls[call](), flush=True)
 "#;
 
+/// One that any user may run.
+const PYTHON: &str = "/usr/bin/python3";
+
 /// Bytes of a file, different in each.
 fn content(number: usize, large: bool) -> Vec<u8> {
     let line = format!("the bytes of file {number}\n");
@@ -125,8 +128,8 @@ impl Reader {
         let call = CALLS[number % CALLS.len()];
         let mut words = before.iter().map(OsStr::new);
         let mut command = match words.next() {
-            Some(first) => program(first.to_str().unwrap(), words.chain([OsStr::new("python3")])),
-            None => program("python3", std::iter::empty::<&str>()),
+            Some(first) => program(first.to_str().unwrap(), words.chain([OsStr::new(PYTHON)])),
+            None => program(PYTHON, std::iter::empty::<&str>()),
         };
         command.args(["-c", READER, call]).arg(top).arg(number.to_string());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();

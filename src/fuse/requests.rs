@@ -45,7 +45,9 @@ impl Requests {
             return survive(op, || job(self, owed));
         }
         let (requests, caller) = (Arc::clone(self), Arc::<Owed<R>>::clone(&owed));
-        self.background.run_for(caller, machine, Work::Request, move || job(&requests, owed));
+        self.background.run_for(caller, machine, Work::Request, move || {
+            survive(op, || job(&requests, owed));
+        });
     }
 
     /// Does something for a machine that nobody waits for.
@@ -59,7 +61,9 @@ impl Requests {
             return survive(op, || job(self));
         }
         let requests = Arc::clone(self);
-        self.background.run(machine, Work::Request, move || job(&requests));
+        self.background.run(machine, Work::Request, move || {
+            survive(op, || job(&requests));
+        });
     }
 
     pub(super) fn lookup(
