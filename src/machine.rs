@@ -1,5 +1,6 @@
 //! Every machine of one user: Codchi's state joined with where its files are.
 
+mod arrive;
 mod build;
 mod credentials;
 mod guide;

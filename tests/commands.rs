@@ -131,7 +131,21 @@ const ENTRIES: &[Entry] = &[
         "scp ",
         Run(Host),
         MOUNT,
-        "ssh vm cat export.tar | cmp - /mnt/codchi/NAME/export.tar",
+        "ssh vm cat codchi-export.tar | cmp - /mnt/codchi/NAME/export.tar",
+    ),
+    (
+        "docs/MIGRATION.md",
+        "ssh root@vm 'cat",
+        Run(Host),
+        MOUNT,
+        "ssh vm test -s /var/lib/codchi-arrive/names",
+    ),
+    (
+        "docs/MIGRATION.md",
+        "(set -o pipefail",
+        Run(Host),
+        "codchifs mount -o allow_root /mnt/codchi; ssh vm 'cat >/run/codchi-arrive' </mnt/codchi/NAME/rootfs/etc/nixos/codchi-arrive",
+        "ssh vm cat /home/codchi/project/README | grep hello",
     ),
     ("docs/MIGRATION.md", "rsync -aHAXSn", Run(Host), MOUNT, ""),
     (

@@ -335,7 +335,7 @@ fn figures_in_the_configuration_are_those_of_the_code() {
 fn the_journey_has_the_steps_of_the_page_of_a_machine() {
     let guide = read("src/machine/guide.rs");
     let in_guide: BTreeSet<_> = guide
-        .split("heading(\"")
+        .split("heading(\"## ")
         .skip(1)
         .map(|rest| rest.split('"').next().unwrap().to_owned())
         .collect();
@@ -343,7 +343,7 @@ fn the_journey_has_the_steps_of_the_page_of_a_machine() {
     let titles: BTreeSet<_> = page
         .lines()
         .filter_map(|line| line.strip_prefix("## "))
-        .filter(|title| *title != "Before you begin")
+        .filter(|title| title.as_bytes()[0].is_ascii_digit())
         .map(str::to_owned)
         .collect();
     assert_eq!(titles, in_guide);

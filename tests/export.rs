@@ -48,6 +48,7 @@ fn the_tree_is_the_machine() {
         "etc/codchi-env",
         "etc/codchi-members",
         "etc/nixos",
+        "etc/nixos/codchi-arrive",
         "etc/nixos/codchi-owners",
         "etc/nixos/flake.nix",
     ];

@@ -8,7 +8,6 @@ mod common;
 use codchifs::codchi::flake::{self, System};
 use codchifs::codchi::{MachineConfig, MachineName, Secret, driver, lock};
 use common::fixture::{Fixture, Maker};
-use common::guide::{Block, of_text, with};
 use common::mounted::Mounted;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -495,9 +494,12 @@ fn writes_a_lock_as_nix_does() {
 }
 
 /// The commands of the page's block with `part`, on the files in `nixos` instead of those of the target.
-fn paste(page: &[Block], part: &str, nixos: &Path) -> String {
-    let commands = with(page, part).commands.replace("/etc/nixos", &nixos.display().to_string());
-    succeed(Command::new("bash").args(["-euc", &commands]))
+fn prepare(nixos: &Path) {
+    let script = "mount -t tmpfs none /mnt && mkdir /mnt/up /mnt/work && export HOME=/mnt &&
+        mount -t overlay none /etc -o lowerdir=/etc,upperdir=/mnt/up,workdir=/mnt/work && mkdir -p /etc/nixos &&
+        mount --bind \"$1\" /etc/nixos && mount -t tmpfs none /var/lib && echo secret >/mnt/password &&
+        exec bash /etc/nixos/codchi-arrive prepare --password-file /mnt/password";
+    succeed(Command::new("unshare").args(["-m", "bash", "-c", script, "-"]).arg(nixos));
 }
 
 const OLD: i64 = 1_737_620_840;
@@ -544,10 +546,9 @@ fn a_machine_with_an_old_codchi_is_told_what_to_pin_and_then_evaluates() {
     assert!(mounted.report("old")["warnings"].to_string().contains(words));
     assert!(mounted.report("new")["warnings"].is_null());
     assert!(!page("new").contains("0.3.1.5"));
-    assert!(page("old").contains("becomes NixOS 24.11"));
-    assert!(page("own").contains("comes with a module of its own"));
+    assert!(page("old").contains("from before 0.3.1.5") && page("own").contains("0.3.1.5"));
 
-    // What the page has them do, with a driver of the new kind where the page takes it from.
+    // What codchi-arrive does, with a driver of the new kind where it takes it from.
     let nix = Nix::new();
     nix.stub("driver-new", "driver");
     // An old one refuses the flake.
@@ -555,12 +556,19 @@ fn a_machine_with_an_old_codchi_is_told_what_to_pin_and_then_evaluates() {
         if config.codchi.driver.name == \"none\" then throw \"not one of wsl, lxd\" else 1; }; }; }";
     nix.repository("old", no_none);
     let exported = mounted.rootfs("old").join("etc/nixos");
-    for name in ["flake.nix", "flake.lock"] {
+    let script = |name: &str| {
+        fs::read_to_string(mounted.rootfs(name).join("etc/nixos/codchi-arrive")).unwrap()
+    };
+    let pin = format!("new_driver={}\n", driver::NEW_URL);
+    assert!(script("old").contains(&format!("{pin}driver_has_nixpkgs=yes\n")));
+    assert!(script("own").contains(&format!("{pin}driver_has_nixpkgs=no\n")));
+    assert!(script("new").contains("new_driver=''\n"));
+    fs::write(nix.path("export/configuration.nix"), "{ }\n").unwrap();
+    for name in ["flake.nix", "flake.lock", "codchi-arrive"] {
         fs::copy(exported.join(name), nix.path("export").join(name)).unwrap();
     }
-    let page = of_text(&page("old"));
-    let shown = paste(&page, "codchi_driver", &nix.path("export"));
-    assert_eq!(shown.trim(), format!("codchi_driver.url = \"{}\";", driver::NEW_URL));
+    prepare(&nix.path("export"));
+    mounted.unmount();
     let own = |flake: String| {
         let top = nix.dir.path().display();
         flake.replace(driver::NEW_URL, &format!("git+file://{top}/driver"))
@@ -574,7 +582,7 @@ fn a_machine_with_an_old_codchi_is_told_what_to_pin_and_then_evaluates() {
 }
 
 #[test]
-fn the_state_version_of_a_module_wins_and_else_the_release_of_the_machine_stays() {
+fn the_state_version_of_a_module_wins_and_else_the_release_of_the_lock_stays() {
     let fixture = Fixture::new();
     let nix = Nix::new();
     nix.stub("driver-new", "driver");
@@ -586,12 +594,16 @@ fn the_state_version_of_a_module_wins_and_else_the_release_of_the_machine_stays(
     nix.repository("home/sets", sets);
     nix.repository("home/leaves", leaves);
     let config = |name: &str| format!(r#"{{"modules":{{"m":"file://{name}?#"}}}}"#);
-    let release = |place: &common::fixture::Place| {
-        let system = "/nix/store/h-nixos-system-m-24.05.20240601.abc";
+    let lock = serde_json::json!({ "version": 7, "root": "root", "nodes": {
+        "root": { "inputs": { "codchi_driver": "d" } }, "d": { "inputs": { "nixpkgs": "n" } },
+        "n": { "original": { "ref": "nixos-24.05" } } } });
+    for name in ["sets", "leaves"] {
+        let place = fixture.configured(name, config(name));
+        fs::write(place.config.join("flake.lock"), lock.to_string()).unwrap();
+        // What was built last is not what is declared.
+        let system = "/nix/store/h-nixos-system-m-22.11.20240601.abc";
         Maker::new(&place.rootfs).symlink(system, "nix/var/nix/profiles/system");
-    };
-    release(&fixture.configured("sets", config("sets")));
-    release(&fixture.configured("leaves", config("leaves")));
+    }
     // Of these nobody knows the release.
     fixture.configured("sets-unknown", config("sets"));
     fixture.configured("leaves-unknown", config("leaves"));
@@ -606,13 +618,15 @@ fn the_state_version_of_a_module_wins_and_else_the_release_of_the_machine_stays(
             ("sets-unknown", Some("23.05")),
             ("leaves-unknown", None),
         ] {
-            let page = of_text(&fixture.run(["migrate", name]).ok().out());
             let export = nix.path("export");
+            fs::remove_dir_all(&export).unwrap();
+            fs::create_dir(&export).unwrap();
             let rendered = fixture.run(["export", name, "-q", "-o", "-"]).ok().stdout;
             fs::write(nix.path("copy.tar"), rendered).unwrap();
             let mut tar = Command::new("tar");
             tar.arg("-xf").arg(nix.path("copy.tar")).arg("-C").arg(&export);
             succeed(tar.args(["--strip-components=3", "./etc/nixos"]));
+            let _ = fs::remove_file(export.join("flake.lock"));
             let flake = fs::read_to_string(export.join("flake.nix")).unwrap();
             fs::write(export.join("flake.nix"), nix.with_own_inputs(&flake)).unwrap();
             fs::write(export.join("configuration.nix"), configuration).unwrap();
@@ -621,7 +635,7 @@ fn the_state_version_of_a_module_wins_and_else_the_release_of_the_machine_stays(
             if name.starts_with("sets") {
                 assert!(!nix.evaluates(option), "{name}: the stub judges nothing");
             }
-            paste(&page, "stateVersion", &export);
+            prepare(&export);
             let found = nix.config(option);
             assert_eq!(found.as_str(), expected, "{name}: {configuration}");
         }

@@ -334,7 +334,11 @@ impl Wishes {
     /// Settings, and what the commands of a machine's guide must say to have the same again.
     pub(super) fn shown(&self, global: &Global, mount: Option<&Path>) -> Settings {
         let mount = mount.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.into()));
-        let shown = Shown { mount, global: global.words(), wishes: self.words() };
+        // A mount of root's is for its user, and so is its page.
+        let is_root = rustix::process::getuid().is_root();
+        let is_users = mount.is_some() && global.user.is_some();
+        let sudo = is_root && (is_users || std::env::var_os("SUDO_USER").is_some());
+        let shown = Shown { mount, sudo, global: global.words(), wishes: self.words() };
         Settings { shown, ..self.clone().into() }
     }
 }

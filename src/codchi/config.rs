@@ -2,7 +2,7 @@
 
 use super::driver::{self, DRIVER};
 use super::read::{MachineDir, Times};
-use super::{Error, MachineName, ModuleUrl, age, url};
+use super::{Error, MachineName, ModuleUrl, age, release, url};
 use crate::quote;
 use serde::Deserialize;
 use serde_json::error::Category;
@@ -170,6 +170,12 @@ impl MachineConfig {
         self.nixpkgs_from.as_deref().filter(|name| self.modules.contains_key(*name))
     }
 
+    /// The release of NixOS that the machine's nixpkgs is locked to, like `24.05`, where the lock says it.
+    pub fn nixpkgs_release(&self) -> Option<String> {
+        let lock = self.flake_lock.as_ref()?;
+        release::of(lock.expose(), self.nixpkgs_module())
+    }
+
     /// Whether [`Self::driver_url`], as it is locked, makes no NixOS that starts outside of Codchi.
     pub fn has_old_driver(&self) -> bool {
         age::is_too_old(&self.driver_url(), self.flake_lock.as_ref().map(Secret::expose))
@@ -180,8 +186,8 @@ impl MachineConfig {
         let mut warnings = Vec::new();
         if self.has_old_driver() {
             warnings.push(format!(
-                "its {DRIVER} is older than Codchi {}: the flake gives no NixOS that starts outside of Codchi; once it is \
-                 moved, set {DRIVER}.url = \"{}\" in /etc/nixos/flake.nix, as MIGRATE.md says",
+                "its {DRIVER} is older than Codchi {}: the flake gives no NixOS that starts outside of Codchi; on the \
+                 target, codchi-arrive sets {DRIVER}.url = \"{}\" in /etc/nixos/flake.nix",
                 age::VM_EXPORT_VERSION,
                 driver::NEW_URL,
             ));

@@ -16,6 +16,7 @@ mod error;
 pub mod flake;
 pub mod lock;
 mod read;
+mod release;
 pub mod url;
 
 pub use config::{MachineConfig, Secret};

@@ -1,6 +1,6 @@
 //! One machine put together: its directories opened, its generated files made.
 
-use super::Machines;
+use super::{Machines, arrive};
 use crate::backend::HomeIds;
 use crate::codchi::{self, MachineConfig, MachineName, flake};
 use crate::export::{Exports, History, MEMBERS, OWNERS};
@@ -87,6 +87,7 @@ fn generated(
     if let Some(lock) = codchi::lock::rewrite(config)? {
         files.push(file("/etc/nixos/flake.lock", Some(lock), perm, gid));
     }
+    files.push(file("/etc/nixos/codchi-arrive", Some(arrive::render(config)), 0o755, 0));
     files.push(file(OWNERS, None, 0o644, 0));
     // It has names of private directories.
     files.push(file(MEMBERS, None, 0o600, 0));

@@ -18,7 +18,7 @@ const MAX_RULES: usize = 1 << 17;
 const MAX_PATH: usize = 4095;
 
 /// What is never exported: the target has its own, or gets them from the rebuild (docs/SEMANTICS.md).
-pub const BUILT_IN_EXCLUDES: [&str; 25] = [
+pub const BUILT_IN_EXCLUDES: [&str; 26] = [
     "/.files",
     "/bin",
     "/boot",
@@ -39,6 +39,8 @@ pub const BUILT_IN_EXCLUDES: [&str; 25] = [
     "/var/.updated",
     "/var/cache",
     "/var/empty",
+    // What codchi-arrive goes by on a target: nothing of a machine may get there.
+    "/var/lib/codchi-arrive",
     "/var/lib/nixos",
     "/var/lib/systemd",
     "/var/lock",

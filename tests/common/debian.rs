@@ -31,6 +31,19 @@ pub(crate) fn debian_with_fuse() -> PathBuf {
     with("debian-fuse", "fuse3")
 }
 
+/// bash 5.1, of Debian 11.
+pub(crate) fn older_bash() -> PathBuf {
+    let at = cached("bash-5.1", |to| {
+        let script = "mkdir -p state/lists/partial cache/archives/partial && echo \"deb $1 bullseye main\" >list &&
+            apt() { apt-get -qq -o Dir::State=\"$PWD/state\" -o Dir::Cache=\"$PWD/cache\" -o Dir::State::status=/dev/null \\
+                -o Dir::Etc::SourceList=\"$PWD/list\" -o Dir::Etc::SourceParts=/dev/null -o APT::Sandbox::User=root \"$@\"; }
+            apt update && apt download bash && dpkg-deb -x bash_*.deb root";
+        let mut bash = program("bash", ["-euc", script, "-", &release_and_mirror().1]);
+        run_for(DOWNLOAD, bash.current_dir(to)).ok();
+    });
+    at.join("root/bin/bash")
+}
+
 fn with(name: &str, packages: &str) -> PathBuf {
     cached(name, |to| {
         let (codename, mirror) = release_and_mirror();

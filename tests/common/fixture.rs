@@ -36,6 +36,7 @@ pub(crate) const EXCLUDED: &[&str] = &[
     "var/.updated",
     "var/cache",
     "var/empty",
+    "var/lib/codchi-arrive",
     "var/lib/nixos",
     "var/lib/systemd",
     "var/lock",

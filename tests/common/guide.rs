@@ -42,6 +42,11 @@ pub(crate) fn of_text(page: &str) -> Vec<Block> {
     blocks
 }
 
+/// A page without its line breaks.
+pub(crate) fn one_line(page: &str) -> String {
+    page.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// The one block whose commands hold `part`.
 #[track_caller]
 pub(crate) fn with<'a>(blocks: &'a [Block], part: &str) -> &'a Block {

@@ -1,6 +1,7 @@
 //! A real sshd on 127.0.0.1 with keys and a configuration of its own.
 
 use super::fixture::Fixture;
+use super::target::STAND_IN;
 use super::{program, run, wait_until};
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -19,7 +20,7 @@ pub(crate) struct Sshd {
 }
 
 /// Keys, and a configuration for an sshd that sees them in `at`.
-fn prepare(directory: &Path, at: &Path, subsystem: &str) {
+fn prepare(directory: &Path, at: &Path, subsystem: &str, more: &str) {
     for key in ["host", "user"] {
         let mut keygen = program("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f"]);
         run(keygen.arg(directory.join(key))).silent();
@@ -28,7 +29,7 @@ fn prepare(directory: &Path, at: &Path, subsystem: &str) {
     let at = at.display();
     let text = format!(
         "HostKey {at}/host\nAuthorizedKeysFile {at}/authorized\nPidFile none\nUsePAM no\n\
-         StrictModes no\nPermitRootLogin prohibit-password\nSubsystem sftp {subsystem}\n"
+         StrictModes no\nPermitRootLogin prohibit-password\nSubsystem sftp {subsystem}\n{more}"
     );
     fs::write(directory.join("sshd_config"), text).unwrap();
 }
@@ -38,7 +39,7 @@ impl Sshd {
     pub(crate) fn start(fixture: &Fixture, wrapper: &[String]) -> Self {
         let directory = tempfile::tempdir_in(fixture.path()).unwrap().keep();
         let server = [wrapper, &[SFTP_SERVER.to_owned()]].concat().join(" ");
-        prepare(&directory, &directory, &server);
+        prepare(&directory, &directory, &server, "");
         // Where sshd locks itself in; its service makes it.
         fs::create_dir_all("/run/sshd").unwrap();
         Self::listen(program("/usr/sbin/sshd", [] as [&str; 0]), &directory, &directory)
@@ -49,7 +50,8 @@ impl Sshd {
         fs::create_dir_all(root.join("run/sshd")).unwrap();
         let directory = tempfile::tempdir_in(root.join("run")).unwrap().keep();
         let inside = Path::new("/").join(directory.strip_prefix(root).unwrap());
-        prepare(&directory, &inside, SFTP_SERVER);
+        let path = format!("SetEnv PATH={STAND_IN}:/usr/sbin:/usr/bin\n");
+        prepare(&directory, &inside, SFTP_SERVER, &path);
         let mut sshd = program("chroot", [root]);
         sshd.arg("/usr/sbin/sshd");
         Self::listen(sshd, &directory, &inside)

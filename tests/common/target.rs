@@ -13,18 +13,41 @@ use std::path::{Path, PathBuf};
 /// The ids that two services have here: each has the other's of the machine.
 const USERS: &str = "postgres:x:302:302::/var/empty:/bin/sh\nweb:x:71:71::/var/empty:/bin/sh\n\
      codchi:x:1000:100::/home/codchi:/bin/bash\n";
+const CODCHI: &str = "codchi:x:1000:100::/home/codchi:/bin/bash";
 const GROUPS: &str = "postgres:x:302:\nweb:x:71:\n";
 
 const REBUILD: &str = r#"#!/bin/bash
-# A stand-in: there is no nixpkgs here. The flake is evaluated for real.
+# A stand-in: there is no nixpkgs here. The flake is evaluated for real, and a system is a directory.
 set -euo pipefail
-[[ $* == "switch --flake /etc/nixos#nixos" ]] || { echo "nixos-rebuild: $*" >&2; exit 2; }
+[[ ${*:2} == "--flake /etc/nixos#nixos" ]] || { echo "nixos-rebuild: $*" >&2; exit 2; }
+system=/nix/system-$(sha256sum /etc/nixos/flake.nix /etc/nixos/configuration.nix | sha256sum | cut -c -32)
+case $1 in
+    build) ;;
+    boot) mkdir -p /nix/var/nix/profiles; ln -sfnT "$system" /nix/var/nix/profiles/system; exit ;;
+    *) echo "nixos-rebuild: $*" >&2; exit 2 ;;
+esac
 nix eval --offline --no-write-lock-file --json --override-input codchi_driver path:/root/stubs/driver-new \
     --override-input codchi_driver/nixpkgs path:/root/stubs/nixpkgs /etc/nixos#nixosConfigurations.nixos.config \
     --apply 'c: { marks = c.marks or [ ]; driver = c.nix.driver; host = c.networking.hostName; }' >/root/evaluated
-cat /root/users >>/etc/passwd
-cat /root/groups >>/etc/group
-echo 'codchi:codchi' | chpasswd
+mkdir -p "$system"
+cp /root/activate "$system/"
+ln -sfnT "$system" result
+"#;
+
+const ACTIVATE: &str = r#"#!/bin/bash
+# What the activation of a system does that Codchi's module makes.
+set -euo pipefail
+merge() {
+    local line name
+    while IFS= read -r line; do
+        name=${line%%:*}
+        grep -q "^$name:" "$1" || echo "$line" >>"$1"
+    done <"$2"
+}
+merge /etc/passwd /root/users
+merge /etc/group /root/groups
+merge /etc/shadow <(echo 'codchi:!:1::::::')
+sed -i "s|^codchi:[^:]*:|codchi:$(cat /var/lib/codchi-arrive/password):|" /etc/shadow
 echo '. /etc/codchi-env' >/etc/profile.d/codchi.sh
 "#;
 
@@ -32,7 +55,7 @@ const NIX: &str = "experimental-features = nix-command flakes\nsubstituters =\nf
      build-users-group =\nsandbox = false\n";
 
 /// Programs that are there before those of the system.
-const STAND_IN: &str = "/run/stand-in";
+pub(crate) const STAND_IN: &str = "/run/stand-in";
 
 /// A root with an sshd in it. Whoever owns the directory it is in unmounts what is in it.
 #[derive(Debug)]
@@ -65,7 +88,16 @@ impl Target {
         };
         write("root/users", USERS, 0o644);
         write("root/groups", GROUPS, 0o644);
+        write("root/activate", ACTIVATE, 0o755);
         write("etc/nix/nix.conf", NIX, 0o644);
+        write("etc/NIXOS", "", 0o644);
+        fs::remove_file(root.join("etc/os-release")).unwrap();
+        write("etc/os-release", "ID=nixos\nVERSION_ID=\"24.05\"\n", 0o644);
+        // Who installed it made the user that the guide asks for, and came with a key.
+        write("root/.ssh/authorized_keys", "ssh-ed25519 AAAA admin\n", 0o600);
+        let user =
+            format!("echo '{CODCHI}' >>etc/passwd && echo 'codchi:$6$own:1::::::' >>etc/shadow");
+        run(program("sh", ["-ec", &user]).current_dir(root)).silent();
         write(&format!("{STAND_IN}/nixos-rebuild")[1..], REBUILD, 0o755);
         // There is nothing that runs.
         write(&format!("{STAND_IN}/reboot")[1..], "#!/bin/sh\n", 0o755);
@@ -84,11 +116,11 @@ impl Target {
         target
     }
 
-    /// Commands as root there, in a shell of their own. Whatever asks for a password gets one.
+    /// Commands as root there, in a shell of their own, with nobody at the keyboard.
     ///
     /// In a mount namespace of its own: nix goes back to the root of the namespace before it calls git, out of a chroot.
     pub(crate) fn paste(&self, commands: &str) -> Done {
-        const ENTER: &str = "printf 'secret\\nsecret\\n' | unshare --mount sh -euc '
+        const ENTER: &str = "exec unshare --mount sh -euc '
             mount --rbind \"$1\" \"$1\" && cd \"$1\" && pivot_root . mnt && umount -l /mnt
             exec /usr/bin/env -i HOME=/root USER=root LC_ALL=C.UTF-8 \"$2\" bash -c \"$3\"' sh \"$@\"";
         let path = format!("PATH={STAND_IN}:/usr/sbin:/usr/bin");

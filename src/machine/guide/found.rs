@@ -1,10 +1,10 @@
-//! What a machine's disk tells of how it was made: its release, its databases, what was installed by hand.
+//! What a machine's disk tells of what was installed by hand.
 //!
 //! All of it is foreign text of a machine that may write anything. Links are read and taken apart here, never followed by
 //! the system, and files are read up to a limit.
 
 use super::super::path::walk;
-use crate::tree::{File, HOME, Kind, Tree, read_full};
+use crate::tree::{File, HOME, Tree, read_full};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -14,16 +14,6 @@ const MOST_MANIFEST: usize = 1 << 20;
 const MOST_PACKAGES: usize = 200;
 /// Links in a row that lead to a profile at most: profile, generation, store.
 const MOST_LINKS: usize = 8;
-
-/// All of it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Found {
-    /// As in `24.05`.
-    pub(super) release: Option<String>,
-    /// Major versions of PostgreSQL that have a data directory, sorted.
-    pub(super) postgresql: Vec<u32>,
-    pub(super) programs: Programs,
-}
 
 /// What was installed with `nix profile` or `nix-env`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,51 +28,7 @@ pub(super) struct Programs {
     pub(super) more: bool,
 }
 
-pub(super) fn find(tree: &Tree) -> Found {
-    Found { release: release(tree), postgresql: postgresql(tree), programs: programs(tree) }
-}
-
-/// From the name of the system that a link leads to: `...-nixos-system-NAME-24.05.20240601.abcdef`.
-fn release(tree: &Tree) -> Option<String> {
-    let places = ["nix/var/nix/profiles/system", "run/current-system", "sbin/init", "init"];
-    places.iter().find_map(|place| {
-        let path = format!("/{place}");
-        let last = resolve(tree, &path)?;
-        release_of(&last)
-    })
-}
-
-fn release_of(path: &str) -> Option<String> {
-    let (_, system) = path.split_once("-nixos-system-")?;
-    let system = system.split('/').next()?;
-    system.split('-').find_map(|part| {
-        let mut numbers = part.split('.');
-        let two = |n: &str| n.len() == 2 && n.bytes().all(|b| b.is_ascii_digit());
-        match (numbers.next(), numbers.next()) {
-            (Some(year), Some(month)) if two(year) && two(month.get(..2)?) => {
-                Some(format!("{year}.{}", month.get(..2)?))
-            }
-            _ => None,
-        }
-    })
-}
-
-/// NixOS keeps the data of each major version in a directory of that name.
-fn postgresql(tree: &Tree) -> Vec<u32> {
-    let Some(dir) = walk(tree, "/var/lib/postgresql") else { return Vec::new() };
-    let mut versions = BTreeSet::new();
-    let _ = tree.names(&dir, |name| {
-        let number = str::from_utf8(name).ok().filter(|name| name.len() <= 3);
-        versions.extend(number.and_then(|name| name.parse::<u32>().ok()));
-    });
-    versions.retain(|version| {
-        let version = version.to_string();
-        tree.lookup(&dir, version.as_bytes()).is_ok_and(|attr| attr.kind == Kind::Directory)
-    });
-    versions.into_iter().collect()
-}
-
-fn programs(tree: &Tree) -> Programs {
+pub(super) fn programs(tree: &Tree) -> Programs {
     let mut programs = Programs::default();
     let mut seen = BTreeSet::new();
     for profile in [".nix-profile", ".local/state/nix/profiles/profile"] {
@@ -256,19 +202,6 @@ fn read(tree: &Tree, path: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_release_is_in_the_name_of_a_system() {
-        for (path, release) in [
-            ("/nix/store/abc-nixos-system-dev-24.05.20240601.abcdef", Some("24.05")),
-            ("/nix/store/abc-nixos-system-my-box-23.11pre-git/init", Some("23.11")),
-            ("/nix/store/abc-nixos-system-24-2.0-x", None),
-            ("/nix/store/abc-nixos-system-dev-\"; rm -rf", None),
-            ("/bin/sh", None),
-        ] {
-            assert_eq!(release_of(path).as_deref(), release, "{path}");
-        }
-    }
 
     #[test]
     fn only_names_of_packages_come_out_of_a_manifest() {
