@@ -266,23 +266,28 @@ fn what_a_server_that_calls_itself_codchifs_says_takes_no_memory_of_who_looks() 
         let liar = Liar::new(&point, UID, TYPE, lies);
         let done = within_memory(what, &fixture, &fixture.command(["status", "--json"]));
         let mount = mount_at(name, &done.stdout);
-        let reason = mount["reason"].as_str().unwrap_or_default();
-        assert!(
-            reason.starts_with(said) && said.is_empty() == reason.is_empty(),
-            "{what}: {mount:#}"
-        );
-        assert_eq!(mount["state"], "served", "{what}");
+        // On a busy machine the time may be over before an endless answer is too long.
+        let may =
+            [said, if said == TOO_MUCH { "there is no answer from who serves it" } else { said }];
+        let is_said = |mount: &Value| {
+            let reason = mount["reason"].as_str().unwrap_or_default();
+            let state = if reason.starts_with(said) { "served" } else { "silent" };
+            may.iter().any(|said| reason.starts_with(said) && said.is_empty() == reason.is_empty())
+                && mount["state"] == state
+        };
+        assert!(is_said(&mount), "{what}: {mount:#}");
         assert_eq!(mount["machines"].as_array().unwrap().is_empty(), !said.is_empty(), "{what}");
 
         let done = within_memory(what, &fixture, &fixture.command(["status"]));
         let text = done.out();
-        assert!(text.contains(said) && text.contains(name), "{what}: {text}");
+        let tells = may.iter().any(|said| text.contains(said));
+        assert!(tells && text.contains(name), "{what}: {text}");
         assert!(!text.contains(|c: char| c != '\n' && c.is_control()), "{what}: {text:?}");
 
         let mut watch = program("sh", ["-c", "\"$0\" status --watch --json | head -n 1"]);
         watch.arg(env!("CARGO_BIN_EXE_codchifs"));
         let done = within_memory(what, &fixture, &watch).ok();
-        assert_eq!(mount_at(name, &done.stdout)["reason"], mount["reason"], "{what}");
+        assert!(is_said(&mount_at(name, &done.stdout)), "{what}");
 
         let done = within_memory(what, &fixture, &fixture.command(["doctor"]));
         assert!(done.out().contains(name), "{what}: {}{}", done.out(), done.err());

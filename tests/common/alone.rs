@@ -1,4 +1,5 @@
-//! Commands that look at every mount of the host (`doctor`, `status`, completions): where no mounts of other tests are.
+//! Mount namespaces of their own: for commands that look at every mount of the host (`doctor`, `status`, completions), where
+//! no mounts of other tests are, and for tests whose mounts must not be looked at by others.
 
 use super::{program, without_variables};
 use std::path::Path;
@@ -24,4 +25,23 @@ pub(crate) fn alone(own: &Path, command: &Command) -> Command {
         };
     }
     alone
+}
+
+/// Runs a test of this program once more, where nobody else sees its mounts. `true` for who called it first, and then all is
+/// done. A mount that does not answer stops every program of the host that looks at all of them, as mkfs and LXD do.
+pub(crate) fn runs_unseen(test: &str) -> bool {
+    const UNSEEN: &str = "CODCHIFS_TEST_IS_UNSEEN";
+    if std::env::var_os(UNSEEN).is_some() {
+        return false;
+    }
+    let mut again = program("unshare", ["--mount", "--propagation", "private"]);
+    again.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
+    let done = again.env(UNSEEN, "1").output().unwrap();
+    let out = String::from_utf8_lossy(&done.stdout);
+    assert!(
+        done.status.success() && out.contains("1 passed"),
+        "{out}\n{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    true
 }

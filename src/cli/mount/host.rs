@@ -183,7 +183,7 @@ fn start(control: UnixStream, log: UnixStream) -> Result<Child, Failure> {
 /// Waits for the server, and for no disk that one of its threads waits for.
 ///
 /// A process has ended when all of its threads have, and the last one waits for the disks of the files that it closes. When the
-/// first one has ended nobody answers the kernel any more, and nothing but a look tells of that.
+/// first one has begun to end nobody answers the kernel any more, and nothing but a look tells of that.
 fn wait_for_end(
     child: &mut Child,
     server: &OwnedFd,
@@ -191,7 +191,7 @@ fn wait_for_end(
 ) -> Result<ExitStatus, Failure> {
     let mut first = None;
     while first.is_none() && !is_readable(server, LOOK_AGAIN)? {
-        first = status_of_zombie(child.id());
+        first = status_of_ending(child.id());
     }
     attached.cut_off();
     if let Some(status) = first
@@ -214,13 +214,18 @@ fn is_readable(fd: &OwnedFd, timeout: Duration) -> Result<bool, Errno> {
     }
 }
 
-/// What the first thread of a process has ended with, if it has.
-fn status_of_zombie(pid: u32) -> Option<ExitStatus> {
+/// What the first thread of a process ends with, as soon as it has begun to: it may be the one that closes the files, and then
+/// waits for a disk itself.
+fn status_of_ending(pid: u32) -> Option<ExitStatus> {
+    /// PF_EXITING in include/linux/sched.h.
+    const EXITING: u64 = 0x4;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(") ")?;
+    // proc_pid_stat(5): from the third field, the state, on; the ninth are the flags, the last is the status.
     let fields: Vec<_> = fields.split_whitespace().collect();
-    // proc_pid_stat(5): the third field and the last.
-    let status = fields.last().filter(|_| matches!(fields.first(), Some(&("Z" | "X"))))?;
+    let flags: u64 = fields.get(6)?.parse().ok()?;
+    let is_ending = matches!(fields.first(), Some(&("Z" | "X"))) || flags & EXITING != 0;
+    let status = fields.last().filter(|_| is_ending)?;
     Some(ExitStatus::from_raw(status.parse().unwrap_or(0)))
 }
 
