@@ -159,6 +159,16 @@ impl Reader {
         wait_until(&what, || self.child.try_wait().unwrap().is_some());
     }
 
+    /// The same, unless the kernel has asked for another reader, who is still there, and has this one wait for what that gets.
+    fn is_gone_or_behind_another(&mut self) {
+        const BEHIND_ANOTHER: [&str; 2] = ["d_alloc_parallel", "folio_wait_bit_common"];
+        let wchan = format!("/proc/{}/wchan", self.child.id());
+        wait_until(&format!("the end of {} {}", self.call, self.number), || {
+            self.child.try_wait().unwrap().is_some()
+                || fs::read_to_string(&wchan).is_ok_and(|at| BEHIND_ANOTHER.contains(&&*at))
+        });
+    }
+
     /// What the call gave.
     fn result(mut self) -> String {
         self.is_gone();
@@ -341,11 +351,11 @@ impl Scene {
         let half = self.readers.len() / 2;
         let mut first: Vec<_> = self.readers.drain(..half).collect();
         first.iter_mut().for_each(|reader| reader.child.kill().unwrap());
-        first.iter_mut().for_each(Reader::is_gone);
+        first.iter_mut().for_each(Reader::is_gone_or_behind_another);
         self.all_wait();
         let mut rest: Vec<_> = self.readers.drain(..).collect();
         rest.iter_mut().for_each(|reader| reader.child.kill().unwrap());
-        rest.iter_mut().for_each(Reader::is_gone);
+        first.iter_mut().chain(&mut rest).for_each(Reader::is_gone);
     }
 
     fn unmount(&self, words: &[&str]) {
